@@ -55,7 +55,8 @@ impl Service {
         }
         match path {
             "/work" => self.work(),
-            "/" => (
+            // Alive is who answers at all; ready or not is asked at --path.
+            "/alive" => (
                 "200 OK",
                 format!("{{\"name\":{}}}", json_text(&self.options.name)),
             ),

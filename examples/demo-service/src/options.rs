@@ -10,7 +10,7 @@ razar-demo-service: a small service for examples and tests
   --name NAME            its name in answers and lines (demo)
   --port N               listens on 127.0.0.1:N
   --health-port N        answers health here; equal to --port or left out: on --port
-  --path PATH            where health is asked (/health)
+  --path PATH            where health is asked (/health); /alive answers whenever anything does
   --start-delay D        works this long before it is ready (0s), e.g. 300ms, 1.5s, 2m
   --listen-early         listens at once and answers 503 until ready
   --notify               tells READY=1 to NOTIFY_SOCKET when ready

@@ -107,7 +107,7 @@ fn health_names_the_service_on_its_own_port() {
         answer.contains(r#"{"status":"healthy","name":"api""#),
         "{answer}"
     );
-    until_answers(&port, "/", "200");
+    until_answers(&port, "/alive", "200");
     until_answers(&port, "/nothing", "404");
 }
 
