@@ -1,0 +1,67 @@
+//! Conversions between the wire's timestamps and durations and those of the standard library. Saturating, never failing.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Nanoseconds in a second.
+const NANOS: u64 = 1_000_000_000;
+
+/// A wall-clock instant as the wire writes it; instants before 1970 become 1970.
+#[must_use]
+pub fn timestamp(at: SystemTime) -> prost_types::Timestamp {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    prost_types::Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// The instant of a timestamp; one out of range becomes 1970.
+#[must_use]
+pub fn system_time(at: &prost_types::Timestamp) -> SystemTime {
+    let seconds = u64::try_from(at.seconds).unwrap_or(0);
+    let nanos = u64::try_from(at.nanos).unwrap_or(0).min(NANOS - 1);
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds) + Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+/// Nanoseconds since 1970 of a timestamp, for spans.
+#[must_use]
+pub fn unix_nanos(at: &prost_types::Timestamp) -> u64 {
+    let since = system_time(at).duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A duration as the wire writes it.
+#[must_use]
+pub fn duration(span: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(span.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// The span of a wire duration; a negative one becomes zero.
+#[must_use]
+pub fn std_duration(span: &prost_types::Duration) -> Duration {
+    let seconds = u64::try_from(span.seconds).unwrap_or(0);
+    let nanos = u32::try_from(span.nanos).unwrap_or(0).min(999_999_999);
+    Duration::new(seconds, nanos)
+}
+
+/// The span of an optional wire duration, or `default` when it is absent.
+#[must_use]
+pub fn duration_or(span: Option<&prost_types::Duration>, default: Duration) -> Duration {
+    span.map_or(default, std_duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_values_saturate() {
+        assert_eq!(std_duration(&prost_types::Duration { seconds: -1, nanos: -5 }), Duration::ZERO);
+        assert_eq!(system_time(&prost_types::Timestamp { seconds: -9, nanos: 3 }), UNIX_EPOCH + Duration::from_nanos(3));
+        let now = SystemTime::now();
+        assert_eq!(system_time(&timestamp(now)), now);
+    }
+}
