@@ -1,0 +1,54 @@
+//! Generates `bus-schema/src/generated/` from `proto/razar/v1/*.proto`, and checks that what is committed is what would be generated.
+//! The compiler is a library, so that nobody has to install one. What the types mean is documented in the .proto files alone.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use prost::Message as _;
+
+const OUT: &str = "bus-schema/src/generated";
+const RUST: &str = "razar.v1.rs";
+const DESCRIPTORS: &str = "razar.v1.bin";
+
+/// Generates the types under `root`; with `check` compares instead of writing.
+///
+/// # Errors
+/// When a .proto file does not compile, or, with `check`, when a committed file differs from what would be written.
+pub fn run(root: &Path, check: bool) -> Result<()> {
+    let proto = root.join("proto");
+    let mut files: Vec<_> = fs::read_dir(proto.join("razar/v1"))
+        .context("reading proto/razar/v1")?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "proto"))
+        .collect();
+    files.sort();
+    let mut compiler = protox::Compiler::new([&proto])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(&files)?;
+    let set = compiler.file_descriptor_set();
+    let scratch = std::env::temp_dir().join(format!("razar-codegen-{}", std::process::id()));
+    fs::create_dir_all(&scratch)?;
+    prost_build::Config::new()
+        .enable_type_names()
+        .out_dir(&scratch)
+        .compile_fds(set.clone())
+        .context("generating Rust types")?;
+    let rust = fs::read(scratch.join(RUST))?;
+    fs::remove_dir_all(&scratch)?;
+    place(root, RUST, &rust, check)?;
+    place(root, DESCRIPTORS, &set.encode_to_vec(), check)
+}
+
+fn place(root: &Path, name: &str, content: &[u8], check: bool) -> Result<()> {
+    let path = root.join(OUT).join(name);
+    if check {
+        if fs::read(&path).ok().as_deref() != Some(content) {
+            bail!("{OUT}/{name} differs from proto/: run `cargo xtask codegen` and commit the result");
+        }
+        return Ok(());
+    }
+    fs::create_dir_all(root.join(OUT))?;
+    fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
+}
