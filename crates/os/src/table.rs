@@ -1,0 +1,104 @@
+//! One pass over `/proc`: who is whose child, in which group and session, since when, and what its stdout and stderr are.
+//! A snapshot, taken once and used for many trees; what belongs to which is decided in `tree.rs`.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::OnceLock;
+
+use crate::identity::Pid;
+use crate::log_file::FileId;
+use crate::procfs::{self, Reader, Stat};
+
+/// All processes of the machine as they were while it was read: a few ms for some hundreds.
+#[derive(Debug)]
+pub struct ProcTable {
+    processes: HashMap<Pid, Row>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) stat: Stat,
+    /// Read when first asked for: two system calls that most rows never need.
+    tags: OnceLock<[Option<FileId>; 2]>,
+}
+
+impl Row {
+    /// Whether stdout or stderr is this file.
+    pub(crate) fn is_tagged(&self, pid: Pid, tag: FileId) -> bool {
+        let tags = self.tags.get_or_init(|| {
+            let mut reader = Reader::new();
+            [1, 2].map(|fd| reader.fd_target(pid, fd).ok().flatten())
+        });
+        tags.contains(&Some(tag))
+    }
+}
+
+impl ProcTable {
+    /// Reads `/proc`. Processes that come or go meanwhile may be in it or not.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read, or out of descriptors. An incomplete table is never returned.
+    pub fn read() -> io::Result<Self> {
+        let mut reader = Reader::new();
+        let mut processes = HashMap::new();
+        for pid in procfs::numbers_in("/proc")? {
+            if let Some(stat) = reader.stat(pid)? {
+                processes.insert(pid, Row { stat, tags: OnceLock::new() });
+            }
+        }
+        if processes.contains_key(&Pid::this()) {
+            Ok(Self { processes })
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotFound, "/proc does not show the calling process: is it mounted, for this pid namespace?"))
+        }
+    }
+
+    /// How many processes it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Never: the calling process is always in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    pub(crate) fn row(&self, pid: Pid) -> Option<&Row> {
+        self.processes.get(&pid)
+    }
+
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Pid, &Row)> {
+        self.processes.iter().map(|(pid, row)| (*pid, row))
+    }
+
+    /// Whether this very process, of this start time, is in it.
+    pub(crate) fn has(&self, pid: Pid, start_time_ticks: u64) -> bool {
+        self.row(pid).is_some_and(|row| row.stat.start_time_ticks == start_time_ticks)
+    }
+
+    pub(crate) fn children(&self) -> HashMap<Pid, Vec<Pid>> {
+        let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        for (pid, row) in self.rows() {
+            if let Some(parent) = Pid::new(row.stat.ppid) {
+                children.entry(parent).or_default().push(pid);
+            }
+        }
+        children
+    }
+
+    /// The calling process and all above it: never anybody's prey.
+    pub(crate) fn own_line(&self) -> Vec<Pid> {
+        let mut line = vec![Pid::this()];
+        let mut at = Pid::this();
+        while let Some(parent) = self.row(at).and_then(|row| Pid::new(row.stat.ppid)) {
+            if line.contains(&parent) {
+                break;
+            }
+            line.push(parent);
+            at = parent;
+        }
+        line
+    }
+}

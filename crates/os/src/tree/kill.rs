@@ -1,0 +1,108 @@
+//! Killing all of a tree: by its cgroup at once, else member by member through pidfds, until a fresh look at `/proc` finds nobody.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::{Member, Tree, open_member, send};
+use crate::pidfd::poll_exits;
+use crate::procfs::Reader;
+use crate::table::ProcTable;
+use crate::timer::monotonic_now;
+
+/// Looks taken at most: what forks faster than this can be followed is reported as left over.
+const ROUNDS_MAX: u32 = 64;
+/// Longest wait between two looks while somebody is still dying.
+const ROUND_WAIT: Duration = Duration::from_millis(20);
+
+/// What a kill did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KillReport {
+    /// Members that were sent SIGKILL, each once, by the count; those that a cgroup killed are not counted.
+    pub signalled: u32,
+    /// Members alive at the end. Empty: a look at all of `/proc` found nobody.
+    pub survivors: Vec<Member>,
+}
+
+impl KillReport {
+    /// Whether nobody was left.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.survivors.is_empty()
+    }
+}
+
+impl Tree {
+    /// Kills all members with SIGKILL, and waits up to `within` until they are dead (zombies are: reaping is the parent's). Blocks the
+    /// calling thread: one look at `/proc` if nobody is alive, two and the dying else; use a blocking thread where that matters.
+    /// Call it before the main process is reaped, while its number is certain. Members that shed cgroup, session, ancestry and tag
+    /// without ever having been seen are not found.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read, or out of descriptors: then nothing is known about what is left. A member that may not be signalled is
+    /// no error but a survivor.
+    pub fn kill(&mut self, within: Duration) -> io::Result<KillReport> {
+        let deadline = monotonic_now() + within;
+        if let Some(cgroup) = &self.cgroup {
+            // Not there on old kernels; what is left is found below.
+            let _ = cgroup.kill();
+        }
+        let mut signalled = std::collections::BTreeSet::new();
+        let mut reader = Reader::new();
+        let mut living = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let table = ProcTable::read()?;
+            self.refresh(&table);
+            living = self.living(&table);
+            if living.is_empty() {
+                break;
+            }
+            // The group by its own pidfd reaches also those that a look has missed. Old kernels cannot.
+            let _ = self.root.signal_group(Signal::KILL);
+            let mut dying = Vec::with_capacity(living.len());
+            for member in &living {
+                if let Some(pidfd) = open_member(*member, &mut reader)?
+                    && send(&pidfd, Signal::KILL).unwrap_or(false)
+                {
+                    signalled.insert(*member);
+                    dying.push(pidfd);
+                }
+            }
+            let left = deadline.saturating_sub(monotonic_now());
+            wait_for_all(&dying, left.min(ROUND_WAIT))?;
+            if left.is_zero() {
+                break;
+            }
+        }
+        let signalled = u32::try_from(signalled.len()).unwrap_or(u32::MAX);
+        Ok(KillReport { signalled, survivors: living })
+    }
+
+    fn living(&self, table: &ProcTable) -> Vec<Member> {
+        self.members().filter(|member| table.row(member.pid).is_some_and(|row| row.stat.is_alive())).collect()
+    }
+}
+
+/// Returns when all have ended, or the time is over.
+fn wait_for_all(pidfds: &[OwnedFd], within: Duration) -> io::Result<()> {
+    let deadline = monotonic_now() + within;
+    let mut waiting: Vec<BorrowedFd<'_>> = pidfds.iter().map(AsFd::as_fd).collect();
+    loop {
+        let mut still = Vec::with_capacity(waiting.len());
+        for fd in waiting {
+            if poll_exits(&[fd], Some(Duration::ZERO))? == 0 {
+                still.push(fd);
+            }
+        }
+        let left = deadline.saturating_sub(monotonic_now());
+        let Some(first) = still.first() else { return Ok(()) };
+        if left.is_zero() {
+            return Ok(());
+        }
+        // Any order will do: all must end.
+        poll_exits(&[*first], Some(left))?;
+        waiting = still;
+    }
+}
