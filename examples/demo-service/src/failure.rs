@@ -30,10 +30,7 @@ pub(crate) fn of_this_start(options: &Options) -> io::Result<Option<String>> {
 
 /// Whether somebody put the `--break-file` there.
 pub(crate) fn is_asked_for(options: &Options) -> bool {
-    options
-        .break_file
-        .as_ref()
-        .is_some_and(|file| file.exists())
+    options.break_file.as_ref().is_some_and(|file| file.exists())
 }
 
 fn starts_counted(state: &Path) -> io::Result<u32> {

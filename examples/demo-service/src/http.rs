@@ -34,12 +34,7 @@ type Answer = (&'static str, String);
 
 impl Service {
     pub(crate) fn new(options: Options) -> Self {
-        Self {
-            options,
-            ready: AtomicBool::new(false),
-            hung: AtomicBool::new(false),
-            started: Instant::now(),
-        }
+        Self { options, ready: AtomicBool::new(false), hung: AtomicBool::new(false), started: Instant::now() }
     }
 
     pub(crate) fn set_ready(&self) {
@@ -56,29 +51,17 @@ impl Service {
         match path {
             "/work" => self.work(),
             // Alive is who answers at all; ready or not is asked at --path.
-            "/alive" => (
-                "200 OK",
-                format!("{{\"name\":{}}}", json_text(&self.options.name)),
-            ),
+            "/alive" => ("200 OK", format!("{{\"name\":{}}}", json_text(&self.options.name))),
             _ => ("404 Not Found", "{\"error\":\"no such path\"}".to_owned()),
         }
     }
 
     fn health(&self) -> Answer {
         let ready = self.options.lie || self.ready.load(Ordering::Acquire);
-        let (line, status) = if ready {
-            ("200 OK", "healthy")
-        } else {
-            ("503 Service Unavailable", "starting")
-        };
+        let (line, status) = if ready { ("200 OK", "healthy") } else { ("503 Service Unavailable", "starting") };
         let name = json_text(&self.options.name);
         let (pid, uptime_ms) = (std::process::id(), self.started.elapsed().as_millis());
-        (
-            line,
-            format!(
-                "{{\"status\":\"{status}\",\"name\":{name},\"pid\":{pid},\"uptime_ms\":{uptime_ms}}}"
-            ),
-        )
+        (line, format!("{{\"status\":\"{status}\",\"name\":{name},\"pid\":{pid},\"uptime_ms\":{uptime_ms}}}"))
     }
 
     fn work(&self) -> Answer {
@@ -88,14 +71,7 @@ impl Service {
                 return ("502 Bad Gateway", format!("{{\"error\":{error}}}"));
             }
         }
-        (
-            "200 OK",
-            format!(
-                "{{\"done\":{},\"asked\":{}}}",
-                json_text(&self.options.name),
-                self.options.depends.len()
-            ),
-        )
+        ("200 OK", format!("{{\"done\":{},\"asked\":{}}}", json_text(&self.options.name), self.options.depends.len()))
     }
 }
 
@@ -110,15 +86,9 @@ pub(crate) fn listen(service: &Arc<Service>) -> io::Result<()> {
     for port in [main, health].into_iter().flatten() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .map_err(|error| io::Error::new(error.kind(), format!("127.0.0.1:{port}: {error}")))?;
-        say(&format!(
-            "{} listening on {}",
-            options.name,
-            listener.local_addr()?
-        ));
+        say(&format!("{} listening on {}", options.name, listener.local_addr()?));
         let service = Arc::clone(service);
-        thread::Builder::new()
-            .stack_size(STACK_BYTES)
-            .spawn(move || accept(&listener, &service))?;
+        thread::Builder::new().stack_size(STACK_BYTES).spawn(move || accept(&listener, &service))?;
     }
     Ok(())
 }
@@ -145,16 +115,12 @@ fn serve(mut client: TcpStream, service: &Service) -> io::Result<()> {
     let path = target.split('?').next().unwrap_or("");
     let (line, body) = match method {
         "GET" | "HEAD" | "POST" => service.answer(path),
-        _ => (
-            "400 Bad Request",
-            "{\"error\":\"not a request\"}".to_owned(),
-        ),
+        _ => ("400 Bad Request", "{\"error\":\"not a request\"}".to_owned()),
     };
     let length = body.len();
     let sent = if method == "HEAD" { "" } else { body.as_str() };
-    let answer = format!(
-        "HTTP/1.1 {line}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{sent}"
-    );
+    let answer =
+        format!("HTTP/1.1 {line}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{sent}");
     client.set_write_timeout(Some(REQUEST_TIME_MAX))?;
     client.write_all(answer.as_bytes())
 }
@@ -183,22 +149,15 @@ fn read_head(client: &mut TcpStream) -> io::Result<String> {
 fn get(url: &str) -> io::Result<()> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let address = host
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host"))?;
+    let address = host.to_socket_addrs()?.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such host"))?;
     let mut peer = TcpStream::connect_timeout(&address, DEPENDENCY_TIME_MAX)?;
     peer.set_read_timeout(Some(DEPENDENCY_TIME_MAX))?;
-    peer.write_all(
-        format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes(),
-    )?;
+    peer.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut status = [0_u8; 12];
     peer.read_exact(&mut status)?;
     match status.starts_with(b"HTTP/1.1 2") {
         true => Ok(()),
-        false => Err(io::Error::other(
-            String::from_utf8_lossy(&status).into_owned(),
-        )),
+        false => Err(io::Error::other(String::from_utf8_lossy(&status).into_owned())),
     }
 }
 

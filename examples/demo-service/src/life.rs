@@ -44,9 +44,7 @@ pub(crate) fn start_again_deaf_to_term(args: &[String]) -> ExitCode {
         .arg(myself)
         .args(args.iter().filter(|arg| *arg != "--ignore-term"))
         .exec();
-    complain(&format!(
-        "OSError: cannot start again through /bin/sh: {error}"
-    ));
+    complain(&format!("OSError: cannot start again through /bin/sh: {error}"));
     ExitCode::FAILURE
 }
 
@@ -101,9 +99,7 @@ fn become_ready(service: &Service) -> io::Result<()> {
         say(line);
     }
     if options.cpu_spin {
-        thread::Builder::new()
-            .stack_size(http::STACK_BYTES)
-            .spawn(spin)?;
+        thread::Builder::new().stack_size(http::STACK_BYTES).spawn(spin)?;
     }
     Ok(())
 }
@@ -118,8 +114,7 @@ fn spin() {
 fn stay(service: &Service) -> u8 {
     let options = &service.options;
     let ready_at = Instant::now();
-    let ticks =
-        options.break_file.is_some() || options.exit_after.is_some() || options.log_every.is_some();
+    let ticks = options.break_file.is_some() || options.exit_after.is_some() || options.log_every.is_some();
     let mut line_at = options.log_every.map(|every| ready_at + every);
     loop {
         if !ticks {
@@ -130,10 +125,7 @@ fn stay(service: &Service) -> u8 {
             return fail(&options.name, &options.break_error);
         }
         let now = Instant::now();
-        if options
-            .exit_after
-            .is_some_and(|after| now >= ready_at + after)
-        {
+        if options.exit_after.is_some_and(|after| now >= ready_at + after) {
             if options.exit_code != 0 {
                 complain(&options.error);
             }
@@ -142,19 +134,11 @@ fn stay(service: &Service) -> u8 {
         if let (Some(at), Some(every)) = (line_at, options.log_every)
             && now >= at
         {
-            say(&format!(
-                "{} alive for {:.1}s",
-                options.name,
-                ready_at.elapsed().as_secs_f64()
-            ));
+            say(&format!("{} alive for {:.1}s", options.name, ready_at.elapsed().as_secs_f64()));
             line_at = Some(now + every);
         }
         let wakes = [line_at, options.exit_after.map(|after| ready_at + after)];
-        let until_next = wakes
-            .into_iter()
-            .flatten()
-            .map(|at| at.saturating_duration_since(now))
-            .min();
+        let until_next = wakes.into_iter().flatten().map(|at| at.saturating_duration_since(now)).min();
         thread::sleep(until_next.map_or(TICK, |next| next.min(TICK)));
     }
 }

@@ -110,9 +110,7 @@ impl Options {
             if inline.is_none() && options.set_switch(flag) {
                 continue;
             }
-            let value = inline
-                .or_else(|| rest.next().cloned())
-                .ok_or_else(|| format!("{flag} is not known, or lacks its value"))?;
+            let value = inline.or_else(|| rest.next().cloned()).ok_or_else(|| format!("{flag} is not known, or lacks its value"))?;
             options.set_value(flag, value)?;
         }
         options.check()
@@ -174,17 +172,13 @@ impl Options {
 }
 
 fn number<N: FromStr>(flag: &str, value: &str) -> Result<N, String> {
-    value
-        .parse()
-        .map_err(|_| format!("{flag} {value} is not a number that fits"))
+    value.parse().map_err(|_| format!("{flag} {value} is not a number that fits"))
 }
 
 /// Reads `300ms`, `1.5s`, `2m` or `1h`; a number alone has no unit and is refused.
 fn duration(flag: &str, value: &str) -> Result<Duration, String> {
     let wrong = || format!("{flag} {value} is not a duration such as 300ms, 1.5s or 2m");
-    let unit_at = value
-        .find(|c: char| c.is_ascii_alphabetic())
-        .ok_or_else(wrong)?;
+    let unit_at = value.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
     let (amount, unit) = value.split_at_checked(unit_at).ok_or_else(wrong)?;
     let amount: f64 = amount.parse().map_err(|_| wrong())?;
     let seconds = match unit {
@@ -208,8 +202,7 @@ mod tests {
 
     #[test]
     fn values_come_after_the_flag_or_after_an_equals_sign() {
-        let options =
-            parse("--name api --port=18001 --start-delay 1.5s --lie --health-port 18002").unwrap();
+        let options = parse("--name api --port=18001 --start-delay 1.5s --lie --health-port 18002").unwrap();
         assert_eq!(options.name, "api");
         assert_eq!(options.port, Some(18001));
         assert_eq!(options.start_delay, Duration::from_millis(1500));
@@ -235,18 +228,8 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit() {
-        for (text, millis) in [
-            ("300ms", 300),
-            ("2s", 2_000),
-            ("0.25s", 250),
-            ("1m", 60_000),
-            ("1h", 3_600_000),
-        ] {
-            assert_eq!(
-                duration("--d", text),
-                Ok(Duration::from_millis(millis)),
-                "{text}"
-            );
+        for (text, millis) in [("300ms", 300), ("2s", 2_000), ("0.25s", 250), ("1m", 60_000), ("1h", 3_600_000)] {
+            assert_eq!(duration("--d", text), Ok(Duration::from_millis(millis)), "{text}");
         }
     }
 }

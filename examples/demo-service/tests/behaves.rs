@@ -26,10 +26,7 @@ impl Drop for Running {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_razar-demo-service"));
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
 
@@ -103,10 +100,7 @@ fn health_names_the_service_on_its_own_port() {
     let (port, health) = (free_port(), free_port());
     let _api = start(&["--name", "api", "--port", &port, "--health-port", &health]);
     let answer = until_answers(&health, "/health", "200");
-    assert!(
-        answer.contains(r#"{"status":"healthy","name":"api""#),
-        "{answer}"
-    );
+    assert!(answer.contains(r#"{"status":"healthy","name":"api""#), "{answer}");
     until_answers(&port, "/alive", "200");
     until_answers(&port, "/nothing", "404");
 }
@@ -136,40 +130,21 @@ fn ready_is_told_to_the_notify_socket() {
 fn the_first_starts_fail_and_then_it_works() {
     let folder = Folder::new("fail-first");
     let state = folder.file("deep/starts");
-    let args = [
-        "--fail-first",
-        "2",
-        "--state",
-        &state,
-        "--error",
-        "503 from model index",
-        "--one-shot",
-    ];
+    let args = ["--fail-first", "2", "--state", &state, "--error", "503 from model index", "--one-shot"];
     for _ in 0..2 {
         let output = run(&args);
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(last_error_line(&output), "503 from model index");
     }
     assert_eq!(run(&args).status.code(), Some(0));
-    assert_eq!(
-        run(&args).status.code(),
-        Some(0),
-        "without --fail-again it goes on working"
-    );
+    assert_eq!(run(&args).status.code(), Some(0), "without --fail-again it goes on working");
 }
 
 #[test]
 fn asked_to_fail_again_it_counts_anew_after_a_start_that_worked() {
     let folder = Folder::new("fail-again");
     let state = folder.file("starts");
-    let args = [
-        "--fail-first",
-        "1",
-        "--fail-again",
-        "--state",
-        &state,
-        "--one-shot",
-    ];
+    let args = ["--fail-first", "1", "--fail-again", "--state", &state, "--one-shot"];
     let codes: Vec<_> = (0..4).map(|_| run(&args).status.code().unwrap()).collect();
     assert_eq!(codes, [1, 0, 1, 0]);
 }
@@ -186,10 +161,7 @@ fn a_break_file_ends_it_now_and_at_each_start() {
     let status = until("it ends", || running.0.try_wait().unwrap());
     assert_eq!(status.code(), Some(1));
     let output = run(&args);
-    assert_eq!(
-        last_error_line(&output),
-        "ModuleNotFoundError: No module named 'torch'"
-    );
+    assert_eq!(last_error_line(&output), "ModuleNotFoundError: No module named 'torch'");
 }
 
 #[test]
@@ -241,14 +213,7 @@ fn a_taken_port_is_named() {
 
 #[test]
 fn it_ends_when_and_as_it_was_told() {
-    let output = run(&[
-        "--exit-after",
-        "50ms",
-        "--exit-code",
-        "3",
-        "--error",
-        "ValueError: no",
-    ]);
+    let output = run(&["--exit-after", "50ms", "--exit-code", "3", "--error", "ValueError: no"]);
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(last_error_line(&output), "ValueError: no");
 }
@@ -256,13 +221,7 @@ fn it_ends_when_and_as_it_was_told() {
 /// Sends SIGTERM by the shell's own kill: the standard library sends only SIGKILL.
 fn terminate(child: &Child) {
     let kill = format!("kill -TERM {}", child.id());
-    assert!(
-        Command::new("sh")
-            .args(["-c", &kill])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
 #[test]
