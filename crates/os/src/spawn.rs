@@ -196,7 +196,7 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
         reap_failed(started.pidfd.as_fd());
         return Err(prepared.explain(spawn, step, errno));
     }
-    match identify(started.pid, started.pidfd.as_fd()) {
+    match identify(&started) {
         Ok((start_time_ticks, pidfd_inode)) => Ok(Child { pid: started.pid, pidfd: started.pidfd, start_time_ticks, pidfd_inode }),
         Err(source) => {
             // A process that cannot be named cannot be supervised.
@@ -207,9 +207,12 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
     }
 }
 
-fn identify(pid: Pid, pidfd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
-    let stat = procfs::Reader::new().stat(pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    Ok((stat.start_time_ticks, pidfd::inode(pidfd)?))
+fn identify(started: &child::Started) -> io::Result<(u64, u64)> {
+    let stat = match procfs::parse_stat(&started.stat) {
+        Some(stat) => stat,
+        None => procfs::Reader::new().stat(started.pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?,
+    };
+    Ok((stat.start_time_ticks, pidfd::inode(started.pidfd.as_fd())?))
 }
 
 /// The child has ended or is about to; a zombie must not stay behind.

@@ -21,6 +21,8 @@ const SIGNAL_MAX: c_int = 64;
 const KERNEL_SIGSET_BYTES: usize = 8;
 /// Descriptors looked at where `close_range` cannot mark them (kernels before 5.11).
 const FD_SCAN_MAX: c_int = 65_536;
+/// Longer than any `stat` line.
+const STAT_BYTES: usize = 1024;
 
 /// What the child needs, all of it owned by the caller.
 pub(super) struct Plan<'a> {
@@ -66,6 +68,8 @@ pub(super) struct Started {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) failure: Option<(SpawnStep, i32)>,
+    /// Its `/proc/self/stat` as it read it itself; empty if it could not.
+    pub(super) stat: Vec<u8>,
 }
 
 /// Shared with the child, which runs while the parent's thread stands still.
@@ -78,6 +82,9 @@ struct Shared<'a> {
     /// Where the pid's digits go.
     pid_digits: Option<*mut u8>,
     failure: UnsafeCell<Option<(SpawnStep, c_int)>>,
+    /// Filled by the child up to `stat_len`.
+    stat: UnsafeCell<Vec<u8>>,
+    stat_len: UnsafeCell<usize>,
 }
 
 /// Makes the child and waits until it has executed or failed.
@@ -91,6 +98,8 @@ pub(super) fn clone_and_exec(plan: &mut Plan<'_>) -> io::Result<Started> {
         lifted: UnsafeCell::new(vec![-1; plan.fds.len()]),
         pid_digits,
         failure: UnsafeCell::new(None),
+        stat: UnsafeCell::new(vec![0; STAT_BYTES]),
+        stat_len: UnsafeCell::new(0),
     };
     // A handler of ours must not run in the child, which shares our memory.
     let blocked = BlockedSignals::new()?;
@@ -110,7 +119,9 @@ pub(super) fn clone_and_exec(plan: &mut Plan<'_>) -> io::Result<Started> {
     let pid = Pid::new(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     // SAFETY: the kernel has just made this descriptor for us, and nothing else knows it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Started { pid, pidfd, failure: shared.failure.into_inner() })
+    let mut stat = shared.stat.into_inner();
+    stat.truncate(shared.stat_len.into_inner());
+    Ok(Started { pid, pidfd, failure: shared.failure.into_inner(), stat })
 }
 
 fn clone_plain(stack: &Stack, shared: &Shared<'_>) -> io::Result<(c_int, c_int)> {
@@ -236,6 +247,7 @@ unsafe fn prepare_and_exec(shared: &Shared<'_>) -> Result<Never, Failed> {
         if let Some(digits) = shared.pid_digits {
             write_decimal(libc::getpid(), digits);
         }
+        read_own_stat(shared);
         let nothing_blocked = 0_u64;
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -259,6 +271,23 @@ unsafe fn reset_signal_handlers() {
     for signal in 1..=SIGNAL_MAX {
         // SAFETY: reads `default`, writes nothing; SIGKILL and SIGSTOP are refused, which is right.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), KERNEL_SIGSET_BYTES) };
+    }
+}
+
+/// The start time is read here and not by the parent afterwards, who would wait for the kernel's exec lock until the program is loaded.
+///
+/// # Safety
+/// As [`prepare_and_exec`].
+unsafe fn read_own_stat(shared: &Shared<'_>) {
+    // SAFETY: the buffer is ours alone while the parent stands still.
+    unsafe {
+        let file = libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            let buffer = &mut *shared.stat.get();
+            let read = libc::read(file, buffer.as_mut_ptr().cast(), buffer.len());
+            *shared.stat_len.get() = usize::try_from(read).unwrap_or(0);
+            libc::close(file);
+        }
     }
 }
 

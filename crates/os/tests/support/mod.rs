@@ -1,6 +1,6 @@
 //! What the tests of this crate share: a directory with a log file, starting shell scripts in it, waiting for conditions.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part of it; tests may fail loudly")]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
