@@ -14,7 +14,7 @@ const DESCRIPTORS: &str = "razar.v1.bin";
 ///
 /// # Errors
 /// When a .proto file does not compile, or, with `check`, when a committed file differs from what would be written.
-pub fn run(root: &Path, check: bool) -> Result<()> {
+pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let proto = root.join("proto");
     let mut files: Vec<_> = fs::read_dir(proto.join("razar/v1"))
         .context("reading proto/razar/v1")?
@@ -30,11 +30,7 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
     let set = compiler.file_descriptor_set();
     let scratch = std::env::temp_dir().join(format!("razar-codegen-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
-    prost_build::Config::new()
-        .enable_type_names()
-        .out_dir(&scratch)
-        .compile_fds(set.clone())
-        .context("generating Rust types")?;
+    prost_build::Config::new().enable_type_names().out_dir(&scratch).compile_fds(set.clone()).context("generating Rust types")?;
     let rust = fs::read(scratch.join(RUST))?;
     fs::remove_dir_all(&scratch)?;
     place(root, RUST, &rust, check)?;

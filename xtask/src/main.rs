@@ -1,8 +1,11 @@
-//! Chores of the repository: `cargo xtask codegen`.
+//! Chores of the repository, `cargo xtask <task>`: what is generated, what is checked, and all of CI. Nothing here is part of the mesh.
 
+mod ci;
 mod codegen;
+mod tidy;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -16,11 +19,41 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Generate docs/subjects.md from the contract, or check that it is current.
+    Docs {
+        /// Compare only; fail on a difference.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Generate what examples are generated, or check that they are current.
+    Examples {
+        /// Compare only; fail on a difference.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check the rules of the architecture and the house.
+    Tidy,
+    /// Run exactly what CI runs.
+    Ci,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run(&Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
-    match Task::parse() {
+    match *task {
         Task::Codegen { check } => codegen::run(root, check),
+        Task::Docs { check } => ci::docs(root, check),
+        Task::Examples { check } => ci::examples(root, check),
+        Task::Tidy => tidy::run(root),
+        Task::Ci => ci::run(root),
     }
 }
