@@ -1,1 +1,4 @@
 //! Under construction.
+
+pub mod journal;
+pub mod view;
