@@ -85,10 +85,10 @@ def component_lines(name, group, facts, port_offset):
         f'    command: ["{DEMO_SERVICE}", --name={own}, --port={port}, --health-port={health_port},'
         f" --start-delay={start_delay_ms(name)}ms]"
     )
-    env = {"COMPONENT": name, "GROUP": group}
+    metadata = {"agent": name, "group": group}
     if "vram_budget_percentage" in facts:
-        env["VRAM_BUDGET_PERCENTAGE"] = f'"{facts["vram_budget_percentage"]}"'
-    yield "    env: { " + ", ".join(f"{key}: {value}" for key, value in env.items()) + " }"
+        metadata["vram_budget_percentage"] = facts["vram_budget_percentage"]
+    yield "    metadata: { " + ", ".join(f"{key}: {value}" for key, value in metadata.items()) + " }"
     yield f"    ports: [{port}, {health_port}]"
     yield f"    readiness: {{ http: {{ port: {health_port}, path: /health }} }}"
     yield f"    liveness: {{ http: {{ port: {health_port}, path: /alive }} }}"
@@ -129,7 +129,7 @@ def profile_lines(name, profile, groups, inherited):
             yield f"      - {kebab(component)}"
     if profile["autoload"]:
         yield f"    autoload: [{', '.join(kebab(n) for n in profile['autoload'])}]"
-    yield f"    limits: {{ memory: {limits['memory_mb']}MiB, cpu: {limits['cpu_percent']}% }}"
+    yield f"    limits: {{ memory: {limits['memory_mb']}MiB, cpu: {limits['cpu_percent']}%, threads: {limits['max_threads']} }}"
     yield f"    parallel_starts: {startup['parallel_starts']}"
     yield f"    timeout: {startup['timeout_seconds']}s"
 

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Boots this stack, uses it, hurts each part of it, and demands that it is well again each time. CI runs it; so can you.
+#
+#   RAZAR     the razar to use (../../bin/razar)
+#   BOOT      the longest that the boot may take (300s); importing 1.2 GB of Python on a cold disk is slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+razar=${RAZAR:-../../bin/razar}
+boot=${BOOT:-300s}
+patience_seconds=120
+passed=0
+failed=0
+pids=()
+
+check() { # check WHAT COMMAND…
+  local what=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+    echo "ok   $what"
+  else
+    failed=$((failed + 1))
+    echo "FAIL $what"
+  fi
+}
+
+within() { # within SECONDS COMMAND…: until it succeeds
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $deadline ] || return 1
+    sleep 0.05
+  done
+}
+
+pid_of() { "$razar" status "$1" --pid; }
+is_well() { "$razar" status --check >/dev/null; }
+agent_is_ready() { curl -sf --max-time 5 http://127.0.0.1:18080/ready >/dev/null; }
+answers() {
+  curl -sf --max-time 40 http://127.0.0.1:18080/ask -H 'content-type: application/json' -d "{\"question\": \"$1\"}" |
+    grep -q 'A mesh heals what it watches.'
+}
+remembers() { curl -sf --max-time 5 http://127.0.0.1:18080/history | grep -q "$1"; }
+is_another() { local now; now=$(pid_of "$1") && [ -n "$now" ] && [ "$now" != "$2" ]; }
+has_traces() { curl -sf --max-time 5 'http://127.0.0.1:16006/v1/projects/default/spans?limit=100' | grep -q '"store answer"'; }
+
+# hurt NAME SIGNAL: well again means another process, the whole stack ready, and a new question answered and kept.
+hurt() {
+  local name=$1 signal=$2 before started
+  before=$(pid_of "$name")
+  started=$(date +%s%N)
+  kill "-$signal" "$before"
+  within $patience_seconds is_another "$name" "$before" && within $patience_seconds is_well &&
+    within $patience_seconds agent_is_ready && answers "after $signal to $name?" || return 1
+  echo "     $name: signal $signal, well again and answering after $((($(date +%s%N) - started) / 1000000)) ms"
+}
+
+is_gone() { ! kill -0 "$1" 2>/dev/null; }
+nothing_is_left() {
+  local pid
+  for pid in "${pids[@]}"; do
+    within 10 is_gone "$pid" || { echo "     $pid lives: $(tr '\0' ' ' < "/proc/$pid/cmdline")"; return 1; }
+  done
+}
+
+finish() {
+  local status=$?
+  if [ $status -ne 0 ] || [ $failed -gt 0 ]; then
+    "$razar" status --all || true
+    "$razar" events --since 15m || true
+    "$razar" logs --since 15m litellm agent postgres 2>&1 | tail -n 60 || true
+  fi
+  "$razar" down >/dev/null 2>&1 || true
+  exit $status
+}
+
+./install.sh
+trap finish EXIT
+"$razar" validate razar.yaml
+"$razar" up razar.yaml --detach --timeout "$boot"
+check "everything is ready" within $patience_seconds is_well
+check "the agent answers through the gateway" answers "why?"
+check "and keeps what it answered" remembers "why?"
+check "its trace is in Phoenix" within 30 has_traces
+for name in redis agent postgres litellm; do
+  check "$name comes back after kill -9" hurt "$name" KILL
+done
+for name in redis litellm; do
+  check "$name comes back after it hung" hurt "$name" STOP
+done
+check "nothing was lost" remembers "why?"
+for name in postgres redis litellm phoenix agent; do pids+=("$(pid_of "$name")"); done
+check "razar down" "$razar" down --timeout 90s
+check "no process is left" nothing_is_left
+echo "llm-stack: $passed passed, $failed failed"
+[ $failed -eq 0 ]
