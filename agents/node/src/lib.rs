@@ -1,4 +1,5 @@
 //! Under construction.
 
+pub mod guard;
 pub mod journal;
 pub mod view;
