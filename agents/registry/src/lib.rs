@@ -1,1 +1,6 @@
-//! Under construction.
+//! registry: folds EVENTS into what is observed (components, nodes, agents, missions), answers questions about it from memory in every
+//! replica, and, as holder of shard 0, writes it to the bucket `observed`.
+//! In: `razar.event.>`, `razar.query.registry.*`. Out: the bucket `observed`, snapshots in the object store.
+//! It decides nothing about components. Its projection, wiped and folded anew, is the same byte for byte.
+
+pub mod projection;

@@ -1,0 +1,191 @@
+//! The fold of facts about an instance: newest incarnation wins, and each kind says which state it leaves behind.
+
+use razar_bus_schema::{
+    ids::{Incarnation, Incident, Instance},
+    v1::{self, InstanceState, event::Fact},
+};
+
+use super::{ENTITIES_MAX, Folded, Key, Projection, instance_of, mesh::lives};
+
+impl Projection {
+    /// The instance's record, made if there is room for one.
+    pub(super) fn component_entry(&mut self, instance: &Instance) -> Option<&mut v1::ObservedComponent> {
+        if !self.components.contains_key(instance) && self.components.len() >= ENTITIES_MAX {
+            return None;
+        }
+        let fresh = || v1::ObservedComponent { instance: Some(instance.into()), ..Default::default() };
+        Some(self.components.entry(instance.clone()).or_insert_with(fresh))
+    }
+
+    pub(super) fn fold_component(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
+        let Some(instance) = instance_of(event.instance.as_ref()) else { return Folded::Incomplete };
+        let Some(component) = self.component_entry(&instance) else { return Folded::Incomplete };
+        let told = event.incarnation.as_ref().map(Incarnation::from);
+        let known = component.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+        let folded = if let Fact::DesiredChanged(desired) = fact {
+            fold_desired(component, event, desired)
+        } else if told.is_some_and(|t| t < known) {
+            Folded::Stale
+        } else {
+            if let Some(told) = told
+                && is_a_nodes(event)
+            {
+                if told.generation > known.generation {
+                    component.starts = 0;
+                }
+                component.incarnation = Some(told.into());
+            }
+            fold_fact(component, event, fact, told != Some(known));
+            Folded::Applied
+        };
+        if folded == Folded::Applied {
+            component.last_sequence = sequence;
+            if !event.stack.is_empty() {
+                component.stack.clone_from(&event.stack);
+            }
+            if !event.chakra.is_empty() {
+                component.chakra.clone_from(&event.chakra);
+            }
+            if is_a_nodes(event) {
+                component.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+            }
+            self.dirty.insert(Key::Component(instance));
+        }
+        folded
+    }
+}
+
+fn is_a_nodes(event: &v1::Event) -> bool {
+    event.source.as_ref().is_some_and(|s| s.kind == "node")
+}
+
+fn fold_desired(component: &mut v1::ObservedComponent, event: &v1::Event, desired: &v1::DesiredChanged) -> Folded {
+    if component.desired.as_ref().is_some_and(|d| d.generation > desired.generation) {
+        return Folded::Stale;
+    }
+    if component.state() == InstanceState::Unspecified {
+        let state = if desired.mode == "run" { InstanceState::Waiting } else { InstanceState::Stopped };
+        component.node.clone_from(&desired.node);
+        enter(component, event, state);
+    }
+    component.desired = Some(desired.clone());
+    Folded::Applied
+}
+
+/// Moves to `state`; the instant and the reason are the event's.
+fn enter(component: &mut v1::ObservedComponent, event: &v1::Event, state: InstanceState) {
+    if component.state() != state {
+        component.set_state(state);
+        component.since = event.time;
+    }
+    component.reason.clone_from(&event.reason);
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fact, new_incarnation: bool) {
+    match fact {
+        Fact::ComponentStarted(started) => fold_started(component, event, started, new_incarnation),
+        Fact::ComponentReady(ready) => {
+            enter(component, event, if ready.completed { InstanceState::Completed } else { InstanceState::Ready });
+            if !ready.again {
+                component.last_took = ready.took;
+            }
+            component.blocked_by.clear();
+            component.degraded.clear();
+            if ready.completed {
+                component.process = None;
+                close_incident(component);
+            }
+        }
+        Fact::ComponentUnready(_) => enter(component, event, InstanceState::Unready),
+        Fact::ComponentExited(exited) => {
+            enter(component, event, InstanceState::Exited);
+            component.process = None;
+            component.last_exit = exited.status;
+            component.last_error.clone_from(&exited.last_error);
+            open_incident(component, event);
+            if component.incident.is_some() {
+                component.incident_exits += 1;
+            }
+        }
+        Fact::ComponentUnkillable(_) => component.reason.clone_from(&event.reason),
+        Fact::ComponentUnresponsive(_) => {
+            component.reason.clone_from(&event.reason);
+            open_incident(component, event);
+        }
+        Fact::ComponentDegraded(degraded) => component.degraded = degraded_text(degraded),
+        Fact::LimitExceeded(limit) => component.degraded = format!("{} {} over its limit {}", limit.resource, limit.used, limit.limit),
+        Fact::ComponentBlocked(blocked) => {
+            component.blocked_by.clone_from(&blocked.by);
+            if !lives(component.state()) {
+                enter(component, event, InstanceState::Waiting);
+            }
+        }
+        Fact::ComponentFailed(failed) => {
+            enter(component, event, InstanceState::Failed);
+            component.process = None;
+            component.last_error.clone_from(&failed.last_error);
+            if failed.status.is_some() {
+                component.last_exit = failed.status;
+            }
+        }
+        Fact::ComponentStopped(stopped) => {
+            component.process = None;
+            component.last_exit = stopped.status;
+            component.blocked_by.clear();
+            if component.state() != InstanceState::Quarantined {
+                enter(component, event, InstanceState::Stopped);
+            }
+        }
+        Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
+        Fact::Quarantined(_) => {
+            enter(component, event, InstanceState::Quarantined);
+            close_incident(component);
+        }
+        Fact::Released(_) => enter(component, event, InstanceState::Waiting),
+        _ => {}
+    }
+}
+
+fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, started: &v1::ComponentStarted, new_incarnation: bool) {
+    component.process.clone_from(&started.process);
+    component.blocked_by.clear();
+    let runs_on = started.adopted && !new_incarnation && lives(component.state());
+    if !runs_on {
+        enter(component, event, InstanceState::Starting);
+    }
+    if new_incarnation || component.starts == 0 {
+        component.starts += 1;
+    }
+}
+
+fn degraded_text(degraded: &v1::ComponentDegraded) -> String {
+    let kind = match degraded.kind() {
+        v1::DegradedKind::Unspecified => "degraded",
+        v1::DegradedKind::Slow => "slow",
+        v1::DegradedKind::Starved => "starved",
+        v1::DegradedKind::Traced => "traced",
+    };
+    if degraded.detail.is_empty() { kind.to_owned() } else { format!("{kind}: {}", degraded.detail) }
+}
+
+/// An exit or a hang opens an incident, unless a stop is desired; one that is open stays the same.
+fn open_incident(component: &mut v1::ObservedComponent, event: &v1::Event) {
+    if component.incident.is_some() || component.desired.as_ref().is_some_and(|d| d.mode == "stop") {
+        return;
+    }
+    let computed = || {
+        let instance = instance_of(event.instance.as_ref())?;
+        let incarnation = event.incarnation.as_ref()?.into();
+        Some((&Incident { instance, incarnation, signs_of_life: 0 }).into())
+    };
+    component.incident = event.incident.clone().or_else(computed);
+    component.incident_since = event.time;
+    component.incident_exits = 0;
+}
+
+fn close_incident(component: &mut v1::ObservedComponent) {
+    component.incident = None;
+    component.incident_since = None;
+    component.incident_exits = 0;
+}

@@ -1,0 +1,159 @@
+//! The fold of facts about nodes, agents and missions.
+
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, InstanceState, event::Fact},
+};
+
+use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, Folded, Key, MISSIONS_KEPT, Projection, instance_of, mission_id};
+
+impl Projection {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+    pub(super) fn fold_node(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
+        let Some(name) = node_name(event, fact) else { return Folded::Incomplete };
+        if !self.nodes.contains_key(&name) && self.nodes.len() >= ENTITIES_MAX {
+            return Folded::Incomplete;
+        }
+        let node = self.nodes.entry(name.clone()).or_default();
+        node.name.clone_from(&name);
+        node.last_sequence = sequence;
+        match fact {
+            Fact::NodeJoined(joined) => {
+                node.joined = Some(joined.clone());
+                node.joined_at = event.time;
+                node.lost = false;
+            }
+            Fact::NodeLost(_) => node.lost = true,
+            _ => node.lost = false,
+        }
+        self.dirty.insert(Key::Node(name.clone()));
+        if let Fact::NodeInventory(inventory) = fact {
+            self.fold_inventory(sequence, event, &name, inventory);
+        }
+        Folded::Applied
+    }
+
+    /// What the node holds corrects what was missed; what is known alike keeps its time.
+    fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, node: &str, inventory: &v1::NodeInventory) {
+        for item in &inventory.items {
+            let Some(instance) = instance_of(item.instance.as_ref()) else { continue };
+            let Some(component) = self.component_entry(&instance) else { continue };
+            let told = item.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+            let known = component.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+            if told < known || (told == known && component.state == item.state && component.node == node) {
+                continue;
+            }
+            component.incarnation = Some(told.into());
+            component.state = item.state;
+            component.since = event.time;
+            node.clone_into(&mut component.node);
+            component.last_sequence = sequence;
+            if told > known || !lives(item.state()) {
+                component.process = None;
+            }
+            self.dirty.insert(Key::Component(instance));
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+    pub(super) fn fold_agent(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
+        match fact {
+            Fact::AgentStarted(started) if !started.kind.is_empty() && !started.id.is_empty() => {
+                let key = (started.kind.clone(), started.id.clone());
+                let agent =
+                    v1::ObservedAgent { started: Some(started.clone()), started_at: event.time, down: false, last_sequence: sequence };
+                self.agents.insert(key, agent);
+                self.dirty.insert(Key::Agent(started.kind.clone(), started.id.clone()));
+                self.prune_agents(&started.kind);
+                Folded::Applied
+            }
+            Fact::AgentDown(down) => {
+                let Some(agent) = self.agents.get_mut(&(down.kind.clone(), down.id.clone())) else { return Folded::Stale };
+                agent.down = true;
+                agent.last_sequence = sequence;
+                self.dirty.insert(Key::Agent(down.kind.clone(), down.id.clone()));
+                Folded::Applied
+            }
+            _ => Folded::Incomplete,
+        }
+    }
+
+    /// Keeps the newest replicas of `kind`: by the stream's order, which is the same for every fold.
+    fn prune_agents(&mut self, kind: &str) {
+        let mut of_kind: Vec<_> = self.agents.iter().filter(|((k, _), _)| k == kind).map(|(k, a)| (a.last_sequence, k.clone())).collect();
+        of_kind.sort_unstable();
+        let surplus = of_kind.len().saturating_sub(AGENTS_KEPT_PER_KIND);
+        for (_, key) in of_kind.into_iter().take(surplus) {
+            self.agents.remove(&key);
+            self.dirty.insert(Key::Agent(key.0, key.1));
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+    pub(super) fn fold_mission(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
+        match fact {
+            Fact::MissionStarted(started) => {
+                self.prune_components(started);
+                let place = self.missions.last_key_value().map_or(0, |(place, _)| place + 1);
+                let mission = v1::ObservedMission {
+                    started: Some(started.clone()),
+                    started_at: event.time,
+                    completed: None,
+                    last_sequence: sequence,
+                };
+                self.missions.insert(place, mission);
+                self.dirty.insert(Key::Mission(started.mission_id.clone()));
+                while self.missions.len() > MISSIONS_KEPT {
+                    let Some((_, oldest)) = self.missions.pop_first() else { break };
+                    self.dirty.insert(Key::Mission(mission_id(&oldest).to_owned()));
+                }
+                Folded::Applied
+            }
+            Fact::MissionCompleted(completed) => {
+                let Some(mission) = self.missions.values_mut().find(|m| mission_id(m) == completed.mission_id) else {
+                    return Folded::Stale;
+                };
+                mission.completed = Some(completed.clone());
+                mission.last_sequence = sequence;
+                self.dirty.insert(Key::Mission(completed.mission_id.clone()));
+                Folded::Applied
+            }
+            _ => Folded::Incomplete,
+        }
+    }
+
+    /// A new mission forgets what left the plan before it and has been told stopped. (A component that left is told with rank 0; one
+    /// that is stopped by hand keeps its rank and stays.)
+    fn prune_components(&mut self, started: &v1::MissionStarted) {
+        let named = |instance: &Instance| {
+            let key = instance.to_string();
+            started.to_start.iter().chain(&started.to_stop).any(|n| *n == key || *n == instance.component)
+        };
+        let gone = |(instance, c): &(&Instance, &v1::ObservedComponent)| {
+            c.desired.as_ref().is_some_and(|d| d.mode == "stop" && d.rank == 0) && !lives(c.state()) && !named(instance)
+        };
+        let gone: Vec<Instance> = self.components.iter().filter(gone).map(|(instance, _)| instance.clone()).collect();
+        for instance in gone {
+            self.components.remove(&instance);
+            self.dirty.insert(Key::Component(instance));
+        }
+    }
+}
+
+/// Node that a fact is about: the one that speaks, or, in a verdict of the watchdog, the one named by the incident's cause.
+fn node_name(event: &v1::Event, fact: &Fact) -> Option<String> {
+    let source = event.source.as_ref()?;
+    if source.kind == "node" {
+        return Some(source.id.clone());
+    }
+    let Fact::NodeLost(_) = fact else { return None };
+    event.incident.as_ref()?.mesh_cause.strip_prefix("node_lost:").map(str::to_owned)
+}
+
+/// Whether a process lives in this state, or is about to.
+pub(super) const fn lives(state: InstanceState) -> bool {
+    matches!(
+        state,
+        InstanceState::Preparing | InstanceState::Starting | InstanceState::Ready | InstanceState::Unready | InstanceState::Stopping
+    )
+}
