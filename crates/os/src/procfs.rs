@@ -62,10 +62,11 @@ pub(crate) fn parse_schedstat(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-fn parse_tracer(bytes: &[u8]) -> Option<i32> {
+/// A field of `/proc/PID/status` that holds a pid; 0 counts as none.
+fn status_pid(bytes: &[u8], field: &str) -> Option<Pid> {
     let text = String::from_utf8_lossy(bytes);
-    let line = text.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok()
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    line.trim().parse().ok().and_then(Pid::new)
 }
 
 /// Reads files of `/proc` into one buffer that is used again, so that a pass over many processes does not allocate per file.
@@ -98,7 +99,20 @@ impl Reader {
     /// The pid that traces the process's main thread.
     pub(crate) fn tracer(&mut self, pid: Pid) -> io::Result<Option<Pid>> {
         self.set_path(format_args!("/proc/{pid}/status"));
-        Ok(if self.read()? { parse_tracer(&self.buf).and_then(Pid::new) } else { None })
+        Ok(if self.read()? { status_pid(&self.buf, "TracerPid") } else { None })
+    }
+
+    /// Whether this number is a process's, and not one of its further threads', which `/proc` shows under their numbers too.
+    pub(crate) fn is_process(&mut self, pid: Pid) -> io::Result<bool> {
+        self.set_path(format_args!("/proc/{pid}/status"));
+        Ok(self.read()? && status_pid(&self.buf, "Tgid") == Some(pid))
+    }
+
+    /// The number given out last, to a process or a thread.
+    pub(crate) fn last_pid(&mut self) -> io::Result<Option<i32>> {
+        self.set_path(format_args!("/proc/loadavg"));
+        let read = self.read()?;
+        Ok(if read { str::from_utf8(&self.buf).ok().and_then(|text| text.trim().rsplit(' ').next()?.parse().ok()) } else { None })
     }
 
     /// Appends the children that this thread of the process forked. False when there is no such file (gone, or the kernel lacks it).

@@ -9,10 +9,17 @@ use crate::identity::Pid;
 use crate::log_file::FileId;
 use crate::procfs::{self, Reader, Stat};
 
+/// How often those born while the table was read are added to it; whoever is born after the last time is not in it.
+const CATCH_UPS_MAX: u32 = 8;
+/// More births than this in one step are not followed: the next look will list them.
+const BIRTHS_MAX: i32 = 256;
+
 /// All processes of the machine as they were while it was read: a few ms for some hundreds.
 #[derive(Debug)]
 pub struct ProcTable {
     processes: HashMap<Pid, Row>,
+    /// Whether nobody was born after the last that it knows.
+    settled: bool,
 }
 
 #[derive(Debug)]
@@ -25,11 +32,14 @@ pub(crate) struct Row {
 impl Row {
     /// Whether stdout or stderr is this file.
     pub(crate) fn is_tagged(&self, pid: Pid, tag: FileId) -> bool {
-        let tags = self.tags.get_or_init(|| {
+        self.tags(pid).contains(&Some(tag))
+    }
+
+    fn tags(&self, pid: Pid) -> &[Option<FileId>; 2] {
+        self.tags.get_or_init(|| {
             let mut reader = Reader::new();
             [1, 2].map(|fd| reader.fd_target(pid, fd).ok().flatten())
-        });
-        tags.contains(&Some(tag))
+        })
     }
 }
 
@@ -40,17 +50,57 @@ impl ProcTable {
     /// `/proc` cannot be read, or out of descriptors. An incomplete table is never returned.
     pub fn read() -> io::Result<Self> {
         let mut reader = Reader::new();
-        let mut processes = HashMap::new();
+        let mut table = Self { processes: HashMap::new(), settled: false };
+        let before = reader.last_pid()?;
         for pid in procfs::numbers_in("/proc")? {
             if let Some(stat) = reader.stat(pid)? {
-                processes.insert(pid, Row { stat, tags: OnceLock::new() });
+                table.processes.insert(pid, Row { stat, tags: OnceLock::new() });
             }
         }
-        if processes.contains_key(&Pid::this()) {
-            Ok(Self { processes })
+        if let Some(before) = before {
+            table.catch_up(&mut reader, before)?;
+        }
+        if table.processes.contains_key(&Pid::this()) {
+            Ok(table)
         } else {
             Err(io::Error::new(io::ErrorKind::NotFound, "/proc does not show the calling process: is it mounted, for this pid namespace?"))
         }
+    }
+
+    /// Adds those born since `last` was the highest number, until nobody was born meanwhile: a parent may have gone before the listing came
+    /// to it, and left a child that the listing had passed.
+    fn catch_up(&mut self, reader: &mut Reader, mut last: i32) -> io::Result<()> {
+        for _ in 0..CATCH_UPS_MAX {
+            let Some(now) = reader.last_pid()? else { return Ok(()) };
+            if now == last {
+                self.settled = true;
+                return Ok(());
+            }
+            // Below: the numbers have started over.
+            if now < last || now - last > BIRTHS_MAX {
+                return Ok(());
+            }
+            for pid in (last + 1..=now).filter_map(Pid::new) {
+                if self.processes.contains_key(&pid) {
+                    continue;
+                }
+                if let Some(stat) = reader.stat(pid)?
+                    && reader.is_process(pid)?
+                {
+                    let row = Row { stat, tags: OnceLock::new() };
+                    // At once: who is as short-lived as this is gone when somebody asks.
+                    row.tags(pid);
+                    self.processes.insert(pid, row);
+                }
+            }
+            last = now;
+        }
+        Ok(())
+    }
+
+    /// Whether it is whole: everybody who lived when it was finished is in it.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// How many processes it holds.

@@ -14,6 +14,8 @@ use crate::timer::monotonic_now;
 
 /// Looks taken at most: what forks faster than this can be followed is reported as left over.
 const ROUNDS_MAX: u32 = 64;
+/// Looks in a row that found nobody, while others were born, after which nobody counts as left.
+const CLEAN_LOOKS_MAX: u32 = 4;
 /// Longest wait between two looks while somebody is still dying.
 const ROUND_WAIT: Duration = Duration::from_millis(20);
 
@@ -36,7 +38,8 @@ impl KillReport {
 
 impl Tree {
     /// Kills all members with SIGKILL, and waits up to `within` until they are dead (zombies are: reaping is the parent's). Blocks the
-    /// calling thread: one look at `/proc` if nobody is alive, two and the dying else; use a blocking thread where that matters.
+    /// calling thread: one look at `/proc` if nobody is alive, two and the dying else (up to three more looks while unrelated processes
+    /// are being born); use a blocking thread where that matters.
     /// Call it before the main process is reaped, while its number is certain. Members that shed cgroup, session, ancestry and tag
     /// without ever having been seen are not found.
     ///
@@ -52,13 +55,20 @@ impl Tree {
         let mut signalled = std::collections::BTreeSet::new();
         let mut reader = Reader::new();
         let mut living = Vec::new();
+        let mut clean_looks = 0;
         for _ in 0..ROUNDS_MAX {
             let table = ProcTable::read()?;
             self.refresh(&table);
             living = self.living(&table);
             if living.is_empty() {
-                break;
+                // On a busy machine somebody is always being born, so a few looks that found nobody must do.
+                clean_looks += 1;
+                if table.is_settled() || clean_looks >= CLEAN_LOOKS_MAX {
+                    break;
+                }
+                continue;
             }
+            clean_looks = 0;
             // The group by its own pidfd reaches also those that a look has missed. Old kernels cannot.
             let _ = self.root.signal_group(Signal::KILL);
             let mut dying = Vec::with_capacity(living.len());
