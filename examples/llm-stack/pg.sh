@@ -20,8 +20,9 @@ fi
 program() { readlink -f "$here/.bin/$1"; }
 
 init() {
+  : "${POSTGRES_PASSWORD:?pg.sh init needs POSTGRES_PASSWORD}"
   if [ -s "$data/pg/PG_VERSION" ]; then
-    echo "cluster is there already"
+    keep
     return
   fi
   rm -rf "$data/pg"
@@ -30,13 +31,29 @@ init() {
   password=$(mktemp)
   # shellcheck disable=SC2064 # the name is wanted as it is now
   trap "rm -f '$password'" EXIT
-  printf '%s' "${POSTGRES_PASSWORD:?pg.sh init needs POSTGRES_PASSWORD}" > "$password"
+  printf '%s' "$POSTGRES_PASSWORD" > "$password"
   if [ ${#as_owner[@]} -gt 0 ]; then chown -R postgres: "$data/pg" "$password"; fi
   chmod 700 "$data/pg"
   cd /
   "${as_owner[@]}" "$(program initdb)" --pgdata="$data/pg" --username=agent --pwfile="$password" --auth=scram-sha-256 \
     --encoding=UTF8 --no-locale >/dev/null
   echo "cluster made"
+}
+
+# The cluster may be older than the clone's secrets (another clone's, under /var/lib): give it this password. A running server
+# keeps the one that it has.
+keep() {
+  local pid
+  pid=$(head -n 1 "$data/pg/postmaster.pid" 2>/dev/null || true)
+  if [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then
+    echo "cluster is there already, and runs"
+    return
+  fi
+  local postgres
+  postgres=$(program postgres)
+  printf "alter user agent password '%s'\n" "${POSTGRES_PASSWORD//\'/\'\'}" |
+    (cd / && "${as_owner[@]}" "$postgres" --single -D "$data/pg" postgres >/dev/null)
+  echo "cluster is there already"
 }
 
 run() {
