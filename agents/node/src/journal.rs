@@ -119,6 +119,8 @@ pub struct Restored {
     pub unacknowledged_total: u64,
     /// Highest acknowledged event sequence.
     pub acknowledged: u64,
+    /// Sequence of the next event.
+    pub next_sequence: u64,
     /// What had to be cut or put aside, in words; empty: all was whole.
     pub damage: Vec<String>,
 }
@@ -564,6 +566,7 @@ impl Found {
             unacknowledged: std::mem::take(&mut self.events),
             unacknowledged_total: self.events_total,
             acknowledged: state.acknowledged,
+            next_sequence: state.next_sequence,
             damage: std::mem::take(&mut self.damage),
         }
     }
