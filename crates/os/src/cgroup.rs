@@ -58,8 +58,14 @@ impl Cgroups {
     /// `InvalidInput` for a name that is no file name; else as `mkdir` and `open`.
     pub fn create(&self, mesh: &str, node: &str, instance: &str) -> io::Result<Cgroup> {
         let path = self.path_of(mesh, node, instance)?;
-        fs::create_dir_all(&path)?;
-        Cgroup::open(&path)
+        // Once more for each level that `remove` may take away meanwhile.
+        let mut tries = 3;
+        loop {
+            match fs::create_dir_all(&path).and_then(|()| Cgroup::open(&path)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries > 0 => tries -= 1,
+                made => return made,
+            }
+        }
     }
 
     /// The instance's cgroup if there is one.

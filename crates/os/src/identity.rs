@@ -59,10 +59,7 @@ impl BootId {
             return Ok(*known);
         }
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let read = text
-            .trim()
-            .parse()
-            .map_err(|BadBootId| io::Error::new(io::ErrorKind::InvalidData, BadBootId))?;
+        let read = text.trim().parse().map_err(|BadBootId| io::Error::new(io::ErrorKind::InvalidData, BadBootId))?;
         Ok(*BOOT.get_or_init(|| read))
     }
 }

@@ -59,6 +59,6 @@ pub use reaper::{Reaped, become_subreaper, reap_any};
 pub use rustix::process::Signal;
 pub use signals::{ReceivedSignal, SignalFd, wait_readable};
 pub use spawn::{Child, Spawn, SpawnError, SpawnStep, spawn};
-pub use table::ProcTable;
+pub use table::{ProcTable, Tagged};
 pub use timer::{DeadlineTimer, monotonic_now};
 pub use tree::{KillReport, Member, TaskSample, TaskState, Tree, TreeSample, Usage};

@@ -49,14 +49,7 @@ impl NodeLock {
     /// [`LockError::Held`] when the wait ran out, [`LockError::Io`] when the file cannot be opened.
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self, LockError> {
         let io_error = |source: io::Error| LockError::Io { path: path.to_owned(), source };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io_error)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io_error)?;
         let started = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

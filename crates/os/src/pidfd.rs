@@ -10,6 +10,7 @@ use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::identity::{BootId, Identity, Pid};
 use crate::procfs;
+use crate::tree::Member;
 use crate::watch;
 
 /// How a process ended: exactly one of `code` and `signal` is set.
@@ -87,6 +88,15 @@ impl Process {
         Ok(Some(Self { identity: *identity, pidfd }))
     }
 
+    /// Gets hold of a process that a [`crate::ProcTable`] or a [`crate::Tree`] has shown; `None` when it has gone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_member(member: Member) -> io::Result<Option<Self>> {
+        let held = Self::current_holder(member.pid)?;
+        Ok(held.filter(|process| process.identity.start_time_ticks == member.start_time_ticks))
+    }
+
     /// The process that has this pid now, for those that the caller does not know from before (a parent, a peer that names itself).
     /// Of a pid that was read a while ago, it proves nothing.
     ///
@@ -98,8 +108,12 @@ impl Process {
         let pidfd_inode = inode(pidfd.as_fd())?;
         let identity = Identity { pid, start_time_ticks: stat.start_time_ticks, boot_id: BootId::current()?, pidfd_inode };
         let process = Self { identity, pidfd };
-        // Gone meanwhile: the number may have been another's when its start time was read.
-        Ok(if process.signal_number(0)? { Some(process) } else { None })
+        // Gone meanwhile: the number may have been another's when its start time was read. Not ours to signal: it is there.
+        let is_there = match process.send(0, 0) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => true,
+            answer => answer?,
+        };
+        Ok(is_there.then_some(process))
     }
 
     /// The calling process's parent: for an agent, its guard. `None` when that has gone and the caller was given to another.
@@ -141,11 +155,7 @@ impl Process {
     /// # Errors
     /// Not allowed to.
     pub fn signal(&self, signal: Signal) -> io::Result<bool> {
-        self.signal_number(signal.as_raw())
-    }
-
-    fn signal_number(&self, signal: i32) -> io::Result<bool> {
-        self.send(signal, 0)
+        self.send(signal.as_raw(), 0)
     }
 
     /// Sends a signal to the whole process group that this process made (its number is the group's), whether or not it still lives.

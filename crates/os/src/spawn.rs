@@ -70,12 +70,8 @@ impl Child {
     /// # Errors
     /// The boot id cannot be read.
     pub fn into_process(self) -> io::Result<Process> {
-        let identity = Identity {
-            pid: self.pid,
-            start_time_ticks: self.start_time_ticks,
-            boot_id: BootId::current()?,
-            pidfd_inode: self.pidfd_inode,
-        };
+        let identity =
+            Identity { pid: self.pid, start_time_ticks: self.start_time_ticks, boot_id: BootId::current()?, pidfd_inode: self.pidfd_inode };
         Ok(Process::verified(identity, self.pidfd))
     }
 }
@@ -174,10 +170,7 @@ impl SpawnError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         let Self::Step { source, .. } = self else { return false };
-        matches!(
-            source.raw_os_error(),
-            Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY | libc::EINTR)
-        )
+        matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ETXTBSY | libc::EINTR))
     }
 }
 
@@ -191,7 +184,14 @@ impl SpawnError {
 /// See [`SpawnError`]; whatever it is, nothing was started.
 pub fn spawn(spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
     let prepared = Prepared::new(spawn)?;
-    let started = child::clone_and_exec(&mut prepared.plan(spawn)).map_err(|source| SpawnError::Step { step: SpawnStep::Clone, source })?;
+    run(spawn, &prepared, &mut prepared.plan(spawn))
+}
+
+fn run(spawn: &Spawn<'_>, prepared: &Prepared, plan: &mut child::Plan<'_>) -> Result<Child, SpawnError> {
+    let started = child::clone_and_exec(plan).map_err(|source| {
+        let step = if spawn.cgroup.is_some() && is_of_cgroup(&source) { SpawnStep::Cgroup } else { SpawnStep::Clone };
+        SpawnError::Step { step, source }
+    })?;
     if let Some((step, errno)) = started.failure {
         reap_failed(started.pidfd.as_fd());
         return Err(prepared.explain(spawn, step, errno));
@@ -205,6 +205,11 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
             Err(SpawnError::Step { step: SpawnStep::Identify, source })
         }
     }
+}
+
+/// What clone3 answers of a cgroup: not ours to write, not one, removed, or one that takes no processes.
+fn is_of_cgroup(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EBADF | libc::EBUSY | libc::ENODEV | libc::ENOENT | libc::EOPNOTSUPP))
 }
 
 fn identify(started: &child::Started) -> io::Result<(u64, u64)> {
@@ -276,6 +281,7 @@ impl Prepared {
             fds: &self.fds,
             nofile: self.nofile,
             cgroup: spawn.cgroup.map(|fd| fd.as_raw_fd()),
+            walks_into_cgroup: false,
         }
     }
 
@@ -319,4 +325,42 @@ fn c_string(what: &str, text: &OsStr) -> Result<CString, SpawnError> {
 
 fn invalid(what: String) -> SpawnError {
     SpawnError::Invalid { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Cgroups;
+
+    #[test]
+    fn a_child_that_cannot_be_born_in_its_cgroup_walks_in() {
+        let Some(cgroups) = Cgroups::detect() else {
+            println!("no cgroup2 that may be written to on this machine: not tested");
+            return;
+        };
+        let mesh = format!("walk-{}", Pid::this());
+        let cgroup = cgroups.create(&mesh, "n1", "api.0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _) = crate::append_file(&dir.path().join("log")).unwrap();
+        let argv = ["sleep", "1000"].map(OsString::from);
+        let mut order = Spawn::new(OsStr::new("sleep"), &argv, dir.path(), log.as_fd());
+        order.cgroup = Some(cgroup.as_fd());
+        let prepared = Prepared::new(&order).unwrap();
+        let mut plan = prepared.plan(&order);
+        plan.walks_into_cgroup = true;
+        let process = run(&order, &prepared, &mut plan).unwrap().into_process().unwrap();
+        assert_eq!(cgroup.pids().unwrap(), [process.pid()]);
+        process.signal(rustix::process::Signal::KILL).unwrap();
+        reap_failed(process.as_fd());
+        assert!(cgroups.remove(&mesh, "n1", "api.0").unwrap());
+
+        // Something that is no cgroup fails at that step.
+        order.cgroup = Some(log.as_fd());
+        for walks in [true, false] {
+            let mut plan = prepared.plan(&order);
+            plan.walks_into_cgroup = walks;
+            let error = run(&order, &prepared, &mut plan).unwrap_err();
+            assert!(matches!(error, SpawnError::Step { step: SpawnStep::Cgroup, .. }), "{walks}: {error:?}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use crate::identity::Pid;
 use crate::log_file::FileId;
 use crate::procfs::{self, Reader, Stat};
+use crate::tree::Member;
 
 /// How often those born while the table was read are added to it; whoever is born after the last time is not in it.
 const CATCH_UPS_MAX: u32 = 8;
@@ -18,8 +19,19 @@ const BIRTHS_MAX: i32 = 256;
 #[derive(Debug)]
 pub struct ProcTable {
     processes: HashMap<Pid, Row>,
-    /// Whether nobody was born after the last that it knows.
+    /// The highest number that it has looked for, where the kernel tells.
+    last: Option<i32>,
+    /// Whether nobody was born after that.
     settled: bool,
+}
+
+/// A process found by its log file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tagged {
+    /// The process.
+    pub member: Member,
+    /// Whether it leads its session. Its children may lead others.
+    pub leads_session: bool,
 }
 
 #[derive(Debug)]
@@ -50,7 +62,7 @@ impl ProcTable {
     /// `/proc` cannot be read, or out of descriptors. An incomplete table is never returned.
     pub fn read() -> io::Result<Self> {
         let mut reader = Reader::new();
-        let mut table = Self { processes: HashMap::new(), settled: false };
+        let mut table = Self { processes: HashMap::new(), last: None, settled: false };
         let before = reader.last_pid()?;
         for pid in procfs::numbers_in("/proc")? {
             if let Some(stat) = reader.stat(pid)? {
@@ -70,6 +82,7 @@ impl ProcTable {
     /// Adds those born since `last` was the highest number, until nobody was born meanwhile: a parent may have gone before the listing came
     /// to it, and left a child that the listing had passed.
     fn catch_up(&mut self, reader: &mut Reader, mut last: i32) -> io::Result<()> {
+        self.last = Some(last);
         for _ in 0..CATCH_UPS_MAX {
             let Some(now) = reader.last_pid()? else { return Ok(()) };
             if now == last {
@@ -94,8 +107,13 @@ impl ProcTable {
                 }
             }
             last = now;
+            self.last = Some(last);
         }
         Ok(())
+    }
+
+    pub(crate) fn last_pid(&self) -> Option<i32> {
+        self.last
     }
 
     /// Whether it is whole: everybody who lived when it was finished is in it.
@@ -113,6 +131,22 @@ impl ProcTable {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
+    }
+
+    /// Whoever has this file as stdout or stderr, by pid. The one that leads its session, if any, is the process that [`crate::spawn()`]
+    /// started: so an agent finds what a predecessor started and died before writing it down.
+    #[must_use]
+    pub fn tagged(&self, tag: FileId) -> Vec<Tagged> {
+        let mut found: Vec<Tagged> = self
+            .rows()
+            .filter(|(pid, row)| row.is_tagged(*pid, tag))
+            .map(|(pid, row)| Tagged {
+                member: Member { pid, start_time_ticks: row.stat.start_time_ticks },
+                leads_session: row.stat.session == pid.as_raw(),
+            })
+            .collect();
+        found.sort_unstable_by_key(|tagged| tagged.member);
+        found
     }
 
     pub(crate) fn row(&self, pid: Pid) -> Option<&Row> {

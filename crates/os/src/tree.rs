@@ -21,7 +21,7 @@ use crate::table::ProcTable;
 pub use kill::KillReport;
 pub use sample::{TaskSample, TaskState, TreeSample, Usage};
 
-/// A process that belongs to an incarnation.
+/// A process as a table shows it: not yet held, so it may end and its number be used again. [`Process::open_member`] gets hold of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// Its number.
@@ -38,7 +38,8 @@ pub struct Member {
 /// that were started before it was last seen. The calling process and its ancestors are never members.
 #[derive(Debug)]
 pub struct Tree {
-    root: Process,
+    /// None for what an incarnation left behind whose main process has gone.
+    root: Option<Process>,
     tag: Option<FileId>,
     cgroup: Option<Arc<Cgroup>>,
     seen: BTreeMap<Pid, u64>,
@@ -55,13 +56,19 @@ impl Tree {
     pub fn new(root: &Process, tag: Option<FileId>, cgroup: Option<Arc<Cgroup>>) -> io::Result<Self> {
         let identity = root.identity();
         let seen = BTreeMap::from([(identity.pid, identity.start_time_ticks)]);
-        Ok(Self { root: root.try_clone()?, tag, cgroup, seen, root_seen_ticks: identity.start_time_ticks })
+        Ok(Self { root: Some(root.try_clone()?), tag, cgroup, seen, root_seen_ticks: identity.start_time_ticks })
     }
 
-    /// Its main process.
+    /// What is left of an incarnation whose main process has gone unseen: found by log file and cgroup, and what descends from those.
     #[must_use]
-    pub fn root(&self) -> &Process {
-        &self.root
+    pub fn of_orphans(tag: Option<FileId>, cgroup: Option<Arc<Cgroup>>) -> Self {
+        Self { root: None, tag, cgroup, seen: BTreeMap::new(), root_seen_ticks: 0 }
+    }
+
+    /// Its main process; none for [`Tree::of_orphans`].
+    #[must_use]
+    pub fn root(&self) -> Option<&Process> {
+        self.root.as_ref()
     }
 
     /// Its cgroup.
@@ -89,8 +96,8 @@ impl Tree {
     /// Finds all members in a table; those that have gone are forgotten. Cheap besides the table (which many trees may share), but for
     /// two system calls for each process of the machine, once a table, when there is a tag.
     pub fn refresh(&mut self, table: &ProcTable) {
-        let root = self.root.identity();
-        let root_is_there = table.has(root.pid, root.start_time_ticks);
+        let root = self.root.as_ref().map(Process::identity);
+        let root_is_there = root.is_some_and(|root| table.has(root.pid, root.start_time_ticks));
         if root_is_there {
             self.root_seen_ticks = self.root_seen_ticks.max(ticks_now());
         }
@@ -121,28 +128,30 @@ impl Tree {
     }
 
     fn is_of_session(&self, stat: &Stat, root_is_there: bool) -> bool {
-        let number = self.root.pid().as_raw();
+        let Some(number) = self.root.as_ref().map(|root| root.pid().as_raw()) else { return false };
         (stat.session == number || stat.pgrp == number) && (root_is_there || stat.start_time_ticks <= self.root_seen_ticks)
     }
 
-    /// Sends a polite signal (SIGTERM, SIGHUP …) to the process group of the main process. False when nobody is left in it.
-    /// Members with a group of their own are not reached: that is what [`Self::kill`] is for.
+    /// Sends a polite signal (SIGTERM, SIGHUP …) to the process group of the main process; to all members where there is no main process.
+    /// False when nobody is left to hear it. Members with a group of their own are not reached: that is what [`Self::kill`] is for.
     ///
     /// # Errors
     /// Not allowed to; `/proc` cannot be read.
     pub fn signal(&mut self, signal: Signal) -> io::Result<bool> {
-        match self.root.signal_group(signal) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-            answer => return answer,
+        if let Some(root) = &self.root {
+            match root.signal_group(signal) {
+                // A kernel before 6.9: each member of the group by its own pidfd.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                answer => return answer,
+            }
         }
-        // A kernel before 6.9: each member of the group by its own pidfd.
         let table = ProcTable::read()?;
         self.refresh(&table);
-        let group = self.root.pid().as_raw();
+        let group = self.root.as_ref().map(|root| root.pid().as_raw());
         let mut reached = false;
         let mut reader = Reader::new();
         for member in self.members() {
-            if table.row(member.pid).is_some_and(|row| row.stat.pgrp == group)
+            if table.row(member.pid).is_some_and(|row| group.is_none_or(|group| row.stat.pgrp == group))
                 && let Some(pidfd) = open_member(member, &mut reader)?
             {
                 reached |= send(&pidfd, signal)?;

@@ -54,10 +54,7 @@ fn only_the_descriptors_asked_for_reach_the_child() {
     until("it ends", || process.has_exited().unwrap());
     process.reap().unwrap();
     let log = place.log_text();
-    let mut seen: Vec<i32> = log
-        .lines()
-        .filter_map(|line| line.split_once(" -> ")?.0.rsplit(' ').next()?.parse().ok())
-        .collect();
+    let mut seen: Vec<i32> = log.lines().filter_map(|line| line.split_once(" -> ")?.0.rsplit(' ').next()?.parse().ok()).collect();
     seen.sort_unstable();
     assert_eq!(seen, expected, "{log}");
     assert!(log.lines().any(|line| line.ends_with(" 0 -> /dev/null")), "{log}");

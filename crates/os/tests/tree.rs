@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use razar_os::{Cgroups, Pid, ProcTable, Signal, TaskState, Tree};
+use razar_os::{Cgroups, Member, Pid, ProcTable, Process, Signal, TaskState, Tree};
 use support::{PATIENCE, Place, Running, is_alive, state_and_parent, until};
 
 /// Its tree has found this one; looked for once in a table of all processes.
@@ -41,7 +41,8 @@ fn descendants_in_a_session_of_their_own_are_found_by_the_quick_look_and_killed(
 fn an_orphan_that_kept_its_log_is_found_by_it_though_it_shed_session_and_parent() {
     let place = Place::new();
     // Not seen before: the tree is asked only after the main process has ended and was reaped.
-    let mut running = place.sh("setsid sh -c 'sh -c \"echo \\$\\$ > stray; exec sleep 1000\" & exit' & wait; while ! [ -s stray ]; do :; done");
+    let mut running =
+        place.sh("setsid sh -c 'sh -c \"echo \\$\\$ > stray; exec sleep 1000\" & exit' & wait; while ! [ -s stray ]; do :; done");
     let stray = place.pid_in("stray");
     assert!(running.wait().is_success());
     assert!(is_alive(stray));
@@ -65,13 +66,15 @@ fn an_orphan_without_log_is_found_by_session_while_the_main_process_is_a_zombie(
 #[test]
 fn one_seen_before_is_killed_though_it_shed_everything() {
     let place = Place::new();
-    let mut running = place.sh("setsid sh -c 'sh -c \"echo \\$\\$ > stray; exec sleep 1000 >/dev/null 2>&1\" & wait' & mkfifo go; read x < go; kill -9 0; exit");
+    let mut running = place.sh(
+        "setsid sh -c 'sh -c \"echo \\$\\$ > stray; exec sleep 1000 >/dev/null 2>&1\" & wait' & mkfifo go; read x < go; kill -9 0; exit",
+    );
     let stray = place.pid_in("stray");
     running.tree.sample().unwrap();
     assert!(running.tree.contains(stray));
     // Its parents die, and it is adopted by somebody else: no tag, another session.
     let parent = Pid::new(state_and_parent(stray).unwrap().1).unwrap();
-    razar_os::Process::current_holder(parent).unwrap().unwrap().signal(Signal::KILL).unwrap();
+    Process::current_holder(parent).unwrap().unwrap().signal(Signal::KILL).unwrap();
     until("it is an orphan", || state_and_parent(stray).is_some_and(|(_, now)| now != parent.as_raw()));
     assert!(finds(&mut running.tree, stray), "remembered");
     let mut forgetful = Tree::new(&running.process, Some(place.tag), None).unwrap();
@@ -91,9 +94,35 @@ fn a_process_of_another_tree_is_left_alone() {
 }
 
 #[test]
+fn what_a_dead_agent_started_is_found_by_its_log_alone() {
+    let place = Place::new();
+    let running = place.sh("sh -c 'echo $$ > child; exec sleep 1000' & wait");
+    let child = place.pid_in("child");
+    let found = ProcTable::read().unwrap().tagged(place.tag);
+    let pids: Vec<_> = found.iter().map(|tagged| (tagged.member.pid, tagged.leads_session)).collect();
+    assert_eq!(pids, [(running.process.pid(), true), (child, false)]);
+    let adopted = Process::open_member(found[0].member).unwrap().unwrap();
+    assert_eq!(adopted.identity(), running.process.identity());
+    let stale = Member { start_time_ticks: found[0].member.start_time_ticks + 1, ..found[0].member };
+    assert!(Process::open_member(stale).unwrap().is_none());
+
+    // The main process goes, and nobody saw it: what is left has only the log.
+    running.process.signal(Signal::KILL).unwrap();
+    running.wait();
+    let mut left = Tree::of_orphans(Some(place.tag), None);
+    let report = left.kill(PATIENCE).unwrap();
+    assert!(report.is_complete() && report.signalled == 1, "{report:?}");
+    assert!(!is_alive(child));
+    let mut nothing = Tree::of_orphans(None, None);
+    nothing.refresh(&ProcTable::read().unwrap());
+    assert_eq!(nothing.members().count(), 0, "no mark, no members");
+}
+
+#[test]
 fn a_sample_tells_stopped_spinning_and_sleeping_apart() {
     let place = Place::new();
-    let mut running = place.sh("while :; do :; done & echo $! > spin; sleep 1000 & echo $! > sleep; sleep 1000 & echo $! > stop; kill -STOP $!; wait");
+    let mut running =
+        place.sh("while :; do :; done & echo $! > spin; sleep 1000 & echo $! > sleep; sleep 1000 & echo $! > stop; kill -STOP $!; wait");
     let [spin, sleep, stop] = ["spin", "sleep", "stop"].map(|name| place.pid_in(name));
     until("it is stopped", || state_and_parent(stop).is_some_and(|(state, _)| state == 'T'));
     let first = running.tree.sample().unwrap();
@@ -148,7 +177,9 @@ fn a_traced_process_is_told() {
 #[test]
 fn a_polite_signal_reaches_the_group_even_without_its_leader() {
     let place = Place::new();
-    let mut running = place.sh("sh -c 'trap \"echo asked > said; exit\" TERM; echo $$ > stray; while :; do sleep 0.01; done' & while ! [ -s stray ]; do :; done");
+    let mut running = place.sh(
+        "sh -c 'trap \"echo asked > said; exit\" TERM; echo $$ > stray; while :; do sleep 0.01; done' & while ! [ -s stray ]; do :; done",
+    );
     let stray = place.pid_in("stray");
     assert!(running.wait().is_success());
     assert!(running.tree.signal(Signal::TERM).unwrap());
@@ -190,10 +221,8 @@ fn a_cgroup_holds_kills_and_tells_of_all() {
     assert!(!cgroup.is_populated().unwrap());
     let place = Place::new();
     let started = Instant::now();
-    let running = place.sh_in(
-        "setsid sh -c 'echo $$ > far; exec sleep 1000 >/dev/null 2>&1' & wait",
-        Some(std::os::fd::AsFd::as_fd(cgroup.as_ref())),
-    );
+    let running = place
+        .sh_in("setsid sh -c 'echo $$ > far; exec sleep 1000 >/dev/null 2>&1' & wait", Some(std::os::fd::AsFd::as_fd(cgroup.as_ref())));
     println!("started in a cgroup in {:?}", started.elapsed());
     let far = place.pid_in("far");
     let pids = cgroup.pids().unwrap();

@@ -34,6 +34,8 @@ pub(super) struct Plan<'a> {
     pub(super) fds: &'a [(i32, i32)],
     pub(super) nofile: Option<libc::rlimit>,
     pub(super) cgroup: Option<c_int>,
+    /// Enter the cgroup after birth, as where clone3 cannot be had: slower by milliseconds.
+    pub(super) walks_into_cgroup: bool,
 }
 
 /// A line of the environment that ends in room for ten digits and a NUL, which the child fills with its pid.
@@ -68,7 +70,7 @@ pub(super) struct Started {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) failure: Option<(SpawnStep, i32)>,
-    /// Its `/proc/self/stat` as it read it itself; empty if it could not.
+    /// Its `/proc/self/stat`, as it read it itself; empty if it could not.
     pub(super) stat: Vec<u8>,
 }
 
@@ -103,16 +105,14 @@ pub(super) fn clone_and_exec(plan: &mut Plan<'_>) -> io::Result<Started> {
     };
     // A handler of ours must not run in the child, which shares our memory.
     let blocked = BlockedSignals::new()?;
-    let cloned = match plan.cgroup {
-        None => clone_plain(&stack, &shared),
-        Some(cgroup) => match clone_into_cgroup(&stack, &shared, cgroup) {
-            // Kernels before 5.7, and seccomp filters that know no clone3.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::E2BIG | libc::EINVAL)) => {
-                shared.enter_cgroup = Some(cgroup);
-                clone_plain(&stack, &shared)
-            }
-            other => other,
-        },
+    let born_inside = if plan.walks_into_cgroup { None } else { plan.cgroup };
+    let cloned = match born_inside.map(|cgroup| clone_into_cgroup(&stack, &shared, cgroup)) {
+        Some(Ok(made)) => Ok(made),
+        Some(Err(error)) if !knows_no_clone3(&error) => Err(error),
+        _ => {
+            shared.enter_cgroup = plan.cgroup;
+            clone_plain(&stack, &shared)
+        }
     };
     drop(blocked);
     let (pid, pidfd) = cloned?;
@@ -122,6 +122,11 @@ pub(super) fn clone_and_exec(plan: &mut Plan<'_>) -> io::Result<Started> {
     let mut stat = shared.stat.into_inner();
     stat.truncate(shared.stat_len.into_inner());
     Ok(Started { pid, pidfd, failure: shared.failure.into_inner(), stat })
+}
+
+/// Kernels before 5.7, other architectures, and seccomp filters that do not let it through.
+fn knows_no_clone3(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::E2BIG | libc::EINVAL))
 }
 
 fn clone_plain(stack: &Stack, shared: &Shared<'_>) -> io::Result<(c_int, c_int)> {
@@ -249,13 +254,7 @@ unsafe fn prepare_and_exec(shared: &Shared<'_>) -> Result<Never, Failed> {
         }
         read_own_stat(shared);
         let nothing_blocked = 0_u64;
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const nothing_blocked,
-            ptr::null_mut::<u64>(),
-            KERNEL_SIGSET_BYTES,
-        );
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const nothing_blocked, ptr::null_mut::<u64>(), KERNEL_SIGSET_BYTES);
         libc::execve(plan.path.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr());
         Err((SpawnStep::Exec, errno()))
     }

@@ -1,5 +1,6 @@
 //! Killing all of a tree: by its cgroup at once, else member by member through pidfds, until a fresh look at `/proc` finds nobody.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -7,13 +8,18 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Member, Tree, open_member, send};
-use crate::pidfd::poll_exits;
+use crate::identity::Pid;
+use crate::pidfd::{open_pidfd, poll_exits};
 use crate::procfs::Reader;
 use crate::table::ProcTable;
 use crate::timer::monotonic_now;
 
 /// Looks taken at most: what forks faster than this can be followed is reported as left over.
 const ROUNDS_MAX: u32 = 64;
+/// How long births are watched in each round after the first: some lives of a process that does nothing but fork and end.
+const CHASE: Duration = Duration::from_millis(4);
+/// Newborns looked at in one step of that.
+const CHASED_MAX: usize = 64;
 /// Looks in a row that found nobody, while others were born, after which nobody counts as left.
 const CLEAN_LOOKS_MAX: u32 = 4;
 /// Longest wait between two looks while somebody is still dying.
@@ -52,11 +58,11 @@ impl Tree {
             // Not there on old kernels; what is left is found below.
             let _ = cgroup.kill();
         }
-        let mut signalled = std::collections::BTreeSet::new();
+        let mut signalled = BTreeSet::new();
         let mut reader = Reader::new();
         let mut living = Vec::new();
         let mut clean_looks = 0;
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             let table = ProcTable::read()?;
             self.refresh(&table);
             living = self.living(&table);
@@ -70,7 +76,7 @@ impl Tree {
             }
             clean_looks = 0;
             // The group by its own pidfd reaches also those that a look has missed. Old kernels cannot.
-            let _ = self.root.signal_group(Signal::KILL);
+            let _ = self.root.as_ref().map(|root| root.signal_group(Signal::KILL));
             let mut dying = Vec::with_capacity(living.len());
             for member in &living {
                 if let Some(pidfd) = open_member(*member, &mut reader)?
@@ -80,6 +86,11 @@ impl Tree {
                     dying.push(pidfd);
                 }
             }
+            if round > 0
+                && let Some(last) = table.last_pid()
+            {
+                self.chase(&mut reader, last, &mut signalled)?;
+            }
             let left = deadline.saturating_sub(monotonic_now());
             wait_for_all(&dying, left.min(ROUND_WAIT))?;
             if left.is_zero() {
@@ -88,6 +99,34 @@ impl Tree {
         }
         let signalled = u32::try_from(signalled.len()).unwrap_or(u32::MAX);
         Ok(KillReport { signalled, survivors: living })
+    }
+
+    /// For those who are gone, with a child left behind, before a look at all processes has ended: watches who is born, and kills what
+    /// has the tag or a member as its parent, as soon as it is there.
+    fn chase(&mut self, reader: &mut Reader, mut last: i32, signalled: &mut BTreeSet<Member>) -> io::Result<()> {
+        let until = monotonic_now() + CHASE;
+        while monotonic_now() < until {
+            let Some(now) = reader.last_pid()? else { return Ok(()) };
+            // Never backwards when the numbers start over.
+            for pid in (last + 1..=now).take(CHASED_MAX).filter_map(Pid::new) {
+                // The pidfd first: should the number change hands, the signal still goes to whom it named.
+                let Some(pidfd) = open_pidfd(pid)? else { continue };
+                let Some(stat) = reader.stat(pid)? else { continue };
+                let is_child = Pid::new(stat.ppid).is_some_and(|parent| self.seen.contains_key(&parent));
+                let mut has_tag = false;
+                for fd in [1, 2] {
+                    has_tag |= self.tag.is_some() && reader.fd_target(pid, fd)? == self.tag;
+                }
+                if (is_child || has_tag) && pid != Pid::this() {
+                    self.seen.insert(pid, stat.start_time_ticks);
+                    if send(&pidfd, Signal::KILL).unwrap_or(false) {
+                        signalled.insert(Member { pid, start_time_ticks: stat.start_time_ticks });
+                    }
+                }
+            }
+            last = now;
+        }
+        Ok(())
     }
 
     fn living(&self, table: &ProcTable) -> Vec<Member> {

@@ -108,8 +108,7 @@ impl Tree {
             };
             queue.append(&mut walk.children);
         }
-        let root = self.root.identity();
-        if self.seen.contains_key(&root.pid) {
+        if self.root.as_ref().is_some_and(|root| self.seen.contains_key(&root.pid())) {
             self.root_seen_ticks = self.root_seen_ticks.max(super::ticks_now());
         }
         walk.tasks.sort_unstable_by_key(|task| (task.pid, task.tid));
