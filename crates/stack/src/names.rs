@@ -1,0 +1,75 @@
+//! Names: which are names at all, which the mesh keeps for itself, and which known name a mistyped one is nearest to.
+
+/// Chakras that exist by themselves, with their health thresholds.
+pub const CHAKRAS: [(&str, f64); 7] =
+    [("root", 0.80), ("sacral", 0.85), ("solar", 0.90), ("heart", 0.88), ("throat", 0.92), ("third_eye", 0.93), ("crown", 0.95)];
+
+/// Health threshold of a chakra that a stack adds without saying one.
+pub const HEALTH_THRESHOLD_DEFAULT: f64 = 0.90;
+
+/// Names that no component may have: the mesh itself, its stack, and the members of the `system` stack.
+pub const RESERVED: [&str; 12] = [
+    "broker",
+    "gpu",
+    "guard",
+    "lazy-loader",
+    "mesh",
+    "node",
+    "orchestrator",
+    "provision",
+    "quarantine",
+    "recovery",
+    "registry",
+    "watchdog",
+];
+
+/// Names that no stack may have: the built-in one, and the mesh's root token.
+pub const RESERVED_STACKS: [&str; 2] = ["mesh", "system"];
+
+/// How alike two names must be, 0 to 1, to be suggested for each other: one slip in three letters, two in five.
+const ALIKE_MIN: f64 = 0.6;
+
+/// Whether `name` may name a stack, a component or a profile: `[a-z0-9-]`, at most 63, beginning with a letter or digit.
+pub(crate) fn is_component_name(name: &str) -> bool {
+    razar_bus_schema::ids::is_name(name) && !name.contains('_')
+}
+
+/// Whether the mesh keeps the name of a component for itself.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name)
+}
+
+/// The known name that `name` probably means.
+pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    let bare = bare(name);
+    let mut best: Option<(f64, &str)> = None;
+    for candidate in known {
+        let other = self::bare(candidate);
+        let likeness = if other == bare { 1.0 } else { strsim::normalized_damerau_levenshtein(&bare, &other) };
+        if likeness >= ALIKE_MIN && best.is_none_or(|(most, text)| likeness > most || (likeness >= most && candidate < text)) {
+            best = Some((likeness, candidate));
+        }
+    }
+    best.map(|(_, text)| text)
+}
+
+/// Letters and digits only, lower-case, at most 64 of them: `dependsOn`, `depends-on` and `depends_on` are one name.
+fn bare(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).take(64).flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_a_slip_away() {
+        let known = ["command", "depends_on", "env", "readiness", "restart"];
+        for (typed, meant) in [("dependson", "depends_on"), ("dependsOn", "depends_on"), ("readyness", "readiness"), ("comand", "command")]
+        {
+            assert_eq!(nearest(typed, known), Some(meant));
+        }
+        assert_eq!(nearest("image", known), None);
+    }
+}

@@ -1,0 +1,23 @@
+//! The stacks of `examples/` and the one of the format's description are sound, and plan as they should.
+
+use std::{collections::BTreeMap, path::Path};
+
+use razar_stack::{History, NodeFacts, Source, load, plan};
+
+#[test]
+fn the_examples_are_sound_and_plan() {
+    for (name, components) in [("quickstart", 12), ("unified-77", 77)] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
+        let text = std::fs::read_to_string(dir.join("razar.yaml")).unwrap();
+        let loaded = load(&Source { file: "razar.yaml", text: &text, dir: &dir }, &|_| None).map_err(|d| d.to_string()).unwrap();
+        assert_eq!(loaded.warnings.to_string(), "", "{name}");
+        let mut profiles = loaded.document.profile_names();
+        profiles.push("");
+        for profile in profiles {
+            let resolved = loaded.document.resolve(profile).unwrap();
+            let node = NodeFacts { name: "a".to_owned(), ..NodeFacts::default() };
+            let plan = plan(&resolved, &[node], &History::default(), &BTreeMap::new()).unwrap();
+            assert!(profile != "" || plan.rows.len() == components, "{name} {profile} {}", plan.rows.len());
+        }
+    }
+}
