@@ -1,0 +1,428 @@
+//! Commands: read from the stream COMMANDS by a durable consumer that all replicas of an agent share, answered by a receipt, and
+//! acknowledged only after. Effectively once: by the command's id, which the agent's records keep.
+//! JetStream does not store where a request wants its answer, so every replica also listens to the commands themselves and remembers that.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::{
+    HeaderMap, StatusCode, Subscriber,
+    jetstream::{
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        message::Message as StreamMessage,
+    },
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use prost::Message;
+use razar_bus_schema::{
+    PAYLOAD_BYTES_MAX,
+    ids::sha256_hex,
+    json,
+    stream::Store,
+    time::{system_time, timestamp},
+    v1,
+};
+
+use crate::{Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT, connection::jittered, provision::unique};
+
+/// A command is not taken up later than this after it was stored, whatever it says.
+pub const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
+/// Longest command id.
+const ID_BYTES_MAX: usize = 64;
+/// One pull waits so long at the broker.
+const PULL: Duration = Duration::from_secs(5);
+/// Silence after which a pull counts as dead.
+const PULL_DEAD: Duration = Duration::from_secs(7);
+/// Unacknowledged so long, a command goes to whoever pulls.
+const ACK_WAIT: Duration = Duration::from_secs(10);
+/// Deliveries before the broker gives a command up; it has expired long before.
+const DELIVERIES_MAX: i64 = 5;
+/// Commands delivered and not acknowledged, over all replicas.
+const ACK_PENDING_MAX: i64 = 64;
+/// Inboxes remembered; a command without one is carried out all the same.
+const INBOXES_MAX: usize = 1024;
+/// Pause after a failed try to pull.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What came.
+#[derive(Debug)]
+pub enum CommandItem {
+    /// A command that can be read and has not expired.
+    Command(Box<ReceivedCommand>),
+    /// One that was refused and put away: malformed, too large or expired.
+    Refused {
+        /// Subject.
+        subject: String,
+        /// Stable code: `malformed`, `expired`.
+        code: &'static str,
+        /// Why.
+        why: String,
+        /// Size in bytes.
+        bytes: usize,
+        /// Sequence in COMMANDS.
+        sequence: u64,
+    },
+}
+
+/// A command to be carried out and settled.
+#[derive(Debug)]
+pub struct ReceivedCommand {
+    /// Verb.
+    pub verb: String,
+    /// Target (`api`, `api.1`, a stack, a profile, `_`).
+    pub target: String,
+    /// The command; its id, issuer and expiry are filled in.
+    pub command: v1::Command,
+    /// When the broker stored it.
+    pub stored: SystemTime,
+    /// Header `traceparent`, else the command's field; empty: none.
+    pub traceparent: String,
+    /// Delivered before: it may have been carried out.
+    pub repeated: bool,
+    answer: Answer,
+}
+
+/// Where and how the receipt goes.
+#[derive(Debug)]
+struct Answer {
+    bus: Bus,
+    agent: String,
+    inboxes: Arc<Inboxes>,
+    key: Key,
+    json: bool,
+    ack: String,
+}
+
+/// A command as both the stream and the listener see it.
+type Key = (String, Bytes);
+
+/// Where the commands heard of late want their answers.
+#[derive(Debug, Default)]
+struct Inboxes {
+    heard: Mutex<VecDeque<(Key, String, Instant)>>,
+}
+
+impl Inboxes {
+    fn hear(&self, key: Key, inbox: String) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = |(_, _, at): &(Key, String, Instant)| at.elapsed() > COMMAND_AGE_MAX;
+        while heard.len() >= INBOXES_MAX || heard.front().is_some_and(old) {
+            heard.pop_front();
+        }
+        heard.push_back((key, inbox, Instant::now()));
+    }
+
+    /// The oldest inbox of an equal command: equal ones are answered in order.
+    fn take(&self, key: &Key) -> Option<String> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = heard.iter().position(|(k, _, _)| k == key)?;
+        heard.remove(at).map(|(_, inbox, _)| inbox)
+    }
+}
+
+/// Commands to one agent. Every replica makes one; only the lease's holder calls [`CommandSource::next`].
+#[derive(Debug)]
+pub struct CommandSource {
+    bus: Bus,
+    agent: String,
+    inboxes: Arc<Inboxes>,
+    listener: tokio::task::AbortHandle,
+    pull: Option<Pull>,
+}
+
+struct Pull {
+    subscriber: Subscriber,
+    inbox: String,
+    /// When it counts as dead; `None`: nothing is asked for at present.
+    asked_until: Option<Instant>,
+    connected: Instant,
+}
+
+impl std::fmt::Debug for Pull {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pull").field("inbox", &self.inbox).field("asked_until", &self.asked_until).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Listens for commands to `agent`. Works while the bus is away; pulls nothing before [`CommandSource::next`].
+    ///
+    /// # Errors
+    /// When the client's buffer stays full.
+    pub async fn serve_commands(&self, agent: &str) -> Result<CommandSource, BusError> {
+        let mut heard = self.subscribe(&self.subjects().commands_to(agent), INBOXES_MAX).await?;
+        let inboxes = Arc::new(Inboxes::default());
+        let filled = inboxes.clone();
+        let listener = tokio::spawn(async move { listen(&mut heard, &filled).await }).abort_handle();
+        Ok(CommandSource { bus: self.clone(), agent: agent.to_owned(), inboxes, listener, pull: None })
+    }
+
+    /// Sends a command and waits for its receipt. An empty id is filled in, so that the call may be repeated with the returned id.
+    ///
+    /// # Errors
+    /// [`BusError::Timeout`]: no receipt in time; the command is stored and is taken up if its agent comes back within 60 s.
+    pub async fn command(
+        &self,
+        agent: &str,
+        verb: &str,
+        target: &str,
+        mut command: v1::Command,
+        limit: Duration,
+    ) -> Result<v1::Receipt, BusError> {
+        if command.command_id.is_empty() {
+            command.command_id = unique(self);
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("c:{}", command.command_id));
+        if !command.traceparent.is_empty() {
+            headers.insert(TRACEPARENT, command.traceparent.as_str());
+        }
+        let subject = self.subjects().command(agent, verb, target);
+        let answer = self.request_raw(&subject, Some(headers), command.encode_to_vec().into(), limit).await?;
+        json::from_payload(&answer.payload).map_err(|e| BusError::Malformed { what: "the receipt".to_owned(), why: e.to_string() })
+    }
+}
+
+async fn listen(heard: &mut Subscription, inboxes: &Inboxes) {
+    while let Some(message) = heard.next().await {
+        if let Some(reply) = message.reply {
+            inboxes.hear((message.subject, message.payload), reply);
+        }
+    }
+}
+
+impl CommandSource {
+    /// The next command; waits as long as it takes. Cancel-safe. Call it only while the agent's lease is held.
+    pub async fn next(&mut self) -> CommandItem {
+        loop {
+            match self.pulled().await {
+                Ok(message) => {
+                    if let Some(item) = self.open(message).await {
+                        return item;
+                    }
+                }
+                Err(error) => {
+                    self.pull = None;
+                    tracing::debug!(agent = self.agent, %error, "cannot pull commands yet");
+                    tokio::time::sleep(jittered(RETRY)).await;
+                }
+            }
+        }
+    }
+
+    /// Stops pulling: call it when the lease is lost, so that the next holder gets what comes.
+    pub fn pause(&mut self) {
+        self.pull = None;
+    }
+
+    /// One message from the shared consumer.
+    async fn pulled(&mut self) -> Result<async_nats::Message, BusError> {
+        loop {
+            let since = self.until_connected().await?;
+            let pull = match self.pull.take().filter(|p| p.connected == since) {
+                Some(pull) => self.pull.insert(pull),
+                None => {
+                    let pull = self.begin(since).await?;
+                    self.pull.insert(pull)
+                }
+            };
+            let dead = match pull.asked_until {
+                Some(until) => until,
+                None => {
+                    let body = serde_json::json!({ "batch": 1, "expires": u64::try_from(PULL.as_nanos()).unwrap_or(u64::MAX) });
+                    let call = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.bus.stream_of(Store::Commands), self.agent);
+                    let client = &self.bus.inner.client;
+                    let asked = client.publish_with_reply(call, pull.inbox.clone(), body.to_string().into());
+                    let asked = async { asked.await.map_err(|e| BusError::Client(e.to_string())) };
+                    self.bus.limited("pulling commands", "", REQUEST_LIMIT, asked).await?;
+                    *pull.asked_until.insert(Instant::now() + PULL_DEAD)
+                }
+            };
+            let mut connection = self.bus.connection();
+            let message = tokio::select! {
+                biased;
+                message = pull.subscriber.next() => message.ok_or(BusError::Closed)?,
+                () = tokio::time::sleep_until(dead.into()) => return Err(BusError::Timeout { what: "a pull".to_owned(), after: PULL_DEAD }),
+                _ = connection.wait_for(|c| !c.is_up()) => return Err(BusError::Down),
+            };
+            match message.status {
+                None => {
+                    pull.asked_until = None;
+                    return Ok(message);
+                }
+                Some(StatusCode::IDLE_HEARTBEAT) => {}
+                // The pull ran out.
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => pull.asked_until = None,
+                // The consumer is gone, or does not take pulls: make it again.
+                Some(status) => return Err(BusError::Broker { code: u64::from(status.as_u16()), why: "the pull was refused".to_owned() }),
+            }
+        }
+    }
+
+    async fn until_connected(&self) -> Result<Instant, BusError> {
+        let mut connection = self.bus.connection();
+        match &*connection.wait_for(Connection::is_up).await.map_err(|_| BusError::Closed)? {
+            Connection::Up { since } => Ok(*since),
+            Connection::Down { .. } | Connection::Refused { .. } => Err(BusError::Down),
+        }
+    }
+
+    async fn begin(&self, connected: Instant) -> Result<Pull, BusError> {
+        let config = pull::Config {
+            durable_name: Some(self.agent.clone()),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_deliver: DELIVERIES_MAX,
+            max_ack_pending: ACK_PENDING_MAX,
+            filter_subject: self.bus.subjects().commands_to(&self.agent),
+            ..pull::Config::default()
+        };
+        let stream = self.bus.stream_of(Store::Commands);
+        let create = async {
+            let made = self.bus.context().create_consumer_on_stream(config, &stream).await;
+            made.map(|_| ()).map_err(|e| BusError::Client(e.to_string()))
+        };
+        self.bus.limited("making the consumer of commands", "", REQUEST_LIMIT, create).await?;
+        let inbox = self.bus.inner.client.new_inbox();
+        let subscribe = async { self.bus.inner.client.subscribe(inbox.clone()).await.map_err(|e| BusError::Client(e.to_string())) };
+        let subscriber = self.bus.limited("subscribing", "", REQUEST_LIMIT, subscribe).await?;
+        Ok(Pull { subscriber, inbox, asked_until: None, connected })
+    }
+
+    /// Reads a message; one that cannot be carried out is refused and put away here.
+    async fn open(&self, message: async_nats::Message) -> Option<CommandItem> {
+        let message = StreamMessage { message, context: self.bus.context() };
+        let (sequence, stored, repeated) = {
+            let info = message.info().ok()?;
+            (info.stream_sequence, SystemTime::from(info.published), info.delivered > 1)
+        };
+        let message = message.message;
+        let ack = message.reply.as_ref().map(ToString::to_string)?;
+        let subject = message.subject.to_string();
+        let payload = message.payload;
+        let bytes = payload.len();
+        let header = message.headers.as_ref().and_then(|h| h.get(TRACEPARENT)).map(|v| v.as_str().to_owned());
+        let key = (subject.clone(), payload.clone());
+        let json = payload.first() == Some(&b'{');
+        let answer = Answer { bus: self.bus.clone(), agent: self.agent.clone(), inboxes: self.inboxes.clone(), key, json, ack };
+        let (code, why, id) = match read(&self.bus, &subject, &payload, sequence, stored) {
+            Ok(read) if SystemTime::now() <= read.expires => {
+                let mut command = read.command;
+                let field = std::mem::take(&mut command.traceparent);
+                let traceparent = header.unwrap_or(field);
+                command.traceparent.clone_from(&traceparent);
+                let (verb, target) = (read.verb, read.target);
+                let received = ReceivedCommand { verb, target, command, stored, traceparent, repeated, answer };
+                return Some(CommandItem::Command(Box::new(received)));
+            }
+            Ok(read) => ("expired", "it was stored too long ago".to_owned(), read.command.command_id),
+            Err(why) => ("malformed", why, String::new()),
+        };
+        self.bus.count_dead_letter();
+        let receipt = v1::Receipt {
+            accepted: false,
+            reason: why.clone(),
+            command_id: id,
+            code: code.to_owned(),
+            agent: self.agent.clone(),
+            ..v1::Receipt::default()
+        };
+        answer.send(&receipt).await;
+        if let Err(error) = answer.acknowledge().await {
+            tracing::debug!(%error, "a refused command will come again");
+        }
+        Some(CommandItem::Refused { subject, code, why, bytes, sequence })
+    }
+}
+
+impl Drop for CommandSource {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+struct ReadCommand {
+    verb: String,
+    target: String,
+    command: v1::Command,
+    expires: SystemTime,
+}
+
+fn read(bus: &Bus, subject: &str, payload: &[u8], sequence: u64, stored: SystemTime) -> Result<ReadCommand, String> {
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        return Err(format!("{} bytes are more than the {PAYLOAD_BYTES_MAX} allowed", payload.len()));
+    }
+    let tokens = bus.subjects().parse_command(subject).ok_or("the subject is not <mesh>.command.<agent>.<verb>.<target>")?;
+    let (verb, target) = (tokens.verb.to_owned(), tokens.target.to_owned());
+    let mut command: v1::Command = json::from_payload(payload).map_err(|e| e.to_string())?;
+    if command.command_id.len() > ID_BYTES_MAX {
+        return Err(format!("a command id has at most {ID_BYTES_MAX} bytes"));
+    }
+    if command.command_id.is_empty() {
+        command.command_id = computed_id(subject, payload, sequence, stored);
+    }
+    if command.issuer.is_empty() {
+        "anonymous".clone_into(&mut command.issuer);
+    }
+    let latest = stored + COMMAND_AGE_MAX;
+    let expires = command.expires_at.as_ref().map_or(latest, |at| system_time(at).min(latest));
+    command.expires_at = Some(timestamp(expires));
+    Ok(ReadCommand { verb, target, command, expires })
+}
+
+/// Id of a command that has none: the hash of what was sent and of its place in the stream. The place stands for the inbox, which
+/// JetStream does not keep: a replica that was started after the command was sent computes the same id.
+fn computed_id(subject: &str, payload: &[u8], sequence: u64, stored: SystemTime) -> String {
+    let nanos = stored.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut text = format!("{subject}\0{sequence}\0{nanos}\0").into_bytes();
+    text.extend_from_slice(payload);
+    let mut id = sha256_hex(&text);
+    id.truncate(32);
+    id
+}
+
+impl ReceivedCommand {
+    /// Sends the receipt, then acknowledges the command. Call it once the decision is durable, or refused.
+    /// The receipt's agent and command id are filled in.
+    ///
+    /// # Errors
+    /// When the acknowledgement is not confirmed: the command comes again, with the same id.
+    pub async fn settle(self, mut receipt: v1::Receipt) -> Result<(), BusError> {
+        receipt.command_id.clone_from(&self.command.command_id);
+        receipt.agent.clone_from(&self.answer.agent);
+        self.answer.send(&receipt).await;
+        self.answer.acknowledge().await
+    }
+
+    /// Tells the broker that work goes on; each 3 s while a decision takes longer than that.
+    ///
+    /// # Errors
+    /// When the bus is down.
+    pub async fn in_progress(&self) -> Result<(), BusError> {
+        self.answer.bus.publish(&self.answer.ack, Bytes::from_static(b"+WPI"), "").await
+    }
+}
+
+impl Answer {
+    /// At most once: who asks again gets the same receipt by the command's id.
+    async fn send(&self, receipt: &v1::Receipt) {
+        let Some(inbox) = self.inboxes.take(&self.key) else { return };
+        let bytes = match json::to_json(receipt) {
+            Ok(text) if self.json => Bytes::from(text),
+            _ => Bytes::from(receipt.encode_to_vec()),
+        };
+        if let Err(error) = self.bus.publish(&inbox, bytes, "").await {
+            tracing::debug!(%error, "a receipt was not sent");
+        }
+    }
+
+    /// Confirmed by the broker.
+    async fn acknowledge(&self) -> Result<(), BusError> {
+        self.bus.request_raw(&self.ack, None, Bytes::from_static(b"+ACK"), REQUEST_LIMIT).await.map(|_| ())
+    }
+}

@@ -1,0 +1,254 @@
+//! Events going out: one by one with an acknowledgement, or a journal's in order, however often the connection is lost.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use prost::Message;
+use razar_bus_schema::{event::subject_of, v1};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    Bus, BusError, REQUEST_LIMIT, TRACEPARENT,
+    batch::{self, BatchMessage, PubAck},
+    connection::{check_size, jittered, read_answer},
+};
+
+/// Most events of a node that are unacknowledged: folds keep a window of 256 bits.
+pub const WINDOW: usize = 256;
+/// Most bytes of events sent as one batch.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// First and longest pause after a failure.
+const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Header by which the broker drops repetitions inside its window.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// An event is in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acked {
+    /// Sequence in the stream.
+    pub sequence: u64,
+    /// It was there already.
+    pub duplicate: bool,
+}
+
+impl Bus {
+    /// Publishes one event and waits until it is stored. Its id makes a repetition harmless: on a retryable error publish again.
+    /// `traceparent`: empty for none.
+    ///
+    /// # Errors
+    /// When the bus is down or does not answer (the event may be stored), the event is larger than 256 KiB, or is forbidden.
+    pub async fn publish_event(&self, event: &v1::Event, traceparent: &str) -> Result<Acked, BusError> {
+        let outgoing = Outgoing::new(self, 0, event, traceparent)?;
+        outgoing.send_alone(self).await
+    }
+
+    /// A publisher for a journal: in order, across reconnects and restarts of the broker.
+    #[must_use]
+    pub fn event_publisher(&self) -> EventPublisher {
+        let (queue, outgoing) = mpsc::channel(WINDOW);
+        let (progress_tx, progress) = watch::channel(Progress::default());
+        let unacknowledged = Arc::new(AtomicUsize::new(0));
+        let (bus, waiting) = (self.clone(), VecDeque::with_capacity(WINDOW));
+        let sender = Sender { bus, outgoing, waiting, progress: progress_tx, unacknowledged: unacknowledged.clone() };
+        tokio::spawn(sender.run());
+        EventPublisher { bus: self.clone(), queue, progress, offered: 0, unacknowledged }
+    }
+}
+
+/// How far an [`EventPublisher`] is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Every event offered with a journal sequence up to this is stored in EVENTS.
+    pub acknowledged: u64,
+    /// Sequence in the stream of the newest acknowledged one.
+    pub stream_sequence: u64,
+    /// How many were acknowledged as known already.
+    pub duplicates: u64,
+    /// Failed tries so far.
+    pub failures: u64,
+    /// Why the newest try failed; none once one has succeeded since.
+    pub failing: Option<BusError>,
+}
+
+/// Sends a journal's events in order. Events go out alone while the line is idle; what gathers meanwhile goes as one atomic batch, and
+/// after any failure the oldest goes alone until it is acknowledged. So the stream never sees them out of order, even when the client
+/// library loses part of what it had buffered. At most [`WINDOW`] events are held; the journal holds the rest.
+#[derive(Debug)]
+pub struct EventPublisher {
+    bus: Bus,
+    queue: mpsc::Sender<Outgoing>,
+    progress: watch::Receiver<Progress>,
+    offered: u64,
+    unacknowledged: Arc<AtomicUsize>,
+}
+
+impl EventPublisher {
+    /// Takes an event with its journal sequence, which must be above every one offered before. Returns false, taking nothing, while
+    /// [`WINDOW`] are unacknowledged: offer it again after [`EventPublisher::progressed`]. `traceparent`: empty for none.
+    ///
+    /// # Errors
+    /// [`BusError::TooLarge`] for one that the broker can never take: note it and go on with the next.
+    pub fn offer(&mut self, journal_sequence: u64, event: &v1::Event, traceparent: &str) -> Result<bool, BusError> {
+        if self.room() == 0 {
+            return Ok(false);
+        }
+        let Ok(place) = self.queue.try_reserve() else { return Ok(false) };
+        place.send(Outgoing::new(&self.bus, journal_sequence, event, traceparent)?);
+        self.unacknowledged.fetch_add(1, Ordering::AcqRel);
+        self.offered = self.offered.max(journal_sequence);
+        Ok(true)
+    }
+
+    /// Events that may be offered now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        WINDOW.saturating_sub(self.unacknowledged.load(Ordering::Acquire))
+    }
+
+    /// Highest journal sequence that was taken.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits for the next change of [`EventPublisher::progress`]. Cancel-safe.
+    pub async fn progressed(&mut self) -> Progress {
+        if self.progress.changed().await.is_err() {
+            // The sender lives as long as the queue; it ends only with the runtime.
+            std::future::pending::<()>().await;
+        }
+        self.progress.borrow_and_update().clone()
+    }
+
+    /// Waits until everything offered is stored, for at most `limit`; whether it is.
+    pub async fn drained(&mut self, limit: Duration) -> bool {
+        let offered = self.offered;
+        let done = self.progress.wait_for(|p| p.acknowledged >= offered);
+        tokio::time::timeout(limit, done).await.is_ok_and(|r| r.is_ok())
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Outgoing {
+    journal_sequence: u64,
+    message: BatchMessage,
+}
+
+impl Outgoing {
+    fn new(bus: &Bus, journal_sequence: u64, event: &v1::Event, traceparent: &str) -> Result<Self, BusError> {
+        let payload = Bytes::from(event.encode_to_vec());
+        check_size(payload.len())?;
+        let mut headers = HeaderMap::new();
+        headers.insert(MESSAGE_ID, event.id.as_str());
+        if !traceparent.is_empty() {
+            headers.insert(TRACEPARENT, traceparent);
+        }
+        let subject = subject_of(bus.subjects(), event);
+        Ok(Self { journal_sequence, message: BatchMessage { subject, headers, payload } })
+    }
+
+    async fn send_alone(&self, bus: &Bus) -> Result<Acked, BusError> {
+        let message = self.message.clone();
+        let answer = bus.request_raw(&message.subject, Some(message.headers), message.payload, REQUEST_LIMIT).await;
+        let answer = answer.map_err(|e| match e {
+            BusError::NoResponders { .. } => BusError::Missing { what: "events".to_owned() },
+            other => other,
+        })?;
+        let ack: PubAck = read_answer(&answer.payload, "events")?;
+        Ok(Acked { sequence: ack.seq, duplicate: ack.duplicate })
+    }
+}
+
+struct Sender {
+    bus: Bus,
+    outgoing: mpsc::Receiver<Outgoing>,
+    waiting: VecDeque<Outgoing>,
+    progress: watch::Sender<Progress>,
+    unacknowledged: Arc<AtomicUsize>,
+}
+
+impl Sender {
+    async fn run(mut self) {
+        let mut alone = true;
+        let mut pause = RETRY_MIN;
+        loop {
+            if self.waiting.is_empty() {
+                let Some(next) = self.outgoing.recv().await else { return };
+                self.waiting.push_back(next);
+            }
+            while self.waiting.len() < WINDOW
+                && let Ok(next) = self.outgoing.try_recv()
+            {
+                self.waiting.push_back(next);
+            }
+            if !self.bus.until_up().await {
+                return;
+            }
+            let count = if alone { 1 } else { self.batch_size() };
+            match self.send(count).await {
+                Ok(acked) => {
+                    // Repetitions come in rows: while they do, a batch would be refused.
+                    alone = acked.duplicate;
+                    pause = RETRY_MIN;
+                }
+                Err(BusError::Duplicate) => alone = true,
+                Err(error) => {
+                    alone = true;
+                    tracing::warn!(%error, waiting = self.waiting.len(), "cannot publish events yet");
+                    self.progress.send_modify(|p| {
+                        p.failures += 1;
+                        p.failing = Some(error);
+                    });
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    fn batch_size(&self) -> usize {
+        let mut bytes = 0;
+        let fits = self.waiting.iter().take_while(|o| {
+            bytes += o.message.payload.len();
+            bytes <= BATCH_BYTES_MAX
+        });
+        fits.count().max(1)
+    }
+
+    /// Sends the oldest `count`, and takes them out once they are stored.
+    async fn send(&mut self, count: usize) -> Result<Acked, BusError> {
+        let acked = match (count, self.waiting.front()) {
+            (_, None) => return Ok(Acked { sequence: 0, duplicate: false }),
+            (1, Some(first)) => first.send_alone(&self.bus).await?,
+            (_, Some(_)) => {
+                let messages = self.waiting.iter().take(count).map(|o| o.message.clone()).collect();
+                let sequences = batch::commit(&self.bus, messages, "events").await?;
+                Acked { sequence: sequences.last().copied().unwrap_or(0), duplicate: false }
+            }
+        };
+        let done = self.waiting.drain(..count).map(|o| o.journal_sequence).max().unwrap_or(0);
+        self.unacknowledged.fetch_sub(count, Ordering::AcqRel);
+        self.progress.send_modify(|p| {
+            p.acknowledged = p.acknowledged.max(done);
+            p.stream_sequence = p.stream_sequence.max(acked.sequence);
+            p.duplicates += u64::from(acked.duplicate);
+            p.failing = None;
+        });
+        Ok(acked)
+    }
+}
