@@ -1,0 +1,82 @@
+//! Drafts of the events that a node tells: everything but the id and sequence, which are the journal's to give.
+
+use razar_bus_schema::{
+    event::Kind as _,
+    ids::{Instance, parse_traceparent, span_id, trace_id, traceparent},
+    time,
+    v1::{self, event::Fact},
+};
+
+use super::{Node, Now, SYSTEM_STACK};
+
+impl Node {
+    /// A draft about `id` (`None`: about the node itself).
+    pub(super) fn draft(&self, id: Option<&Instance>, fact: Fact, code: &str, text: &str, now: Now) -> v1::Event {
+        let inst = id.and_then(|id| self.instances.get(id));
+        let wanted = inst.and_then(|i| i.wanted.as_ref());
+        let incident = inst.and_then(|i| i.incident.as_ref()).map(|open| &open.id);
+        let trace = match incident {
+            Some(incident) => Some(self.incident_trace(&incident.to_string())),
+            None => wanted.and_then(|w| w.trace.clone()).filter(|t| parse_traceparent(&t.traceparent).is_some()),
+        };
+        v1::Event {
+            id: String::new(),
+            kind: fact.kind().to_owned(),
+            time: Some(time::timestamp(now.wall)),
+            source: Some(v1::Actor { kind: "node".to_owned(), id: self.config.node.clone() }),
+            node_sequence: None,
+            chakra: wanted.map_or_else(String::new, |w| w.spec.chakra.clone()),
+            instance: id.map(Into::into),
+            incarnation: inst.map(|i| i.incarnation.into()),
+            incident: incident.map(Into::into),
+            mission_id: wanted.map_or_else(String::new, |w| w.desired.mission_id.clone()),
+            cause_id: String::new(),
+            reason: Some(v1::Reason { code: code.to_owned(), text: text.to_owned() }),
+            trace,
+            mesh: self.config.mesh.clone(),
+            stack: wanted.map_or_else(String::new, |w| w.desired.stack.clone()),
+            fact: Some(fact),
+        }
+    }
+
+    /// Tells a fact about `id`.
+    pub(super) fn tell(&mut self, id: &Instance, fact: Fact, code: &str, text: &str, now: Now) {
+        let event = self.draft(Some(id), fact, code, text, now);
+        self.tells.push(event);
+    }
+
+    fn incident_trace(&self, incident: &str) -> v1::TraceContext {
+        let subject = format!("incident:{}:{incident}", self.config.mesh);
+        v1::TraceContext { traceparent: traceparent(trace_id(&subject), span_id(&subject)), tracestate: String::new() }
+    }
+
+    /// Tells that the node joined.
+    pub fn tell_joined(&mut self, joined: v1::NodeJoined, now: Now) {
+        let event = self.draft(None, Fact::NodeJoined(joined), "joined", "the node's agent began its work", now);
+        self.tells.push(event);
+    }
+
+    /// What the node holds.
+    #[must_use]
+    pub fn inventory(&self) -> v1::NodeInventory {
+        let user = self.instances.values().filter(|i| i.wanted.as_ref().is_none_or(|w| w.desired.stack != SYSTEM_STACK));
+        let items = user.map(|i| v1::InventoryItem {
+            instance: Some((&i.id).into()),
+            generation: i.generation,
+            incarnation: Some(i.incarnation.into()),
+            state: i.state.into(),
+        });
+        v1::NodeInventory {
+            node_epoch: self.config.node_epoch.clone(),
+            bucket_epoch: self.intents.epoch().to_owned(),
+            items: items.collect(),
+            quarantine_records: self.quarantine_records(),
+        }
+    }
+
+    pub(super) fn tell_inventory(&mut self, now: Now) {
+        let fact = Fact::NodeInventory(self.inventory());
+        let event = self.draft(None, fact, "inventory", "what this node holds, for a bucket epoch that is new to it", now);
+        self.tells.push(event);
+    }
+}

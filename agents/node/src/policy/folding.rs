@@ -1,0 +1,409 @@
+//! What happened to a process, folded into its instance: spawned, answered, silent, gone. What follows is decided in `moves`.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    ids::{Incarnation, Incident, Instance},
+    time,
+    v1::{self, DegradedKind, HangWindow, InstanceState as State, event::Fact},
+};
+
+use super::{
+    Action, Node, Now,
+    evidence::{Window, classify},
+    instance::{Inst, OpenIncident, may_follow},
+    probing::{self, Answer, Probes, Role, Row},
+    restart::Limits,
+};
+
+/// Default of a probe that counts as slow.
+const SLOW_PROBE: Duration = Duration::from_millis(500);
+
+/// How a process ended.
+pub(super) struct Exit {
+    pub(super) status: v1::ExitStatus,
+    pub(super) last_error: String,
+    pub(super) while_away: bool,
+    pub(super) stragglers: u32,
+}
+
+/// What a probe said.
+pub(super) struct Said {
+    pub(super) role: Role,
+    pub(super) answer: Answer,
+    pub(super) detail: String,
+    pub(super) took: Duration,
+    pub(super) window: Option<Window>,
+}
+
+impl Node {
+    /// Moves `id` along the declared machine.
+    pub(super) fn set_state(&mut self, id: &Instance, to: State, reason: &str, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.state == to {
+            reason.clone_into(&mut inst.reason);
+            return;
+        }
+        debug_assert!(may_follow(inst.state, to), "{id}: {:?} -> {to:?} is not declared", inst.state);
+        if !may_follow(inst.state, to) {
+            return;
+        }
+        if inst.state == State::Ready {
+            inst.ready_before = inst.ready_for(now.mono);
+            inst.ready_since = None;
+        }
+        if to == State::Ready {
+            inst.ready_since = Some(now.mono);
+            inst.was_ready = true;
+        }
+        inst.state = to;
+        inst.since = now.mono;
+        reason.clone_into(&mut inst.reason);
+        if to != State::Waiting {
+            let key = (inst.group(), inst.rank(), id.clone());
+            inst.queued_since = None;
+            self.startable.remove(&key);
+        } else {
+            inst.waiting_since = now.mono;
+        }
+        self.touch(id);
+    }
+
+    fn living(&mut self, id: &Instance, incarnation: Incarnation) -> Option<&mut Inst> {
+        self.instances.get_mut(id).filter(|i| i.incarnation == incarnation && i.lives())
+    }
+
+    pub(super) fn fold_spawned(&mut self, id: &Instance, incarnation: Incarnation, process: v1::ProcessIdentity, now: Now) {
+        let Some(inst) = self.living(id, incarnation) else { return };
+        inst.process = Some(process.clone());
+        let (limits, delay, waited) = (inst.spec().map(|s| Limits::of(s)), inst.delay, inst.spawned_at.saturating_sub(inst.waiting_since));
+        let queued = inst.queued_since.map_or(Duration::ZERO, |since| inst.spawned_at.saturating_sub(since));
+        let restart =
+            limits.map_or(0, |l| if inst.budget.restarts.back() == Some(&inst.spawned_at) { inst.budget.spent(&l, now.mono) } else { 0 });
+        let fact = v1::ComponentStarted {
+            process: Some(process),
+            restart,
+            restart_max: limits.map_or(0, |l| l.max),
+            delay: Some(time::duration(delay)),
+            waited: Some(time::duration(if restart == 0 { waited } else { Duration::ZERO })),
+            queued: Some(time::duration(if restart == 0 { queued } else { Duration::ZERO })),
+            dependencies: dependencies_seen(inst),
+            generation: incarnation.generation,
+            adopted: false,
+        };
+        let none = inst.spec().is_some_and(|s| s.readiness_none && !s.one_shot);
+        let (code, text) = match (restart, inst.by_rung) {
+            (_, true) => ("rung_start", "started by a rung of the ladder".to_owned()),
+            (0, false) => ("start", "its dependencies' conditions hold".to_owned()),
+            (n, false) => ("local_restart", format!("local restart {n} of {}", fact.restart_max)),
+        };
+        self.tell(id, Fact::ComponentStarted(fact), code, &text, now);
+        self.touch(id);
+        if none {
+            self.became_ready(id, "no readiness is asked for", now);
+        }
+    }
+
+    pub(super) fn fold_spawn_failed(&mut self, id: &Instance, incarnation: Incarnation, why: String, now: Now) {
+        let exit = Exit { status: v1::ExitStatus::default(), last_error: why, while_away: false, stragglers: 0 };
+        self.fold_exit(id, incarnation, &exit, now);
+    }
+
+    pub(super) fn fold_prepared(&mut self, id: &Instance, failed: Option<String>, now: Now) {
+        let Some(inst) = self.instances.get_mut(id).filter(|i| i.state == State::Preparing) else { return };
+        match failed {
+            None => self.spawn(id, now),
+            Some(why) => {
+                inst.last_error = why;
+                self.set_state(id, State::Exited, "what comes before the start failed", now);
+            }
+        }
+    }
+
+    pub(super) fn fold_exit(&mut self, id: &Instance, incarnation: Incarnation, exit: &Exit, now: Now) {
+        let Some(inst) = self.living(id, incarnation) else { return };
+        let (state, lived, ready_for) = (inst.state, now.mono.saturating_sub(inst.spawned_at), inst.ready_for(now.mono));
+        inst.process = None;
+        inst.slot = false;
+        inst.last_exit = Some(exit.status);
+        inst.last_error.clone_from(&exit.last_error);
+        inst.probes = Probes::default();
+        inst.hang.answered();
+        inst.degraded = None;
+        inst.blocked_since = None;
+        inst.slow_start_told = false;
+        let one_shot = inst.spec().is_some_and(|s| s.one_shot);
+        if state != State::Stopping {
+            inst.stop = None;
+        }
+        if state == State::Stopping {
+            self.finish_stop(id, exit, now);
+            return;
+        }
+        if one_shot && exit.status.code == Some(0) {
+            self.complete(id, lived, now);
+            return;
+        }
+        self.blame(id, ready_for, now);
+        let fact = v1::ComponentExited {
+            status: Some(exit.status),
+            last_error: exit.last_error.clone(),
+            lived: Some(time::duration(lived)),
+            ready_for: Some(time::duration(ready_for)),
+            detected_at: Some(time::timestamp(now.wall)),
+            while_away: exit.while_away,
+            stragglers_killed: exit.stragglers,
+        };
+        let text = describe_exit(&exit.status, &exit.last_error);
+        self.tell(id, Fact::ComponentExited(fact), "exited", &text, now);
+        self.set_state(id, State::Exited, &text, now);
+    }
+
+    /// Opens an incident and charges the budget, unless a dependency is to blame.
+    fn blame(&mut self, id: &Instance, ready_for: Duration, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        if !self.blockers(&spec, id, now.mono).is_empty() {
+            return;
+        }
+        let limits = Limits::of(&spec);
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.budget.died(ready_for, &limits);
+        open_incident(inst, now.mono);
+    }
+
+    /// A one-shot ended well.
+    fn complete(&mut self, id: &Instance, took: Duration, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.completed = Some((inst.started_hash.clone(), inst.incarnation.generation));
+        let fact = v1::ComponentReady { took: Some(time::duration(took)), probe: "exit 0".to_owned(), again: false, completed: true };
+        self.tell(id, Fact::ComponentReady(fact), "completed", "the one-shot ended well", now);
+        self.end_local_incident(id, now);
+        self.set_state(id, State::Completed, "ended well", now);
+    }
+
+    pub(super) fn fold_sign(&mut self, id: &Instance, incarnation: Incarnation, role: Role, detail: &str, now: Now) {
+        let Some(inst) = self.living(id, incarnation) else { return };
+        inst.probes.role(role).sign_at = Some(now.mono);
+        let Some(spec) = inst.spec().cloned() else { return };
+        match role {
+            Role::Startup if !inst.probes.started_up => {
+                inst.probes.start_passed(&spec, now.mono);
+                self.touch(id);
+            }
+            Role::Startup => {}
+            Role::Readiness if inst.probes.started_up && matches!(inst.state, State::Starting | State::Unready) => {
+                self.became_ready(id, detail, now);
+            }
+            Role::Readiness => {}
+            Role::Liveness => self.alive(id),
+        }
+    }
+
+    pub(super) fn fold_probe(&mut self, id: &Instance, incarnation: Incarnation, mut said: Said, now: Now) {
+        let Some(inst) = self.living(id, incarnation) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let Some(probe) = said.role.probe(&spec) else { return };
+        let figures = probing::figures(probe, said.role);
+        let starting = (inst.state == State::Starting).then_some(inst.spawned_at);
+        let state = inst.probes.role(said.role);
+        let Some(asked) = state.asked else { return };
+        if probing::manner(probe) == probing::Manner::Told {
+            said.answer = if state.sign_at.is_some_and(|at| at >= asked) { Answer::Passed } else { Answer::Failed };
+        }
+        let row = state.fold(said.answer, &figures, starting, now.mono);
+        self.dirty.insert(id.clone());
+        self.note_slow(id, &spec, &said, now);
+        match said.role {
+            Role::Startup => self.fold_startup(id, &spec, row, &said, now),
+            Role::Readiness => self.fold_readiness(id, row, &said, now),
+            Role::Liveness if said.answer == Answer::Passed => self.alive(id),
+            Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
+        }
+    }
+
+    fn fold_startup(&mut self, id: &Instance, spec: &v1::ComponentSpec, row: Row, said: &Said, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        match row {
+            Row::Open => {}
+            Row::Good => inst.probes.start_passed(spec, now.mono),
+            Row::Bad => {
+                inst.probes = Probes::default();
+                let incarnation = inst.incarnation;
+                open_incident(inst, now.mono);
+                let evidence = v1::HangEvidence { probe: said.detail.clone(), ..Default::default() };
+                let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
+                self.tell(id, fact, "startup_limit", "its startup probe failed as often as it may", now);
+                self.actions.push(Action::Kill { instance: id.clone(), incarnation });
+                self.mark_killed(id, now);
+            }
+        }
+    }
+
+    fn fold_readiness(&mut self, id: &Instance, row: Row, said: &Said, now: Now) {
+        let Some(state) = self.instances.get(id).map(|i| i.state) else { return };
+        match (row, state) {
+            (Row::Good, State::Starting | State::Unready) => self.became_ready(id, &said.detail, now),
+            (Row::Bad, State::Ready) => {
+                let fact = Fact::ComponentUnready(v1::ComponentUnready { probe: said.detail.clone() });
+                self.tell(id, fact, "unready", &format!("readiness: {}", said.detail), now);
+                self.set_state(id, State::Unready, &said.detail, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// A liveness answer: the row is cleared, and a sign of life after failures is counted.
+    fn alive(&mut self, id: &Instance) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.hang.windows() > 0 {
+            inst.signs_of_life += 1;
+            self.dirty.insert(id.clone());
+        }
+        inst.hang.answered();
+        if inst.degraded.is_some_and(|d| d != DegradedKind::Slow) {
+            inst.degraded = None;
+        }
+    }
+
+    /// A liveness probe failed: what was the window, and is the row a hang?
+    fn fold_silence(&mut self, id: &Instance, said: &Said, threshold: u32, now: Now) {
+        let Some(window) = &said.window else { return };
+        let verdict = classify(window);
+        let Some(inst) = self.instances.get(id) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let blocked = !self.blockers(&spec, id, now.mono).is_empty();
+        match verdict.kind {
+            HangWindow::Starved => self.degraded(id, DegradedKind::Starved, "it wants to run and does not get the CPU", now),
+            HangWindow::Traced => self.degraded(id, DegradedKind::Traced, "a debugger holds it", now),
+            HangWindow::Unspecified | HangWindow::Void | HangWindow::Stopped | HangWindow::Disk | HangWindow::Asleep | HangWindow::Busy => {
+            }
+        }
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if !inst.hang.add(&verdict, threshold, blocked) {
+            return;
+        }
+        let silent_for = now.mono.saturating_sub(inst.probes.liveness.sign_at.unwrap_or(inst.since));
+        let evidence = v1::HangEvidence {
+            window: verdict.kind.into(),
+            windows: inst.hang.windows(),
+            run: Some(time::duration(verdict.run)),
+            delay: Some(time::duration(verdict.delay)),
+            probe: said.detail.clone(),
+            silent_for: Some(time::duration(silent_for)),
+            tasks: verdict.tasks,
+        };
+        let text = format!("{}: {} of {} windows, {:.0?} of CPU", window_name(verdict.kind), evidence.windows, threshold, verdict.run);
+        let incarnation = inst.incarnation;
+        open_incident(inst, now.mono);
+        let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
+        self.tell(id, fact, "hung", &text, now);
+        self.actions.push(Action::Kill { instance: id.clone(), incarnation });
+        self.mark_killed(id, now);
+    }
+
+    fn note_slow(&mut self, id: &Instance, spec: &v1::ComponentSpec, said: &Said, now: Now) {
+        let limit = time::duration_or(spec.slow_probe.as_ref(), SLOW_PROBE);
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if said.answer != Answer::Passed || !inst.was_ready {
+            return;
+        }
+        if said.took > limit {
+            let text = format!("a probe took {:.0?}, more than {limit:.0?}", said.took);
+            self.degraded(id, DegradedKind::Slow, &text, now);
+        } else if inst.degraded == Some(DegradedKind::Slow) {
+            inst.degraded = None;
+        }
+    }
+
+    /// Tells a degradation once, until it has passed.
+    pub(super) fn degraded(&mut self, id: &Instance, kind: DegradedKind, detail: &str, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.degraded == Some(kind) {
+            return;
+        }
+        inst.degraded = Some(kind);
+        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned() });
+        self.tell(id, fact, "degraded", detail, now);
+    }
+
+    /// It can serve: first or again.
+    pub(super) fn became_ready(&mut self, id: &Instance, detail: &str, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let (again, took) = (inst.was_ready, now.mono.saturating_sub(inst.spawned_at));
+        if !again {
+            inst.slot = false;
+            inst.probes.became_ready(&spec, now.mono);
+        }
+        inst.probes.liveness.sign_at = Some(now.mono);
+        let fact = v1::ComponentReady { took: Some(time::duration(took)), probe: detail.to_owned(), again, completed: false };
+        self.tell(id, Fact::ComponentReady(fact), "ready", detail, now);
+        self.set_state(id, State::Ready, detail, now);
+        self.end_local_incident(id, now);
+    }
+
+    /// A local restart's incident ends with its ready; a rung's ends when recovery says so.
+    fn end_local_incident(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.by_rung {
+            return;
+        }
+        let Some(open) = &inst.incident else { return };
+        let took = now.mono.saturating_sub(open.since);
+        let fact = v1::Recovered { rung: "local".to_owned(), took: Some(time::duration(took)), starts: open.starts };
+        let text = format!("recovered in {took:.0?} by a local restart");
+        self.tell(id, Fact::Recovered(fact), "recovered", &text, now);
+        if let Some(inst) = self.instances.get_mut(id) {
+            inst.incident = None;
+        }
+    }
+
+    pub(super) fn fold_survivors(&mut self, id: &Instance, incarnation: Incarnation, pids: Vec<u32>, now: Now) {
+        let Some(inst) = self.instances.get(id).filter(|i| i.incarnation == incarnation) else { return };
+        let text = format!("{} of its processes outlived SIGKILL", pids.len());
+        let _ = inst;
+        self.tell(id, Fact::ComponentUnkillable(v1::ComponentUnkillable { pids }), "unkillable", &text, now);
+    }
+}
+
+/// Opens an incident of the newest incarnation unless one is open.
+pub(super) fn open_incident(inst: &mut Inst, now: Duration) {
+    if inst.incident.is_none() {
+        let id = Incident { instance: inst.id.clone(), incarnation: inst.incarnation, signs_of_life: inst.signs_of_life };
+        inst.incident = Some(OpenIncident { id, since: now, starts: 0 });
+    }
+}
+
+pub(super) fn dependencies_seen(inst: &Inst) -> Vec<v1::DependencySeen> {
+    let seen = |(id, incarnation): &(Instance, Incarnation)| v1::DependencySeen {
+        instance: Some(id.into()),
+        incarnation: Some((*incarnation).into()),
+    };
+    inst.dependencies.iter().map(seen).collect()
+}
+
+/// An exit as people read it: `exit 1: "503 from model index"`.
+#[must_use]
+pub(super) fn describe_exit(status: &v1::ExitStatus, last_error: &str) -> String {
+    let how = match (status.code, status.signal) {
+        (Some(code), _) => format!("exit {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "ended, nobody knows how".to_owned(),
+    };
+    let oom = if status.oom == Some(true) { ", out of memory" } else { "" };
+    if last_error.is_empty() { format!("{how}{oom}") } else { format!("{how}{oom}: \"{last_error}\"") }
+}
+
+fn window_name(kind: HangWindow) -> &'static str {
+    match kind {
+        HangWindow::Unspecified => "unknown",
+        HangWindow::Void => "void",
+        HangWindow::Traced => "traced",
+        HangWindow::Stopped => "stopped",
+        HangWindow::Starved => "starved",
+        HangWindow::Disk => "waiting for the disk",
+        HangWindow::Asleep => "asleep",
+        HangWindow::Busy => "busy without answering",
+    }
+}

@@ -1,0 +1,372 @@
+//! The node's view of the bucket `intents`: what is staged until nothing is pending behind it, what is in force, and which
+//! records are void. Absence says nothing: a record that vanished stays in force until another one replaces it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use prost::Message as _;
+use razar_bus_schema::{
+    bucket::IntentKey,
+    event::Kind as _,
+    ids::{Incarnation, Incident, Instance},
+    time,
+    v1::{self, event::Fact, intent::Want},
+};
+
+use super::{
+    Action, Group, INSTANCES_MAX, Node, Now, SYSTEM_STACK,
+    instance::{Inst, Place, Wanted},
+};
+
+/// Something that the watch of the bucket said.
+#[derive(Debug, Clone)]
+pub enum ViewChange {
+    /// The bucket has this epoch; whatever was staged of another one is gone.
+    Epoch(String),
+    /// A record, not yet in force.
+    Record {
+        /// Key.
+        key: String,
+        /// Revision.
+        revision: u64,
+        /// The record, `None` when its bytes could not be read.
+        intent: Option<Box<v1::Intent>>,
+    },
+    /// Nothing is pending: what was staged comes into force.
+    Settled,
+}
+
+/// A record in force.
+#[derive(Debug, Clone)]
+struct Record {
+    place: Place,
+    received: Duration,
+    intent: Arc<v1::Intent>,
+}
+
+/// The view.
+#[derive(Debug, Clone, Default)]
+pub struct Intents {
+    epoch: String,
+    revision: u64,
+    staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
+    records: BTreeMap<String, Record>,
+}
+
+impl Intents {
+    /// Bucket epoch last told; empty: none yet.
+    #[must_use]
+    pub fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    /// Highest revision in force in that epoch.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    fn record(&self, key: &IntentKey) -> Option<&Record> {
+        self.records.get(&key.to_string())
+    }
+
+    /// The view as it is kept on disk.
+    fn on_disk(&self) -> v1::PlanOnDisk {
+        let records = self.records.iter().map(|(key, record)| v1::PlanRecord {
+            key: key.clone(),
+            revision: if record.place.epoch == self.epoch { record.place.revision } else { 0 },
+            intent: record.intent.encode_to_vec(),
+        });
+        v1::PlanOnDisk { bucket_epoch: self.epoch.clone(), revision: self.revision, records: records.collect() }
+    }
+}
+
+/// An order of the ladder as the node keeps it.
+#[derive(Debug, Clone)]
+pub(super) struct Order<'n> {
+    pub(super) order: &'n v1::RecoveryOrder,
+    pub(super) incident: Option<Incident>,
+    pub(super) received: Duration,
+    pub(super) reason: &'n str,
+}
+
+impl Node {
+    pub(super) fn fold_view(&mut self, change: ViewChange, now: Now) {
+        match change {
+            ViewChange::Epoch(epoch) => {
+                self.intents.staged.clear();
+                if self.intents.epoch != epoch {
+                    self.intents.epoch = epoch;
+                    self.intents.revision = 0;
+                    self.tell_inventory(now);
+                }
+            }
+            ViewChange::Record { key, revision, intent } => {
+                let Some(intent) = intent else {
+                    self.tell_void(None, &key, "unreadable", now);
+                    return;
+                };
+                self.intents.staged.insert(key, (revision, Arc::from(intent)));
+            }
+            ViewChange::Settled => self.settle(now),
+        }
+    }
+
+    fn settle(&mut self, now: Now) {
+        let staged = std::mem::take(&mut self.intents.staged);
+        let mut changed = false;
+        for (key, (revision, intent)) in staged {
+            let place = Place { epoch: self.intents.epoch.clone(), revision };
+            changed |= self.put_in_force(&key, place, intent, now);
+        }
+        if changed {
+            self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
+        }
+    }
+
+    fn put_in_force(&mut self, key: &str, place: Place, intent: Arc<v1::Intent>, now: Now) -> bool {
+        if let Some(old) = self.intents.records.get(key) {
+            if old.place == place {
+                return false;
+            }
+            if old.place.epoch == place.epoch && place.revision < old.place.revision {
+                self.tell_void(None, key, "lower_revision", now);
+                return false;
+            }
+        }
+        let Some(parsed) = IntentKey::parse(key) else {
+            self.tell_void(None, key, "unknown_key", now);
+            return false;
+        };
+        if !self.accepts(&parsed, &place, &intent, now) {
+            return false;
+        }
+        self.intents.revision = self.intents.revision.max(place.revision);
+        self.intents.records.insert(key.to_owned(), Record { place, received: now.mono, intent });
+        self.touch_by(&parsed);
+        true
+    }
+
+    /// Whether a record may come into force, and what it changes at once.
+    fn accepts(&mut self, key: &IntentKey, place: &Place, intent: &Arc<v1::Intent>, now: Now) -> bool {
+        match (key, &intent.want) {
+            (IntentKey::Desired(id), Some(Want::Desired(desired))) => self.accept_desired(id, place, intent, desired, now),
+            (IntentKey::Recovery(_), Some(Want::Recovery(_)))
+            | (IntentKey::QuarantineComponent(_) | IntentKey::QuarantineInstance(_), Some(Want::Quarantine(_)))
+            | (IntentKey::Load(_), Some(Want::Load(_)))
+            | (IntentKey::Vram { .. }, Some(Want::Vram(_)))
+            | (IntentKey::Mark(_), Some(Want::Mark(_))) => true,
+            _ => {
+                self.tell_void(None, &key.to_string(), "unknown_want", now);
+                false
+            }
+        }
+    }
+
+    fn accept_desired(&mut self, id: &Instance, place: &Place, intent: &v1::Intent, desired: &v1::Desired, now: Now) -> bool {
+        let key = IntentKey::Desired(id.clone()).to_string();
+        let here = desired.node == self.config.node;
+        let known = self.instances.get(id);
+        if !here && known.is_none_or(|i| i.generation == 0) {
+            return true;
+        }
+        let void = if known.is_some_and(|i| i.group() == Group::System && i.wanted.is_some()) {
+            Some("system_name")
+        } else if desired.mode() == v1::RunMode::Unspecified || desired.spec.is_none() {
+            Some("unknown_mode")
+        } else if here && desired.node_epoch != self.config.node_epoch {
+            Some("foreign_epoch")
+        } else if known.is_some_and(|i| desired.generation < i.generation) {
+            Some("lower_generation")
+        } else if known.is_some_and(|i| i.fence.epoch == place.epoch && place.revision < i.fence.revision) {
+            Some("lower_revision")
+        } else if known.is_none() && self.instances.len() >= INSTANCES_MAX {
+            Some("too_many_instances")
+        } else {
+            None
+        };
+        if let Some(why) = void {
+            self.tell_void(Some(id), &key, why, now);
+            return false;
+        }
+        let wanted = Wanted {
+            desired: Arc::new(desired.clone()),
+            spec: Arc::new(desired.spec.clone().unwrap_or_default()),
+            writer: intent.writer.as_ref().map_or_else(String::new, |w| w.kind.clone()),
+            reason: intent.reason.as_ref().map_or_else(String::new, |r| r.text.clone()),
+            trace: intent.trace.clone(),
+            received: now.mono,
+            place: place.clone(),
+            group: Group::User,
+            elsewhere: !here,
+        };
+        self.want(id, wanted, now);
+        true
+    }
+
+    /// Puts `wanted` in force for `id`, creating the instance when it is new.
+    pub(super) fn want(&mut self, id: &Instance, wanted: Wanted, now: Now) {
+        for dependency in &wanted.spec.depends_on {
+            self.dependents.entry(dependency.component.clone()).or_default().insert(id.clone());
+        }
+        let inst = self.instances.entry(id.clone()).or_insert_with(|| Inst::new(id.clone(), now.mono));
+        inst.fence = wanted.place.clone();
+        inst.generation = inst.generation.max(wanted.desired.generation);
+        inst.wanted = Some(wanted);
+        if !inst.lives() {
+            inst.waiting_since = now.mono;
+        }
+        self.touch(id);
+    }
+
+    /// The compiled-in plan; a specification that changed since the journal was written is a new generation.
+    pub(super) fn adopt_system(&mut self, system: Vec<v1::Desired>, now: Now) {
+        for mut desired in system {
+            let Some(id) = desired.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
+            let before = self.instances.get(&id);
+            let same = before.is_none_or(|i| i.started_hash.is_empty() || i.started_hash == desired.spec_hash);
+            let generation = before.map_or(1, |i| i.generation.max(1));
+            desired.generation = if same { generation } else { generation + 1 };
+            desired.stack = SYSTEM_STACK.to_owned();
+            let wanted = Wanted {
+                spec: Arc::new(desired.spec.clone().unwrap_or_default()),
+                desired: Arc::new(desired),
+                writer: "node".to_owned(),
+                reason: "part of the mesh".to_owned(),
+                trace: None,
+                received: now.mono,
+                place: Place::default(),
+                group: Group::System,
+                elsewhere: false,
+            };
+            self.want(&id, wanted, now);
+        }
+    }
+
+    /// The view that the disk kept.
+    pub(super) fn adopt_plan(&mut self, plan: v1::PlanOnDisk, now: Now) {
+        self.intents.epoch = plan.bucket_epoch;
+        for record in plan.records {
+            let Ok(intent) = v1::Intent::decode(record.intent.as_slice()) else { continue };
+            let place = Place { epoch: self.intents.epoch.clone(), revision: record.revision };
+            self.put_in_force(&record.key, place, Arc::new(intent), now);
+        }
+        self.intents.revision = plan.revision;
+        self.actions.clear();
+        self.tells.clear();
+    }
+
+    fn touch_by(&mut self, key: &IntentKey) {
+        match key {
+            IntentKey::Desired(id) | IntentKey::Recovery(id) | IntentKey::QuarantineInstance(id) => self.touch(&id.clone()),
+            IntentKey::QuarantineComponent(component) | IntentKey::Load(component) => {
+                let ids: Vec<_> = self.replicas(component).map(|i| i.id.clone()).collect();
+                ids.iter().for_each(|id| self.touch(id));
+            }
+            IntentKey::Vram { .. } | IntentKey::Mark(_) => {}
+        }
+    }
+
+    /// The quarantine record that concerns `id`: the component's, by hand, before the instance's; with its Reason.
+    pub(super) fn quarantine_of(&self, id: &Instance) -> Option<(&v1::Quarantine, &str)> {
+        if self.instances.get(id).is_some_and(|i| i.group() == Group::System && i.wanted.is_some()) {
+            return None;
+        }
+        let of = |key: IntentKey| {
+            let record = self.intents.record(&key)?;
+            let reason = record.intent.reason.as_ref().map_or("", |r| r.text.as_str());
+            match &record.intent.want {
+                Some(Want::Quarantine(q)) => Some((q, reason)),
+                _ => None,
+            }
+        };
+        let by_hand = of(IntentKey::QuarantineComponent(id.component.clone()));
+        let by_ladder = of(IntentKey::QuarantineInstance(id.clone()));
+        by_hand.filter(|(q, _)| super::precedence::isolates(q.phase())).or(by_ladder).or(by_hand)
+    }
+
+    /// The order of the ladder that concerns `id`, whatever its worth.
+    pub(super) fn order_of(&self, id: &Instance) -> Option<Order<'_>> {
+        let record = self.intents.record(&IntentKey::Recovery(id.clone()))?;
+        let Some(Want::Recovery(order)) = &record.intent.want else { return None };
+        let incident = order.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
+        let reason = record.intent.reason.as_ref().map_or("", |r| r.text.as_str());
+        Some(Order { order, incident, received: record.received, reason })
+    }
+
+    /// The order that is to be carried out on `inst`: it names this incarnation and is neither settled nor ended nor void.
+    pub(super) fn running_order(&self, inst: &Inst) -> Option<Order<'_>> {
+        let order = self.order_of(&inst.id)?;
+        let key = (order.incident.clone()?, order.order.attempt);
+        let open = !order.order.ended && inst.order_settled.as_ref() != Some(&key);
+        (open && void_cause(order.order, inst).is_none()).then_some(order)
+    }
+
+    /// Until when a dependency's recovery holds the starts of `inst`, if one does.
+    pub(super) fn hold_on(&self, inst: &Inst, now: Duration) -> Option<(String, Duration)> {
+        let wanted = inst.wanted.as_ref()?;
+        wanted.spec.depends_on.iter().flat_map(|d| self.replicas(&d.component)).find_map(|dependency| {
+            let order = self.order_of(&dependency.id)?;
+            let hold = order.order.hold_dependents.as_ref().map(time::std_duration)?;
+            let until = order.received + hold;
+            (!order.order.ended && until > now).then(|| (dependency.id.to_string(), until))
+        })
+    }
+
+    /// Whether lazy-loader wants the component.
+    pub(super) fn is_loaded(&self, component: &str) -> bool {
+        let record = self.intents.record(&IntentKey::Load(component.to_owned()));
+        record.is_some_and(|r| matches!(&r.intent.want, Some(Want::Load(load)) if load.wanted))
+    }
+
+    /// Looks at the order that concerns `id`: says when it is void, and ends what recovery ended.
+    pub(super) fn settle_order(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let Some(order) = self.order_of(id) else { return };
+        let Some(incident) = order.incident.clone() else { return };
+        let (key, ended, void) = ((incident, order.order.attempt), order.order.ended, void_cause(order.order, inst));
+        let settled = inst.order_settled.as_ref() == Some(&key);
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if ended {
+            if inst.incident.as_ref().is_some_and(|open| open.id == key.0) {
+                inst.incident = None;
+            }
+            inst.by_rung = false;
+            inst.order_settled = Some(key);
+        } else if let (false, Some(why)) = (settled, void) {
+            inst.order_settled = Some(key.clone());
+            if why == "sign_of_life" {
+                inst.incident = None;
+            }
+            self.tell_void(Some(id), &IntentKey::Recovery(id.clone()).to_string(), why, now);
+            if why == "sign_of_life" {
+                let fact = Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: why.to_owned() });
+                let mut event = self.draft(Some(id), fact, why, "it has given the sign since", now);
+                event.incident = Some((&key.0).into());
+                self.tells.push(event);
+            }
+        }
+    }
+
+    pub(super) fn tell_void(&mut self, id: Option<&Instance>, key: &str, why: &str, now: Now) {
+        let fact = Fact::OrderVoid(v1::OrderVoid { key: key.to_owned(), why: why.to_owned() });
+        let text = format!("{key} is void: {}", why.replace('_', " "));
+        let event = self.draft(id, fact, why, &text, now);
+        debug_assert_eq!(event.kind, event.fact.as_ref().map_or("", |f| f.kind()));
+        self.tells.push(event);
+    }
+
+    pub(super) fn quarantine_records(&self) -> Vec<Vec<u8>> {
+        let all = self.intents.records.values();
+        all.filter(|r| matches!(r.intent.want, Some(Want::Quarantine(_)))).map(|r| r.intent.encode_to_vec()).collect()
+    }
+}
+
+/// Why an order is void for `inst`, if it is.
+fn void_cause(order: &v1::RecoveryOrder, inst: &Inst) -> Option<&'static str> {
+    let replaces = order.replaces.as_ref().map_or_else(Incarnation::default, Incarnation::from);
+    if replaces != inst.incarnation {
+        return Some("not_current");
+    }
+    let evidence = order.evidence.as_ref()?;
+    (evidence.missing_sign && inst.signs_of_life > evidence.signs_of_life).then_some("sign_of_life")
+}

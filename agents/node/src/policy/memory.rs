@@ -1,0 +1,182 @@
+//! What a node remembers over lives of its agent: written when it changes, read back at the start, and the processes taken over.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use razar_bus_schema::{
+    ids::{Incarnation, Incident, Instance},
+    time,
+    v1::{self, InstanceState as State},
+};
+
+use super::{
+    Action, Node, Now,
+    folding::Exit,
+    instance::{Inst, OpenIncident, Place, is_living},
+    probing::Probes,
+};
+
+/// What the journal and the disk gave back.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// Memory per instance.
+    pub memories: BTreeMap<Instance, v1::InstanceMemory>,
+    /// Processes that live.
+    pub living: Vec<v1::Spawned>,
+    /// Processes that ended while the agent was away, with what is known of their ends.
+    pub ended: Vec<(v1::SpawnPlanned, v1::ExitStatus, String)>,
+    /// The view of the bucket that was kept.
+    pub plan: v1::PlanOnDisk,
+}
+
+impl Node {
+    pub(super) fn recall(&mut self, restored: &Restored, now: Now) {
+        for (id, memory) in &restored.memories {
+            let mut inst = Inst::new(id.clone(), now.mono);
+            inst.generation = memory.generation;
+            inst.incarnation = Incarnation::new(memory.generation, memory.start);
+            inst.state = settled_state(memory.state());
+            inst.fence = Place { epoch: memory.bucket_epoch.clone(), revision: memory.revision };
+            inst.budget.short_lives = memory.short_lives;
+            inst.budget.restarts = memory.restarts.iter().map(|at| monotonic(at, now)).collect();
+            inst.incident = memory.incident.as_ref().and_then(|i| Incident::try_from(i).ok()).map(|id| OpenIncident {
+                id,
+                since: memory.incident_since.as_ref().map_or(now.mono, |at| monotonic(at, now)),
+                starts: memory.incident_starts,
+            });
+            inst.signs_of_life = memory.signs_of_life;
+            if !memory.completed_spec_hash.is_empty() {
+                inst.completed = Some((memory.completed_spec_hash.clone(), memory.completed_generation));
+            }
+            inst.dependencies = memory.dependencies.iter().filter_map(seen).collect();
+            inst.remembered = Some(memory.clone());
+            self.instances.insert(id.clone(), inst);
+        }
+    }
+
+    /// Takes over what lives and folds what ended meanwhile.
+    pub(super) fn adopt_processes(&mut self, living: Vec<v1::Spawned>, ended: Vec<(v1::SpawnPlanned, v1::ExitStatus, String)>, now: Now) {
+        for spawned in living {
+            if let (Some(planned), Some(process)) = (spawned.planned, spawned.process) {
+                self.adopt(&planned, Some(process), now);
+            }
+        }
+        for (planned, status, last_error) in ended {
+            let Some(id) = self.adopt(&planned, None, now) else { continue };
+            let incarnation = planned.incarnation.as_ref().map_or_else(Incarnation::default, Incarnation::from);
+            let exit = Exit { status, last_error, while_away: true, stragglers: 0 };
+            self.fold_exit(&id, incarnation, &exit, now);
+        }
+    }
+
+    fn adopt(&mut self, planned: &v1::SpawnPlanned, process: Option<v1::ProcessIdentity>, now: Now) -> Option<Instance> {
+        let id = Instance::try_from(planned.instance.as_ref()?).ok()?;
+        let incarnation = Incarnation::from(planned.incarnation.as_ref()?);
+        let inst = self.instances.entry(id.clone()).or_insert_with(|| Inst::new(id.clone(), now.mono));
+        let memory = inst.remembered.clone().unwrap_or_default();
+        let same = inst.wanted.as_ref().filter(|w| w.desired.spec_hash == planned.spec_hash);
+        let spec = same.map(|w| w.spec.clone()).or_else(|| inst.wanted.as_ref().map(|w| w.spec.clone()));
+        inst.incarnation = inst.incarnation.max(incarnation);
+        inst.generation = inst.generation.max(incarnation.generation);
+        inst.process = process;
+        inst.started_hash.clone_from(&planned.spec_hash);
+        inst.started_spec.clone_from(&spec);
+        inst.by_rung = planned.by_rung;
+        inst.dependencies = planned.dependencies.iter().filter_map(seen).collect();
+        inst.spawned_at = planned.at.as_ref().map_or(now.mono, |at| monotonic(at, now));
+        inst.state = if is_living(memory.state()) { memory.state() } else { State::Starting };
+        inst.since = now.mono;
+        inst.reason = "adopted from the last life of the node's agent".to_owned();
+        let spec: Arc<v1::ComponentSpec> = spec.unwrap_or_default();
+        inst.probes = Probes::begun(&spec, now.mono);
+        if matches!(inst.state, State::Ready | State::Unready) {
+            inst.was_ready = true;
+            inst.probes.started_up = true;
+            inst.probes.became_ready(&spec, now.mono);
+        } else if inst.state == State::Stopping {
+            inst.stop = Some(super::instance::Stop { why: "desired", since: now.mono, killed: None, unkillable: false });
+        } else {
+            inst.slot = true;
+        }
+        if inst.state == State::Ready {
+            inst.ready_since = Some(memory.ready_since.as_ref().map_or(now.mono, |at| monotonic(at, now)));
+        }
+        Some(id)
+    }
+
+    /// Writes the memory of `id` when it changed.
+    pub(super) fn remember(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.incarnation.generation == 0 && inst.fence.revision == 0 {
+            return;
+        }
+        let memory = memory_of(inst, now);
+        if inst.remembered.as_ref() != Some(&memory) {
+            inst.remembered = Some(memory.clone());
+            self.actions.push(Action::Remember(Box::new(memory)));
+        }
+    }
+}
+
+/// States in which a process must exist are decided by the processes that are found.
+fn settled_state(state: State) -> State {
+    match state {
+        State::Starting | State::Ready | State::Unready | State::Stopping | State::Preparing | State::Unspecified => State::Waiting,
+        State::Waiting
+        | State::Stopped
+        | State::Exited
+        | State::Backoff
+        | State::Failed
+        | State::Completed
+        | State::Quarantined
+        | State::Probation => state,
+    }
+}
+
+fn memory_of(inst: &Inst, now: Now) -> v1::InstanceMemory {
+    let old = inst.remembered.as_ref();
+    let keep = |at: Duration, old: Option<&prost_types::Timestamp>| stable(at, old, now);
+    let old_restarts = old.map(|o| o.restarts.as_slice()).unwrap_or_default();
+    let restarts = inst.budget.restarts.iter().map(|at| {
+        let same = old_restarts.iter().find(|o| monotonic(o, now).abs_diff(*at) < SAME);
+        keep(*at, same)
+    });
+    v1::InstanceMemory {
+        instance: Some((&inst.id).into()),
+        generation: inst.generation,
+        start: if inst.incarnation.generation == inst.generation { inst.incarnation.start } else { 0 },
+        state: inst.state.into(),
+        restarts: restarts.collect(),
+        short_lives: inst.budget.short_lives,
+        incident: inst.incident.as_ref().map(|i| (&i.id).into()),
+        incident_since: inst.incident.as_ref().map(|i| keep(i.since, old.and_then(|o| o.incident_since.as_ref()))),
+        completed_spec_hash: inst.completed.as_ref().map_or_else(String::new, |(hash, _)| hash.clone()),
+        bucket_epoch: inst.fence.epoch.clone(),
+        revision: inst.fence.revision,
+        signs_of_life: inst.signs_of_life,
+        dependencies: super::folding::dependencies_seen(inst),
+        incident_starts: inst.incident.as_ref().map_or(0, |i| i.starts),
+        completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
+        ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
+    }
+}
+
+/// Two readings of one instant through two clocks differ by less.
+const SAME: Duration = Duration::from_millis(500);
+
+/// The wall instant of a monotonic one; what was written before stays as written, so that clocks drifting apart write nothing.
+fn stable(at: Duration, old: Option<&prost_types::Timestamp>, now: Now) -> prost_types::Timestamp {
+    match old {
+        Some(old) if monotonic(old, now).abs_diff(at) < SAME => *old,
+        _ => time::timestamp(now.wall.checked_sub(now.mono.saturating_sub(at)).unwrap_or(now.wall)),
+    }
+}
+
+/// The monotonic instant of a wall one, as seen from `now`; what lies ahead becomes now.
+fn monotonic(at: &prost_types::Timestamp, now: Now) -> Duration {
+    let ago = now.wall.duration_since(time::system_time(at)).unwrap_or_default();
+    now.mono.saturating_sub(ago)
+}
+
+fn seen(d: &v1::DependencySeen) -> Option<(Instance, Incarnation)> {
+    Some((Instance::try_from(d.instance.as_ref()?).ok()?, d.incarnation.as_ref()?.into()))
+}

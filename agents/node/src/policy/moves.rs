@@ -1,0 +1,454 @@
+//! From what an instance should be to the next step of its machine: waiting, starting, restarting, giving up; and who gets a start slot.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    time,
+    v1::{self, InstanceState as State, event::Fact},
+};
+
+use super::{
+    Action, Group, Node, Now, Spawn,
+    folding::{dependencies_seen, describe_exit},
+    instance::{Inst, Wanted},
+    precedence::{Cause, Verdict, sentence},
+    probing::{self, Probes, Role},
+    restart::{Allowance, Limits, dice},
+};
+
+/// Start slots of a plan that names none.
+const PARALLEL_STARTS: u32 = 4;
+/// Start slots of the compiled-in plan: all of it, it is small.
+const SYSTEM_STARTS: usize = 64;
+/// A living component is called blocked only when its dependency is away for longer: a local restart is no news.
+const BLOCKED_TOLD_AFTER: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Looks at one instance and takes the steps that are due.
+    pub(super) fn evaluate(&mut self, id: &Instance, now: Now) {
+        self.settle_order(id, now);
+        let Some(inst) = self.instances.get(id) else { return };
+        let verdict = self.verdict(inst, now.mono);
+        match verdict {
+            Verdict::Unwanted => {}
+            Verdict::Quarantined => self.put_down(id, State::Quarantined, "quarantined", now),
+            Verdict::Stop(why) => self.put_down(id, State::Stopped, why, now),
+            Verdict::NotWanted => self.put_down(id, State::Stopped, "not_wanted", now),
+            Verdict::Held { ref by, .. } => {
+                let text = format!("held while {by} recovers");
+                self.hold_back(id, &[], &text, now);
+            }
+            Verdict::Blocked(ref by) => {
+                let text = by.iter().map(sentence).collect::<Vec<_>>().join("; ");
+                self.hold_back(id, by, &text, now);
+            }
+            Verdict::NoGrant => self.hold_back(id, &[], "waits for a grant", now),
+            Verdict::Replace(ref cause) => self.replace(id, cause, now),
+            Verdict::Run => self.run(id, now),
+        }
+        self.tend(id, &verdict, now);
+        self.remember(id, now);
+    }
+
+    /// What every living instance needs, whatever is wanted of it; and its next deadline.
+    fn tend(&mut self, id: &Instance, verdict: &Verdict, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        match inst.state {
+            State::Starting | State::Ready | State::Unready => {
+                self.press_kill(id, now);
+                self.ask(id, now);
+                self.watch_start(id, now);
+            }
+            State::Stopping => self.press_stop(id, now),
+            State::Unspecified
+            | State::Waiting
+            | State::Preparing
+            | State::Stopped
+            | State::Exited
+            | State::Backoff
+            | State::Failed
+            | State::Completed
+            | State::Quarantined
+            | State::Probation => {}
+        }
+        self.tell_blocked(id, verdict, now);
+        let at = self.instances.get(id).and_then(|inst| deadline(inst, verdict));
+        self.set_timer(id, at);
+    }
+
+    /// Puts the questions of the probes that are due.
+    fn ask(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.process.is_none() {
+            return;
+        }
+        let Some(spec) = inst.spec().cloned() else { return };
+        for role in Role::ALL {
+            let Some(probe) = role.probe(&spec) else { continue };
+            let state = inst.probes.role(role);
+            if state.asked.is_none() && state.next_at.is_some_and(|at| at <= now.mono) {
+                state.asked = Some(now.mono);
+                let timeout = probing::figures(probe, role).timeout;
+                let (instance, incarnation, spec) = (id.clone(), inst.incarnation, spec.clone());
+                self.actions.push(Action::Probe { instance, incarnation, role, timeout, spec });
+            }
+        }
+    }
+
+    /// Gives the slot of a start that takes too long to the next.
+    fn watch_start(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let limit = probing::startup_limit(&spec);
+        if inst.state == State::Starting && !inst.slow_start_told && now.mono >= inst.spawned_at + limit {
+            inst.slot = false;
+            inst.slow_start_told = true;
+            if !spec.one_shot {
+                let text = format!("not ready {limit:.0?} after its start; its start slot goes to the next");
+                self.degraded(id, v1::DegradedKind::Slow, &text, now);
+            }
+        }
+    }
+
+    /// Says once who blocks, and once that nobody does any more.
+    fn tell_blocked(&mut self, id: &Instance, verdict: &Verdict, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let by: &[v1::Blocker] = if let Verdict::Blocked(by) = verdict { by } else { &[] };
+        let bad = |b: &v1::Blocker| !matches!(b.is.as_str(), "waiting" | "preparing" | "starting");
+        let due = if inst.lives() {
+            let since = *inst.blocked_since.get_or_insert(now.mono);
+            if by.is_empty() {
+                inst.blocked_since = None;
+            }
+            !by.is_empty() && inst.was_ready && now.mono >= since + BLOCKED_TOLD_AFTER
+        } else {
+            by.iter().any(bad) || (!inst.blocked_told.is_empty() && !by.is_empty())
+        };
+        let ended = by.is_empty() && !inst.blocked_told.is_empty();
+        if (due && inst.blocked_told != by) || ended {
+            inst.blocked_told = by.to_vec();
+            let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
+            let code = if ended { "unblocked" } else { "dependency_unmet" };
+            self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by: by.to_vec() }), code, &text, now);
+        }
+    }
+
+    /// Starts are gated; what runs goes on. A failure that a dependency is to blame for costs nothing.
+    fn hold_back(&mut self, id: &Instance, by: &[v1::Blocker], text: &str, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        match inst.state {
+            State::Exited | State::Backoff | State::Failed => {
+                if !by.is_empty() {
+                    inst.budget.give_back();
+                    self.withdraw(id, "blocked", now);
+                }
+                self.set_state(id, State::Waiting, text, now);
+            }
+            State::Stopped | State::Probation => self.set_state(id, State::Waiting, text, now),
+            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Waiting => {
+                text.clone_into(&mut inst.reason);
+                inst.queued_since = None;
+                let key = (inst.group(), inst.rank(), id.clone());
+                self.startable.remove(&key);
+            }
+            State::Unspecified
+            | State::Preparing
+            | State::Starting
+            | State::Ready
+            | State::Unready
+            | State::Stopping
+            | State::Completed => {}
+        }
+    }
+
+    fn replace(&mut self, id: &Instance, cause: &Cause, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        match inst.state {
+            State::Starting | State::Ready | State::Unready => self.begin_stop(id, "replaced", now),
+            State::Waiting => {
+                let order =
+                    self.running_order(inst).map(|o| (o.received, o.order.backoff.as_ref().map(time::std_duration), o.reason.to_owned()));
+                let not_before = order.map_or(now.mono, |(received, backoff, _)| received + backoff.unwrap_or_default());
+                if let Some(inst) = self.instances.get_mut(id) {
+                    inst.backoff_until = not_before;
+                }
+                if not_before <= now.mono {
+                    self.queue(id, now);
+                }
+            }
+            State::Exited | State::Backoff | State::Failed | State::Stopped | State::Completed | State::Probation => {
+                let text = if *cause == Cause::Rung { "a rung of the ladder starts it" } else { "to be replaced" };
+                self.set_state(id, State::Waiting, text, now);
+            }
+            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Unspecified | State::Preparing | State::Stopping => {}
+        }
+    }
+
+    fn run(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let newer = inst.wanted.as_ref().is_some_and(|w| w.desired.generation > inst.incarnation.generation);
+        match inst.state {
+            State::Waiting if self.is_done(inst) => self.stay_completed(id, now),
+            State::Waiting => self.queue(id, now),
+            State::Stopped | State::Probation => self.set_state(id, State::Waiting, "to be started", now),
+            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Exited | State::Backoff | State::Failed if newer => self.begin_generation(id, now),
+            State::Completed if newer && !self.is_done(inst) => self.begin_generation(id, now),
+            State::Completed if newer => self.renew_completed(id, now),
+            State::Exited => self.restart(id, now),
+            State::Backoff if inst.backoff_until <= now.mono => self.start(id, now),
+            State::Unspecified
+            | State::Preparing
+            | State::Starting
+            | State::Ready
+            | State::Unready
+            | State::Stopping
+            | State::Backoff
+            | State::Failed
+            | State::Completed => {}
+        }
+    }
+
+    fn begin_generation(&mut self, id: &Instance, now: Now) {
+        self.withdraw(id, "new_generation", now);
+        if let Some(inst) = self.instances.get_mut(id) {
+            inst.budget.give_back();
+            inst.by_rung = false;
+        }
+        self.set_state(id, State::Waiting, "a newer generation is desired", now);
+    }
+
+    /// Whether a one-shot ran already with this specification, and is not asked to run again.
+    fn is_done(&self, inst: &Inst) -> bool {
+        let (Some(wanted), Some((hash, generation))) = (&inst.wanted, &inst.completed) else { return false };
+        let fresh = wanted.desired.fresh && *generation < wanted.desired.generation;
+        wanted.spec.one_shot && *hash == wanted.desired.spec_hash && !fresh
+    }
+
+    fn stay_completed(&mut self, id: &Instance, now: Now) {
+        self.renew_completed(id, now);
+        self.set_state(id, State::Completed, "ran already with this specification", now);
+    }
+
+    fn renew_completed(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let generation = inst.generation;
+        if inst.incarnation.generation < generation {
+            inst.incarnation = Incarnation::new(generation, 0);
+        }
+        let fact = v1::ComponentReady { took: None, probe: "ran before".to_owned(), again: true, completed: true };
+        self.tell(id, Fact::ComponentReady(fact), "completed", "ran already with this specification", now);
+    }
+
+    /// Lines up for a start slot.
+    fn queue(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.queued_since.get_or_insert(now.mono);
+        inst.reason = "queued for a start slot".to_owned();
+        self.startable.insert((inst.group(), inst.rank(), id.clone()));
+    }
+
+    /// Gives free slots to the lowest ranks that can start.
+    pub(super) fn fill_slots(&mut self, now: Now) {
+        for group in [Group::System, Group::User] {
+            while let Some(key) = self.startable.iter().find(|(g, _, _)| *g == group).cloned() {
+                if self.free_slots(group) == 0 {
+                    break;
+                }
+                self.startable.remove(&key);
+                self.start(&key.2, now);
+            }
+        }
+    }
+
+    fn free_slots(&self, group: Group) -> usize {
+        let of_group = self.instances.values().filter(|i| i.group() == group);
+        let (mut held, mut slots) = (0_usize, PARALLEL_STARTS);
+        let mut newest = 0;
+        for inst in of_group {
+            held += usize::from(inst.slot);
+            let Some(wanted) = &inst.wanted else { continue };
+            if wanted.desired.parallel_starts > 0 && wanted.place.revision >= newest {
+                newest = wanted.place.revision;
+                slots = wanted.desired.parallel_starts;
+            }
+        }
+        let slots = if group == Group::System { SYSTEM_STARTS } else { usize::try_from(slots).unwrap_or(usize::MAX) };
+        slots.saturating_sub(held)
+    }
+
+    /// The local restart policy of an instance that has just exited.
+    fn restart(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let limits = Limits::of(&spec);
+        let clean = inst.last_exit.as_ref().is_some_and(|s| s.code == Some(0));
+        let refused = match limits.policy {
+            _ if inst.by_rung => Some("rung_failed"),
+            v1::RestartPolicy::Never => Some("policy_never"),
+            v1::RestartPolicy::OnFailure | v1::RestartPolicy::Unspecified if clean => Some("policy_on_failure"),
+            v1::RestartPolicy::OnFailure | v1::RestartPolicy::Unspecified | v1::RestartPolicy::Always => None,
+        };
+        if let Some(cause) = refused {
+            self.fail(id, &limits, cause, now);
+            return;
+        }
+        let luck = dice(id, inst.incarnation, self.config.seed);
+        match inst.budget.allow(&limits, luck, now.mono) {
+            Allowance::Spent(_) => self.fail(id, &limits, "budget_spent", now),
+            Allowance::Restart { number, delay } => {
+                self.escalate_endless(id, number, &limits, now);
+                if let Some(inst) = self.instances.get_mut(id) {
+                    inst.delay = delay;
+                    inst.backoff_until = now.mono + delay;
+                }
+                if delay.is_zero() {
+                    self.start(id, now);
+                } else {
+                    let text = format!("restart {number} of {} in {delay:.2?}", limits.max);
+                    self.set_state(id, State::Backoff, &text, now);
+                }
+            }
+        }
+    }
+
+    fn escalate_endless(&mut self, id: &Instance, number: u32, limits: &Limits, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let past = number > limits.max;
+        if past && !inst.escalated {
+            inst.escalated = true;
+            let text = format!("{id} of the mesh itself keeps failing; it is restarted every {:.0?}", limits.delay(u32::MAX, 0.5));
+            let fact = Fact::Escalated(v1::Escalated { severity: "P1".to_owned(), about: id.to_string() });
+            self.tell(id, fact, "escalated", &text, now);
+        } else if !past {
+            inst.escalated = false;
+        }
+    }
+
+    fn fail(&mut self, id: &Instance, limits: &Limits, cause: &str, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let restarts = inst.budget.spent(limits, now.mono);
+        let fact = v1::ComponentFailed {
+            restarts,
+            within: Some(time::duration(limits.within)),
+            status: inst.last_exit,
+            last_error: inst.last_error.clone(),
+            cause: cause.to_owned(),
+        };
+        let how = describe_exit(&inst.last_exit.unwrap_or_default(), &inst.last_error);
+        let text = match cause {
+            "budget_spent" => format!("{restarts} restarts in {:.0?} spent; {how}", limits.within),
+            "policy_never" => format!("its policy is never to restart; {how}"),
+            "policy_on_failure" => "it ended by itself, and its policy restarts only failures".to_owned(),
+            _ => format!("a start made by a rung failed; {how}"),
+        };
+        self.tell(id, Fact::ComponentFailed(fact), cause, &text, now);
+        self.set_state(id, State::Failed, &text, now);
+    }
+
+    /// Starts it: what comes before, if a rung asks for it, else the spawn.
+    fn start(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id) else { return };
+        let order = self.running_order(inst).map(|o| (o.incident.clone(), o.order.attempt, o.order.clear_state));
+        let paths = inst.wanted.as_ref().map(|w| w.spec.state.clone()).unwrap_or_default();
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let Some((Some(incident), attempt, clear)) = order else {
+            self.spawn(id, now);
+            return;
+        };
+        inst.by_rung = true;
+        inst.order_settled = Some((incident, attempt));
+        if clear && !paths.is_empty() {
+            inst.slot = true;
+            self.set_state(id, State::Preparing, "clearing its state", now);
+            self.actions.push(Action::ClearState { instance: id.clone(), paths });
+        } else {
+            self.spawn(id, now);
+        }
+    }
+
+    /// Spawns the next incarnation.
+    pub(super) fn spawn(&mut self, id: &Instance, now: Now) {
+        let dependencies = self.incarnations_of_dependencies(id);
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let Some(wanted) = inst.wanted.clone() else { return };
+        let local = matches!(inst.state, State::Exited | State::Backoff);
+        let generation = wanted.desired.generation;
+        let start = if generation > inst.incarnation.generation { 1 } else { inst.incarnation.start + 1 };
+        inst.incarnation = Incarnation::new(generation.max(inst.incarnation.generation), start);
+        if local {
+            inst.budget.spend(now.mono);
+        } else {
+            inst.delay = Duration::ZERO;
+        }
+        if let Some(open) = &mut inst.incident {
+            open.starts += 1;
+        }
+        inst.dependencies = dependencies;
+        inst.started_spec = Some(wanted.spec.clone());
+        inst.started_hash.clone_from(&wanted.desired.spec_hash);
+        inst.spawned_at = now.mono;
+        inst.ready_before = Duration::ZERO;
+        inst.ready_since = None;
+        inst.was_ready = false;
+        inst.signs_of_life = 0;
+        inst.slot = true;
+        inst.stop = None;
+        inst.hang.answered();
+        inst.probes = Probes::begun(&wanted.spec, now.mono);
+        let (incarnation, by_rung, seen) = (inst.incarnation, inst.by_rung, dependencies_seen(inst));
+        let queued = inst.queued_since;
+        self.set_state(id, State::Starting, "spawned", now);
+        if let Some(inst) = self.instances.get_mut(id) {
+            inst.queued_since = queued;
+        }
+        let Wanted { desired, spec, group, .. } = wanted;
+        let spawn = Spawn { instance: id.clone(), incarnation, desired, spec, group, dependencies: seen, by_rung };
+        self.remember(id, now);
+        self.actions.push(Action::Spawn(Box::new(spawn)));
+    }
+
+    fn incarnations_of_dependencies(&self, id: &Instance) -> Vec<(Instance, Incarnation)> {
+        let Some(wanted) = self.instances.get(id).and_then(|i| i.wanted.as_ref()) else { return Vec::new() };
+        let of = |d: &v1::Dependency| self.replicas(&d.component).map(|i| (i.id.clone(), i.incarnation)).collect::<Vec<_>>();
+        wanted.spec.depends_on.iter().flat_map(of).collect()
+    }
+}
+
+/// When `inst` needs the next look by time alone.
+fn deadline(inst: &Inst, verdict: &Verdict) -> Option<Duration> {
+    let mut at = [None; 4];
+    match inst.state {
+        State::Starting | State::Ready | State::Unready => {
+            at = [
+                if inst.process.is_some() { inst.probes.next_deadline() } else { None },
+                Node::stop_deadline(inst),
+                (inst.state == State::Starting && !inst.slow_start_told)
+                    .then(|| inst.spec().map(|s| inst.spawned_at + probing::startup_limit(s)))
+                    .flatten(),
+                inst.blocked_since
+                    .filter(|_| matches!(verdict, Verdict::Blocked(by) if *by != inst.blocked_told) && inst.was_ready)
+                    .map(|since| since + BLOCKED_TOLD_AFTER),
+            ];
+        }
+        State::Stopping => at = [Node::stop_deadline(inst), None, None, None],
+        State::Backoff => at = [Some(inst.backoff_until), None, None, None],
+        State::Waiting => {
+            let hold = if let Verdict::Held { until, .. } = verdict { Some(*until) } else { None };
+            let rung = matches!(verdict, Verdict::Replace(_)).then_some(inst.backoff_until);
+            at = [hold, rung, None, None];
+        }
+        State::Unspecified
+        | State::Preparing
+        | State::Stopped
+        | State::Exited
+        | State::Failed
+        | State::Completed
+        | State::Quarantined
+        | State::Probation => {}
+    }
+    at.into_iter().flatten().min()
+}

@@ -1,0 +1,336 @@
+//! When which probe of an incarnation is due, and what a row of answers means. Until first ready it is asked often, then at its period.
+//! What an answer changes in the instance is decided in `super`; how a question is put is the shell's.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    time,
+    v1::{self, probe::Check},
+};
+
+/// First delay between two questions while starting; it doubles up to the period.
+const EARLY_FIRST: Duration = Duration::from_millis(1);
+/// First delay for exec probes: each is a process of its own.
+const EARLY_FIRST_EXEC: Duration = Duration::from_millis(50);
+/// A refused connect costs microseconds, so the next comes after this share of the time already waited: ready is seen 1 % late at most.
+const REFUSED_DIVISOR: u32 = 100;
+/// Periods below this would be a busy loop.
+const PERIOD_MIN: Duration = Duration::from_millis(10);
+/// Default period of every role.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Default timeout of readiness.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Default timeout of startup and liveness.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Default failures in a row that count.
+const FAILURES: u32 = 3;
+/// Time to come up when there is no startup probe: then the start slot is given on.
+pub const STARTUP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Role of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Gives time to come up.
+    Startup,
+    /// Can it serve?
+    Readiness,
+    /// Does it make progress?
+    Liveness,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Startup, Self::Readiness, Self::Liveness];
+
+    /// The probe of this role in `spec`.
+    #[must_use]
+    pub fn probe(self, spec: &v1::ComponentSpec) -> Option<&v1::Probe> {
+        match self {
+            Self::Startup => spec.startup.as_ref(),
+            Self::Readiness => spec.readiness.as_ref(),
+            Self::Liveness => spec.liveness.as_ref(),
+        }
+    }
+}
+
+/// Figures of a probe, with defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figures {
+    /// Time between two questions.
+    pub period: Duration,
+    /// Time to answer.
+    pub timeout: Duration,
+    /// Failures in a row that count.
+    pub failures: u32,
+    /// Successes in a row that count.
+    pub successes: u32,
+    /// Wait before the first question.
+    pub initial_delay: Duration,
+}
+
+/// Figures of `probe` in `role`.
+#[must_use]
+pub fn figures(probe: &v1::Probe, role: Role) -> Figures {
+    let timeout = if role == Role::Readiness { READINESS_TIMEOUT } else { TIMEOUT };
+    let mut period = time::duration_or(probe.period.as_ref(), PERIOD);
+    let mut timeout = time::duration_or(probe.timeout.as_ref(), timeout);
+    let mut failures = if probe.failure_threshold == 0 { FAILURES } else { probe.failure_threshold };
+    if let Some(Check::Heartbeat(beat)) = &probe.check {
+        period = time::duration_or(beat.interval.as_ref(), PERIOD);
+        timeout = period;
+        failures = if beat.misses == 0 { FAILURES } else { beat.misses };
+    }
+    Figures {
+        period: period.max(PERIOD_MIN),
+        timeout: timeout.max(PERIOD_MIN),
+        failures,
+        successes: probe.success_threshold.max(1),
+        initial_delay: time::duration_or(probe.initial_delay.as_ref(), Duration::ZERO),
+    }
+}
+
+/// How the question of a probe is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The node asks.
+    Asked,
+    /// The component says so by itself; a window without a sign is a failure of liveness.
+    Told,
+}
+
+/// Manner of a probe.
+#[must_use]
+pub fn manner(probe: &v1::Probe) -> Manner {
+    match &probe.check {
+        Some(Check::Notify(_) | Check::Heartbeat(_) | Check::Log(_)) => Manner::Told,
+        Some(Check::Http(_) | Check::Tcp(_) | Check::Exec(_) | Check::Grpc(_)) | None => Manner::Asked,
+    }
+}
+
+/// Longest time that a start may hold its slot: what the startup probe allows, else [`STARTUP_LIMIT`].
+#[must_use]
+pub fn startup_limit(spec: &v1::ComponentSpec) -> Duration {
+    spec.startup.as_ref().map_or(STARTUP_LIMIT, |probe| {
+        let f = figures(probe, Role::Startup);
+        f.initial_delay + f.period.saturating_mul(f.failures)
+    })
+}
+
+/// An answer to a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It passed.
+    Passed,
+    /// It failed.
+    Failed,
+    /// Nobody listens: a failure that costs nothing to repeat.
+    Refused,
+}
+
+/// State of one role's probe.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RoleState {
+    /// Next question not before; `None`: not asked in this phase.
+    pub next_at: Option<Duration>,
+    /// Put and not yet answered, since when.
+    pub asked: Option<Duration>,
+    /// Successes in a row.
+    pub successes: u32,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Delay between questions while starting.
+    early: Duration,
+    /// Last sign that the component gave by itself.
+    pub sign_at: Option<Duration>,
+}
+
+/// What a row of answers amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// Enough successes.
+    Good,
+    /// Enough failures.
+    Bad,
+    /// Neither yet.
+    Open,
+}
+
+impl RoleState {
+    /// Folds an answer to a question of `role`; `starting` while the instance was never ready.
+    pub fn fold(&mut self, answer: Answer, figures: &Figures, starting: Option<Duration>, now: Duration) -> Row {
+        let asked = self.asked.take().unwrap_or(now);
+        match answer {
+            Answer::Passed => {
+                self.successes = self.successes.saturating_add(1);
+                self.failures = 0;
+            }
+            Answer::Failed | Answer::Refused => {
+                self.failures = self.failures.saturating_add(1);
+                self.successes = 0;
+            }
+        }
+        let period_end = asked + figures.period;
+        let next = match (starting, answer) {
+            (None, _) => period_end,
+            (Some(spawned), Answer::Refused) => {
+                let waited = now.saturating_sub(spawned);
+                now + (waited / REFUSED_DIVISOR).clamp(EARLY_FIRST, figures.period)
+            }
+            (Some(_), Answer::Passed | Answer::Failed) => {
+                let delay = self.early.min(figures.period);
+                self.early = self.early.saturating_mul(2);
+                now + delay
+            }
+        };
+        self.next_at = Some(next.max(now));
+        if self.successes >= figures.successes {
+            Row::Good
+        } else if self.failures >= figures.failures {
+            Row::Bad
+        } else {
+            Row::Open
+        }
+    }
+}
+
+/// Probes of one incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Probes {
+    /// Startup.
+    pub startup: RoleState,
+    /// Readiness.
+    pub readiness: RoleState,
+    /// Liveness.
+    pub liveness: RoleState,
+    /// The startup probe has passed, or there is none.
+    pub started_up: bool,
+}
+
+impl Probes {
+    /// State of a role.
+    pub fn role(&mut self, role: Role) -> &mut RoleState {
+        match role {
+            Role::Startup => &mut self.startup,
+            Role::Readiness => &mut self.readiness,
+            Role::Liveness => &mut self.liveness,
+        }
+    }
+
+    /// State of a role, read only.
+    #[must_use]
+    pub fn view(&self, role: Role) -> &RoleState {
+        match role {
+            Role::Startup => &self.startup,
+            Role::Readiness => &self.readiness,
+            Role::Liveness => &self.liveness,
+        }
+    }
+
+    /// A new incarnation of `spec` was spawned at `now`.
+    #[must_use]
+    pub fn begun(spec: &v1::ComponentSpec, now: Duration) -> Self {
+        let mut probes = Self { started_up: spec.startup.is_none(), ..Self::default() };
+        if spec.one_shot {
+            probes.started_up = true;
+            return probes;
+        }
+        let first = if probes.started_up { Role::Readiness } else { Role::Startup };
+        probes.arm_early(spec, first, now);
+        probes
+    }
+
+    /// The startup probe passed at `now`: readiness begins.
+    pub fn start_passed(&mut self, spec: &v1::ComponentSpec, now: Duration) {
+        self.started_up = true;
+        self.startup = RoleState::default();
+        self.arm_early(spec, Role::Readiness, now);
+    }
+
+    /// First ready at `now`: readiness goes on at its period, liveness begins.
+    pub fn became_ready(&mut self, spec: &v1::ComponentSpec, now: Duration) {
+        for role in [Role::Readiness, Role::Liveness] {
+            let Some(probe) = role.probe(spec) else { continue };
+            let told_once = role == Role::Readiness && matches!(probe.check, Some(Check::Notify(_) | Check::Log(_)));
+            let f = figures(probe, role);
+            let delay = if role == Role::Liveness { f.initial_delay.max(f.period) } else { f.period };
+            let state = self.role(role);
+            *state = RoleState { sign_at: state.sign_at, ..RoleState::default() };
+            state.next_at = (!told_once).then_some(now + delay);
+        }
+    }
+
+    fn arm_early(&mut self, spec: &v1::ComponentSpec, role: Role, now: Duration) {
+        let Some(probe) = role.probe(spec) else { return };
+        let exec = matches!(probe.check, Some(Check::Exec(_)));
+        let early = if exec { EARLY_FIRST_EXEC } else { EARLY_FIRST };
+        let asked = manner(probe) == Manner::Asked;
+        let wait = figures(probe, role).initial_delay.max(if exec { Duration::ZERO } else { early });
+        *self.role(role) = RoleState { early, next_at: asked.then_some(now + wait), ..RoleState::default() };
+    }
+
+    /// Earliest question that is due, over all roles that are not being answered.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        Role::ALL.iter().map(|r| self.view(*r)).filter(|s| s.asked.is_none()).filter_map(|s| s.next_at).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn http() -> v1::Probe {
+        v1::Probe { check: Some(Check::Http(v1::HttpCheck { port: 1, ..Default::default() })), ..Default::default() }
+    }
+
+    fn spec() -> v1::ComponentSpec {
+        v1::ComponentSpec { readiness: Some(http()), liveness: Some(http()), ..Default::default() }
+    }
+
+    /// Times of the questions, in ms, when every one is answered at once with `answer`.
+    fn questions(answer: Answer, count: usize) -> Vec<u128> {
+        let (spec, mut probes) = (spec(), Probes::begun(&spec(), Duration::ZERO));
+        let f = figures(spec.readiness.as_ref().unwrap(), Role::Readiness);
+        let mut at = Vec::new();
+        for _ in 0..count {
+            let now = probes.next_deadline().unwrap();
+            at.push(now.as_millis());
+            let state = probes.role(Role::Readiness);
+            state.asked = Some(now);
+            let _ = state.fold(answer, &f, Some(Duration::ZERO), now);
+        }
+        at
+    }
+
+    #[test]
+    fn an_unready_answer_doubles_the_wait_up_to_the_period() {
+        assert_eq!(questions(Answer::Failed, 13), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2024, 3024]);
+    }
+
+    #[test]
+    fn a_listener_is_seen_within_a_millisecond_or_a_hundredth_of_its_start() {
+        let at = questions(Answer::Refused, 600);
+        for pair in at.windows(2) {
+            assert!(pair[1] - pair[0] <= 2.max(pair[0] / 50), "{pair:?}");
+        }
+        assert!(at[599] > 10_000, "600 questions reach beyond 10 s: {}", at[599]);
+    }
+
+    #[test]
+    fn liveness_is_not_asked_before_first_ready() {
+        let mut probes = Probes::begun(&spec(), Duration::ZERO);
+        assert_eq!(probes.liveness.next_at, None);
+        probes.became_ready(&spec(), Duration::from_secs(5));
+        assert_eq!(probes.liveness.next_at, Some(Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn a_late_answer_is_followed_at_once_and_an_early_one_at_the_period() {
+        let f = figures(&http(), Role::Liveness);
+        for (took, next) in [(200, 1_000), (1_000, 1_000), (1_500, 1_500)] {
+            let mut state = RoleState { asked: Some(Duration::ZERO), ..Default::default() };
+            let _ = state.fold(Answer::Failed, &f, None, Duration::from_millis(took));
+            assert_eq!(state.next_at, Some(Duration::from_millis(next)));
+        }
+    }
+}
