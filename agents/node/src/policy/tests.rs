@@ -1,1 +1,5 @@
+//! The node's rules, each by a story: records and processes go in, what the node does comes out.
 
+mod bench;
+mod lifecycle;
+mod rules;

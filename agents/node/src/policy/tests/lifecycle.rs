@@ -1,0 +1,193 @@
+//! Boot, crash, hang, stop and adoption, as `flows.md` tells them.
+
+use std::time::Duration;
+
+use razar_bus_schema::v1::{self, InstanceState as State};
+
+use super::{
+    super::{Input, ViewChange},
+    bench::{Bench, component, desired, id},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_boot_follows_dependencies_and_not_ranks_alone() {
+    let mut b = Bench::running(&[component("api", &["db"]), component("db", &[])]);
+    assert_eq!(b.take(), ["spawn db@1.1", "component_started db@1.1"]);
+    b.ready("db");
+    assert_eq!(b.take(), ["spawn api@1.1", "component_ready db@1.1", "component_started api@1.1"], "starting comes before telling");
+}
+
+#[test]
+fn the_lowest_rank_that_can_start_takes_the_next_slot() {
+    let specs: Vec<_> = ["a", "b", "c", "d", "e", "f"].iter().map(|n| component(n, &[])).collect();
+    let mut b = Bench::running(&specs);
+    let spawns = |b: &mut Bench| b.take().into_iter().filter(|l| l.starts_with("spawn")).collect::<Vec<_>>();
+    assert_eq!(spawns(&mut b), ["spawn a@1.1", "spawn b@1.1", "spawn c@1.1", "spawn d@1.1"], "four slots");
+    b.ready("c");
+    assert_eq!(spawns(&mut b), ["spawn e@1.1"], "a slot is held until ready");
+    b.pass(Duration::from_secs(31));
+    assert_eq!(spawns(&mut b), ["spawn f@1.1"], "or until the startup limit");
+}
+
+#[test]
+fn a_crash_is_answered_at_once_and_told_after() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.pass(2 * SECOND);
+    b.take();
+    b.exit("api", 1);
+    assert_eq!(b.take(), ["spawn api@1.2", "component_exited api@1.1", "component_started api@1.2"]);
+    b.ready("api");
+    assert_eq!(b.take(), ["component_ready api@1.2", "recovered api@1.2"]);
+    let ids: Vec<_> = b.events.iter().filter_map(|e| e.incident.as_ref()).filter_map(|i| i.incarnation.as_ref()).map(|i| i.start).collect();
+    assert!(ids.iter().all(|start| *start == 1), "the incident is named by the incarnation that failed first");
+}
+
+#[test]
+fn the_second_restart_has_no_fixed_pause_and_the_fourth_is_not_made() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.exhaust("api");
+    let log = b.take();
+    let spawns = log.iter().filter(|l| l.starts_with("spawn")).count();
+    assert_eq!(spawns, 4, "one start and three restarts: {log:?}");
+    assert_eq!(b.told("component_failed"), 1);
+    b.pass(Duration::from_secs(600));
+    assert_eq!(b.state("api"), State::Failed, "given up, loudly, until something listed happens");
+}
+
+#[test]
+fn a_stopped_component_is_replaced_on_one_window_and_a_starved_one_never() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.take();
+    b.silence("api", 'R');
+    b.silence("api", 'R');
+    assert_eq!(b.take(), ["component_degraded api@1.1"], "told once");
+    b.silence("api", 'T');
+    assert_eq!(b.take(), ["kill api@1.1", "component_unresponsive api@1.1"]);
+    b.exit("api", 9);
+    assert_eq!(b.incarnation("api"), "1.2");
+}
+
+#[test]
+fn stops_go_in_reverse_and_a_deaf_one_is_killed() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.ready("api");
+    b.take();
+    b.input(Input::Shutdown);
+    assert_eq!(b.take(), ["signal 15 api@1.1"], "db waits for api");
+    b.pass(Duration::from_secs(10));
+    assert_eq!(b.take(), ["kill api@1.1"]);
+    b.exit("api", 137);
+    assert_eq!(b.take(), ["signal 15 db@1.1", "component_stopped api@1.1"]);
+    b.exit("db", 0);
+    assert!(b.node.finished());
+}
+
+#[test]
+fn what_outlives_sigkill_is_told_and_started_nowhere_else() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.silence("api", 'T');
+    b.take();
+    b.pass(Duration::from_secs(60));
+    assert_eq!(b.take(), ["component_unkillable api@1.1"]);
+}
+
+#[test]
+fn a_new_life_of_the_agent_restarts_nothing_and_forgets_nothing() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &[]), component("web", &[])]);
+    for name in ["db", "api", "web"] {
+        b.ready(name);
+    }
+    b.pass(2 * SECOND);
+    b.take();
+    b.restart_agent(&[("api", 3)]);
+    let log = b.take();
+    assert_eq!(log.iter().filter(|l| l.starts_with("spawn")).collect::<Vec<_>>(), ["spawn api@1.2"], "{log:?}");
+    assert!(log.contains(&"component_exited api@1.1".to_owned()), "told with its code: {log:?}");
+    assert_eq!((b.state("db"), b.state("web")), (State::Ready, State::Ready));
+}
+
+#[test]
+fn a_node_without_a_bus_boots_from_its_disk() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    let (plan, memories) = (b.plan.clone(), b.memories.clone());
+    b = Bench::new();
+    (b.plan, b.memories) = (plan, memories);
+    b.restart_agent(&[]);
+    assert_eq!(b.take()[0], "spawn db@1.2", "a later start of the same generation");
+}
+
+#[test]
+fn a_one_shot_completes_and_is_not_run_again_unless_asked() {
+    let mut migrate = component("migrate", &[]);
+    (migrate.one_shot, migrate.readiness, migrate.liveness) = (true, None, None);
+    let mut b = Bench::running(&[migrate.clone(), component("api", &["migrate"])]);
+    b.take();
+    b.exit("migrate", 0);
+    assert_eq!(b.take(), ["spawn api@1.1", "component_ready migrate@1.1", "component_started api@1.1"]);
+    b.desire(&desired(&migrate, 2, 1));
+    b.settle();
+    assert_eq!(b.state("migrate"), State::Completed, "same specification, newer generation");
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+    b.desire(&v1::Desired { fresh: true, ..desired(&migrate, 3, 1) });
+    b.settle();
+    assert!(b.take().contains(&"spawn migrate@3.1".to_owned()));
+}
+
+#[test]
+fn a_changed_specification_replaces_and_an_unchanged_one_is_left_alone() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &[])]);
+    b.ready("db");
+    b.ready("api");
+    b.take();
+    let mut changed = component("api", &[]);
+    changed.priority = 7;
+    b.desire(&desired(&component("db", &[]), 1, 1));
+    b.desire(&desired(&changed, 2, 2));
+    b.settle();
+    assert_eq!(b.take(), ["signal 15 api@1.1"]);
+    b.exit("api", 0);
+    assert_eq!(b.take(), ["spawn api@2.1", "component_stopped api@1.1", "component_started api@2.1"]);
+}
+
+#[test]
+fn an_unready_component_opens_no_incident_and_runs_on() {
+    use super::super::probing::{Answer, Role};
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.take();
+    for _ in 0..3 {
+        b.pass(SECOND);
+        let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+        let input = Input::Probed {
+            instance: id("api"),
+            incarnation,
+            role: Role::Readiness,
+            answer: Answer::Failed,
+            detail: "http 503".into(),
+            took: SECOND,
+            window: None,
+        };
+        b.input(input);
+    }
+    assert_eq!(b.take(), ["component_unready api@1.1"]);
+    assert_eq!(b.told("recovered"), 0);
+    b.ready("api");
+    assert_eq!(b.take(), ["component_ready api@1.1"]);
+}
+
+#[test]
+fn why_marks_the_rule_that_won() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    let inst = b.node.instance(&id("api")).unwrap();
+    let lines = b.node.table(inst, b.now.mono);
+    assert_eq!(lines.len(), 8);
+    let won: Vec<_> = lines.iter().filter(|l| l.won).map(|l| (l.rule, l.says.as_str(), l.reason.as_str())).collect();
+    assert_eq!(won, [(4, "wait", "db is starting, must be ready")]);
+    b.input(Input::View(ViewChange::Settled));
+}

@@ -1,0 +1,263 @@
+//! The rules marked as proven necessary, each with the mutation of the policy that its test was seen to catch.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    ids::Incarnation,
+    v1::{self, InstanceState as State, QuarantinePhase as Phase, intent::Want},
+};
+
+use super::{
+    super::{Input, ViewChange},
+    bench::{Bench, component, desired, id},
+};
+
+/// Mutation: put records in force as they come, in `fold_view`.
+#[test]
+fn a_view_with_something_pending_is_not_acted_on() {
+    let mut b = Bench::new();
+    b.record("quarantine.api", quarantine(Phase::Isolated));
+    b.desire(&desired(&component("api", &[]), 1, 1));
+    assert_eq!(b.take(), Vec::<String>::new());
+    b.settle();
+    assert_eq!(b.state("api"), State::Quarantined, "isolate, then place: nothing starts in between");
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+}
+
+/// Mutation: drop from `records` what a new bucket does not hold.
+#[test]
+fn an_empty_bucket_stops_and_releases_nothing() {
+    let mut b = Bench::running(&[component("api", &[]), component("db", &[])]);
+    b.ready("api");
+    b.ready("db");
+    b.quarantine("quarantine.db", Phase::Isolated);
+    b.exit("db", 0);
+    b.take();
+    b.input(Input::View(ViewChange::Epoch("bucket-2".into())));
+    b.settle();
+    assert_eq!((b.state("api"), b.state("db")), (State::Ready, State::Quarantined));
+    assert_eq!(b.take(), ["node_inventory node"], "it tells what it holds");
+}
+
+/// Mutation: leave the node epoch out of `accept_desired`.
+#[test]
+fn a_record_for_another_journal_is_void() {
+    let mut b = Bench::new();
+    b.desire(&v1::Desired { node_epoch: "journal-0".into(), ..desired(&component("api", &[]), 1, 1) });
+    b.settle();
+    assert_eq!(b.last_void().as_deref(), Some("foreign_epoch"));
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+}
+
+/// Mutation: compare nothing in `accept_desired`, or revisions across bucket epochs.
+#[test]
+fn lower_generations_and_revisions_are_void_and_generations_order_epochs() {
+    let spec = component("api", &[]);
+    let stop = |generation| v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, generation, 1) };
+    let mut b = Bench::new();
+    b.revision = 10;
+    b.desire(&desired(&spec, 2, 1));
+    b.settle();
+    b.record_at("desired.api.0", 5, v1::Intent { want: Some(Want::Desired(stop(2))), ..Default::default() });
+    b.settle();
+    assert_eq!(b.last_void().as_deref(), Some("lower_revision"));
+    b.input(Input::View(ViewChange::Epoch("bucket-2".into())));
+    b.record_at("desired.api.0", 1, v1::Intent { want: Some(Want::Desired(stop(1))), ..Default::default() });
+    b.settle();
+    assert_eq!((b.last_void().as_deref(), b.state("api")), (Some("lower_generation"), State::Starting));
+    b.record_at("desired.api.0", 2, v1::Intent { want: Some(Want::Desired(stop(2))), ..Default::default() });
+    b.settle();
+    assert_eq!(b.state("api"), State::Stopping, "a low revision of a new bucket counts");
+}
+
+/// Mutation: forget `generation` and `fence` in `recall`.
+#[test]
+fn fences_outlive_the_agent() {
+    let spec = component("api", &[]);
+    let mut b = Bench::new();
+    b.desire(&desired(&spec, 3, 1));
+    b.settle();
+    b.ready("api");
+    b.restart_agent(&[]);
+    b.desire(&v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, 2, 1) });
+    b.settle();
+    assert_eq!((b.last_void().as_deref(), b.state("api")), (Some("lower_generation"), State::Ready));
+}
+
+/// Mutation: let `void_cause` pass any incarnation.
+#[test]
+fn an_order_to_replace_another_incarnation_is_void() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.exit("api", 1);
+    b.ready("api");
+    b.take();
+    b.order(Incarnation::new(1, 1), 1, None);
+    assert_eq!(b.last_void().as_deref(), Some("not_current"));
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Ready, "1.2"));
+}
+
+/// Mutation: leave `signs_of_life` out of `void_cause`.
+#[test]
+fn an_order_on_a_missing_sign_is_void_once_the_sign_was_given_and_ends_the_incident() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.silence("api", 'S');
+    alive(&mut b);
+    b.take();
+    b.order(Incarnation::new(1, 1), 1, Some(v1::OrderEvidence { missing_sign: true, ..Default::default() }));
+    assert_eq!(b.take(), ["order_void api@1.1", "incident_withdrawn api@1.1"]);
+    assert_eq!(b.state("api"), State::Ready);
+}
+
+fn alive(b: &mut Bench) {
+    use super::super::probing::Role;
+    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+    b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "200".into() });
+}
+
+/// Mutation: name incidents by the incarnation alone in `open_incident`.
+#[test]
+fn an_incarnation_that_fails_again_after_a_sign_of_life_is_another_incident() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.silence("api", 'S');
+    alive(&mut b);
+    b.silence("api", 'T');
+    let incident = b.events.last().and_then(|e| e.incident.clone()).unwrap();
+    assert_eq!(incident.signs_of_life, 1);
+}
+
+/// Mutation: restart `Failed` in `run` when the window has slid.
+#[test]
+fn failed_is_left_by_a_listed_cause_alone() {
+    let spec = component("api", &[]);
+    let mut b = Bench::running(std::slice::from_ref(&spec));
+    b.exhaust("api");
+    b.pass(Duration::from_secs(3_600));
+    assert_eq!(b.state("api"), State::Failed, "the sliding window is whole again, and that is no cause");
+    b.order(Incarnation::new(1, 4), 1, None);
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.5"), "a rung");
+    b.exit("api", 1);
+    assert_eq!(b.state("api"), State::Failed);
+    b.desire(&desired(&spec, 2, 1));
+    b.settle();
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "2.1"), "a new generation");
+    b.exhaust("api");
+    b.quarantine("quarantine.api", Phase::Isolated);
+    b.quarantine("quarantine.api", Phase::Released);
+    assert_eq!(b.state("api"), State::Starting, "a release");
+}
+
+/// Mutation: leave `by_rung` out of `restart`.
+#[test]
+fn a_start_made_by_a_rung_has_no_local_restarts_until_recovered() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.exhaust("api");
+    b.pass(Duration::from_secs(200));
+    b.order(Incarnation::new(1, 4), 1, None);
+    b.take();
+    b.exit("api", 1);
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+    b.order(Incarnation::new(1, 5), 2, None);
+    b.ready("api");
+    b.pass(Duration::from_secs(2));
+    assert_eq!(b.told("recovered"), 0, "its recovered is recovery's to say");
+    end_order(&mut b, 2);
+    b.exit("api", 1);
+    assert_eq!(b.incarnation("api"), "1.7", "recovered: local restarts again");
+}
+
+fn end_order(b: &mut Bench, attempt: u32) {
+    let order = v1::RecoveryOrder {
+        instance: Some((&id("api")).into()),
+        incident: b.node.instance(&id("api")).unwrap().order_settled.as_ref().map(|(i, _)| i.into()),
+        attempt,
+        ended: true,
+        ..Default::default()
+    };
+    b.record("recovery.api.0", Want::Recovery(order));
+    b.settle();
+}
+
+/// Mutation: leave `give_back` or the states out of `hold_back`.
+#[test]
+fn a_lost_dependency_takes_failures_back_and_gives_the_budget_back() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.exhaust("api");
+    assert_eq!(b.state("api"), State::Failed);
+    b.take();
+    b.exit("db", 1);
+    assert_eq!(b.state("api"), State::Waiting);
+    assert!(b.take().contains(&"incident_withdrawn api@1.4".to_owned()));
+    b.ready("db");
+    assert_eq!(b.state("api"), State::Starting);
+    assert_eq!(b.node.instance(&id("api")).unwrap().budget.restarts.len(), 0);
+}
+
+/// Mutation: charge every exit in `blame`.
+#[test]
+fn a_failure_that_a_dependency_is_to_blame_for_opens_no_incident_and_costs_nothing() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.ready("api");
+    b.exit("db", 1);
+    b.take();
+    b.exit("api", 1);
+    assert_eq!(b.state("api"), State::Waiting);
+    let inst = b.node.instance(&id("api")).unwrap();
+    assert!(inst.incident.is_none() && inst.budget.short_lives == 0);
+    assert_eq!(b.take(), ["component_exited api@1.1"]);
+}
+
+/// Mutation: count every window in `HangRow::add`.
+#[test]
+fn while_a_dependency_is_away_only_stopped_counts() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.ready("api");
+    b.exit("db", 1);
+    b.take();
+    for _ in 0..5 {
+        b.silence("api", 'S');
+    }
+    assert!(!b.take().iter().any(|l| l.starts_with("kill")));
+    b.silence("api", 'T');
+    assert!(b.take().iter().any(|l| l == "kill api@1.1"));
+}
+
+/// Mutation: start from `Quarantined` in `run`.
+#[test]
+fn quarantine_stops_and_no_path_goes_round_it() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.take();
+    b.quarantine("quarantine.api.0", Phase::Isolated);
+    assert_eq!(b.take(), ["signal 15 api@1.1"]);
+    b.exit("api", 0);
+    b.take();
+    b.desire(&desired(&component("api", &[]), 9, 1));
+    b.settle();
+    b.order(Incarnation::new(1, 1), 1, None);
+    b.restart_agent(&[]);
+    b.pass(Duration::from_secs(60));
+    assert_eq!(b.state("api"), State::Quarantined);
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+}
+
+/// Mutation: hold back living instances in `hold_back`.
+#[test]
+fn rules_three_four_and_six_gate_starts_only() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.ready("api");
+    b.take();
+    b.exit("db", 1);
+    assert_eq!(b.state("api"), State::Ready);
+    assert!(!b.take().iter().any(|l| l.contains(" api@")));
+}
+
+fn quarantine(phase: Phase) -> Want {
+    Want::Quarantine(v1::Quarantine { component: "api".into(), phase: phase.into(), ..Default::default() })
+}
