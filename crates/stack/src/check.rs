@@ -13,6 +13,7 @@ use std::{
 };
 
 pub(crate) use profiles::lineage;
+use prost::Message as _;
 
 use crate::{
     diagnostic::{Code, Position},
@@ -23,12 +24,14 @@ use crate::{
     units::show_duration,
 };
 
+/// Largest specification of a component, in bytes: half a message of the bus leaves room for the record around it.
+const SPEC_BYTES_MAX: usize = razar_bus_schema::PAYLOAD_BYTES_MAX / 2;
+
 /// Checks the whole file; gives the components of each profile.
 pub(crate) fn stack(r: &mut Reader<'_>, file: &StackFile, dir: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut bursts = BTreeSet::new();
     for (name, component) in &file.components {
-        if !r.places.has(&["components", name, "command"]) {
-            // It was not understood as a whole: what is missing was told.
+        if r.unreadable.contains(name) {
             continue;
         }
         r.subject = Some(printable(name));
@@ -37,6 +40,9 @@ pub(crate) fn stack(r: &mut Reader<'_>, file: &StackFile, dir: &Path) -> BTreeMa
         state(r, name, component, dir);
         burst(r, name, component, file, &mut bursts);
         ports::replicas(r, name, component);
+        provides(r, name, component);
+        environment(r, name, component);
+        size(r, name, component, file, dir);
         r.subject = None;
     }
     graph::dependencies(r, file);
@@ -67,6 +73,37 @@ fn state(r: &mut Reader<'_>, name: &str, component: &Component, dir: &Path) {
             let message = format!("`state` would remove {}", printable(&whole.display().to_string()));
             r.error(Code::UnsafeState, at, message, Some("a folder of the component's own, below this file's".to_owned()));
         }
+    }
+}
+
+/// Capabilities are asked for by name.
+fn provides(r: &mut Reader<'_>, name: &str, component: &Component) {
+    for (index, capability) in component.provides.iter().enumerate() {
+        if !razar_bus_schema::ids::is_name(&capability.replace(['.', ':', '/'], "-")) {
+            let at = r.places.value(&["components", name, "provides", &index.to_string()]);
+            let hint = "a-z, 0-9 and `-_.:/`, at most 63".to_owned();
+            r.error(Code::BadName, at, format!("`{}` names no capability", printable(capability)), Some(hint));
+        }
+    }
+}
+
+/// A variable has one value: the visible one or the secret one.
+fn environment(r: &mut Reader<'_>, name: &str, component: &Component) {
+    for variable in component.secrets.keys().filter(|v| component.env.contains_key(*v)) {
+        let at = r.places.key(&["components", name, "env", variable]);
+        let other = r.places.key(&["components", name, "secrets", variable]);
+        let message = format!("`{}` is a secret too ({other})", printable(variable));
+        r.error(Code::DuplicateKey, at, message, Some("remove it from `env`, which is visible on the bus".to_owned()));
+    }
+}
+
+/// A record carries one specification, and must pass the bus.
+fn size(r: &mut Reader<'_>, name: &str, component: &Component, file: &StackFile, dir: &Path) {
+    let bytes = fill::component(name, component, file, dir).encoded_len();
+    if bytes > SPEC_BYTES_MAX {
+        let at = r.places.key(&["components", name]);
+        let hint = "long texts belong into files".to_owned();
+        r.error(Code::TooLarge, at, format!("{bytes} bytes; a component has at most {SPEC_BYTES_MAX}"), Some(hint));
     }
 }
 

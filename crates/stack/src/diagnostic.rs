@@ -1,7 +1,7 @@
 //! What is wrong with a stack file: code, place, component, sentence and hint, for people (rendered) and for programs (JSON).
 //! Nothing is judged here; `read` and `check` do that.
 
-use std::{cmp::Reverse, fmt};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -207,18 +207,21 @@ impl Excerpt {
 #[serde(transparent)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
+    #[serde(skip)]
+    left_out: usize,
 }
 
 impl Diagnostics {
     /// Sorts by place (then code) and keeps the first [`DIAGNOSTICS_MAX`], errors before warnings when they are too many.
     pub(crate) fn new(mut list: Vec<Diagnostic>) -> Self {
+        let left_out = list.len().saturating_sub(DIAGNOSTICS_MAX);
         if list.len() > DIAGNOSTICS_MAX {
             list.sort_by_key(|d| (d.severity, d.at));
             list.truncate(DIAGNOSTICS_MAX);
         }
-        list.sort_by(|a, b| (a.at, Reverse(a.at.width), a.code, &a.message).cmp(&(b.at, Reverse(b.at.width), b.code, &b.message)));
+        list.sort_by(|a, b| (a.at, a.code, &a.component, &a.message).cmp(&(b.at, b.code, &b.component, &b.message)));
         list.dedup();
-        Self { list }
+        Self { list, left_out }
     }
 
     /// All of them, in the order of the lines.
@@ -239,6 +242,12 @@ impl Diagnostics {
         self.list.is_empty()
     }
 
+    /// How many more there were than [`DIAGNOSTICS_MAX`].
+    #[must_use]
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
     /// One JSON object a line, for `--json`.
     #[must_use]
     pub fn to_json_lines(&self) -> String {
@@ -254,7 +263,7 @@ impl fmt::Display for Diagnostics {
             }
             write!(f, "{diagnostic}")?;
         }
-        Ok(())
+        if self.left_out > 0 { write!(f, "\n{} more are not shown", self.left_out) } else { Ok(()) }
     }
 }
 

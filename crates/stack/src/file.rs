@@ -273,7 +273,7 @@ pub enum Readiness {
     #[schemars(with = "NoneText")]
     None,
     /// Asked.
-    Probe(Probe),
+    Probe(Box<Probe>),
 }
 
 /// A probe: exactly one of the seven ways to ask, and when.

@@ -72,7 +72,9 @@ pub(crate) enum Role {
 /// The specification of `component`, called `name`, in a file that lies in `dir` (absolute).
 pub(crate) fn component(name: &str, component: &Component, stack: &StackFile, dir: &Path) -> v1::ComponentSpec {
     let one_shot = component.one_shot.unwrap_or(false);
-    let probe = |role, probe: &Probe| self::probe(probe, role, stack);
+    let probe = |role, probe: &Probe| self::probe(probe, role, stack, dir);
+    // A one-shot's success is its readiness; nothing is asked of it.
+    let asked = |role, of: &Option<Probe>| of.as_ref().filter(|_| !one_shot).map(|p| probe(role, p));
     let readiness_none = component.readiness == Some(Readiness::None) && !one_shot;
     let readiness = match (&component.readiness, one_shot) {
         (_, true) | (Some(Readiness::None), false) => None,
@@ -92,9 +94,9 @@ pub(crate) fn component(name: &str, component: &Component, stack: &StackFile, di
             .map(|(name, secret)| v1::SecretFile { name: name.clone(), file: text(&absolute(&secret.file, dir)) })
             .collect(),
         ports: component.ports.iter().copied().map(u32::from).collect(),
-        startup: component.startup.as_ref().map(|p| probe(Role::Startup, p)),
+        startup: asked(Role::Startup, &component.startup),
         readiness,
-        liveness: component.liveness.as_ref().map(|p| probe(Role::Liveness, p)),
+        liveness: asked(Role::Liveness, &component.liveness),
         readiness_none,
         stop: Some(stop(&component.stop, &stack.defaults.stop)),
         required: component.required.unwrap_or(true),
@@ -168,7 +170,7 @@ fn dependency(name: &str, on: &DependsOn) -> v1::Dependency {
     }
 }
 
-fn probe(probe: &Probe, role: Role, stack: &StackFile) -> v1::Probe {
+fn probe(probe: &Probe, role: Role, stack: &StackFile, dir: &Path) -> v1::Probe {
     use v1::probe::Check;
     let host = |host: &Option<String>| host.clone().unwrap_or_default();
     let check = if let Some(http) = &probe.http {
@@ -181,9 +183,8 @@ fn probe(probe: &Probe, role: Role, stack: &StackFile) -> v1::Probe {
         }))
     } else if let Some(tcp) = &probe.tcp {
         Some(Check::Tcp(v1::TcpCheck { host: host(&tcp.host), port: tcp.port.into() }))
-    } else if let Some(command) = &probe.exec {
-        // Its program is found as the component's own is.
-        Some(Check::Exec(v1::ExecCheck { command: command.clone() }))
+    } else if let Some(exec) = &probe.exec {
+        Some(Check::Exec(v1::ExecCheck { command: command(exec, dir) }))
     } else if let Some(grpc) = &probe.grpc {
         let service = grpc.service.clone().unwrap_or_default();
         Some(Check::Grpc(v1::GrpcCheck { host: host(&grpc.host), port: grpc.port.into(), service }))

@@ -6,7 +6,7 @@ mod probe;
 mod stack;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use stack::stack;
 
@@ -65,11 +65,22 @@ pub(crate) struct Reader<'a> {
     path: Vec<String>,
     pub(crate) places: Places,
     pub(crate) found: Vec<Diagnostic>,
+    /// Components of which nothing could be read, and that was told.
+    pub(crate) unreadable: BTreeSet<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(file: &'a str, text: &'a str, variables: Variables<'a>) -> Self {
-        Self { file, text, variables, subject: None, path: Vec::new(), places: Places::default(), found: Vec::new() }
+        Self {
+            file,
+            text,
+            variables,
+            subject: None,
+            path: Vec::new(),
+            places: Places::default(),
+            found: Vec::new(),
+            unreadable: BTreeSet::new(),
+        }
     }
 
     /// Tells a mistake whose text is shown.

@@ -26,7 +26,7 @@ pub(super) fn component(r: &mut Reader<'_>, name: &str, component: &Component) {
         }
     }
     let readiness = match &component.readiness {
-        Some(Readiness::Probe(probe)) => Some(probe),
+        Some(Readiness::Probe(probe)) => Some(probe.as_ref()),
         Some(Readiness::None) | None => None,
     };
     for (role, probe) in [("startup", component.startup.as_ref()), ("readiness", readiness), ("liveness", component.liveness.as_ref())] {

@@ -63,7 +63,7 @@ pub(super) fn readiness(r: &mut Reader<'_>, node: &Node) -> Option<Readiness> {
             r.wrong_type(node, "a probe", Some("`none`, or `{ http: { port: 8080, path: /health } }`".to_owned()));
             None
         }
-        Kind::Map(_) | Kind::List(_) => probe(r, node).map(Readiness::Probe),
+        Kind::Map(_) | Kind::List(_) => probe(r, node).map(|p| Readiness::Probe(Box::new(p))),
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn stack(r: &mut Reader<'_>, node: &Node) -> StackFile {
         components: f.must(r, "components", components),
         profiles: f.or(r, "profiles", profiles),
     };
-    let synonyms = [("services", "components"), ("processes", "components"), ("layers", "chakras"), ("version", "name")];
+    let synonyms = [("services", "components"), ("processes", "components"), ("layers", "chakras")];
     f.end(r, &synonyms);
     out
 }
@@ -122,6 +122,9 @@ fn components(r: &mut Reader<'_>, node: &Node) -> Option<BTreeMap<String, Compon
         }
         let out = component::component(r, &entry.value);
         r.subject = None;
+        if out.is_none() {
+            r.unreadable.insert(entry.key.clone());
+        }
         // Unreadable ones stay known by name, so that what depends on them is not told off too.
         Some(out.unwrap_or_default())
     })?;

@@ -13,6 +13,24 @@ use crate::{
 /// Longest text of one value after substitution, in bytes: an environment string may be as long, a plan of many must fit the bus.
 const VALUE_BYTES_MAX: usize = 32 * 1024;
 
+/// Deepest nesting of defaults in defaults: `${A:-${B:-c}}` is two.
+const VARIABLE_DEPTH_MAX: u32 = 8;
+
+/// What stands before the `}` that closes, and after it; inner `${…}` are passed over.
+fn split_closed(text: &str) -> Option<(&str, &str)> {
+    let mut open = 0_usize;
+    for (at, c) in text.char_indices() {
+        let (before, after) = text.split_at_checked(at)?;
+        match c {
+            '{' if before.ends_with('$') => open += 1,
+            '}' if open == 0 => return Some((before, after.strip_prefix('}')?)),
+            '}' => open -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
 impl Reader<'_> {
     /// A text, with its variables substituted; numbers and truth values are texts as written.
     pub(crate) fn text(&mut self, node: &Node) -> Option<String> {
@@ -25,7 +43,7 @@ impl Reader<'_> {
             self.show(Code::WrongType, node.at, message, Some("\"\" if it is meant to be".to_owned()));
             return None;
         }
-        let out = self.substituted(text, node)?;
+        let out = self.substituted(text, node, 0)?;
         if out.len() > VALUE_BYTES_MAX || out.contains('\0') {
             let message = format!("{} has a NUL or more than {VALUE_BYTES_MAX} bytes", self.here());
             self.show(Code::BadValue, node.at, message, None);
@@ -35,29 +53,28 @@ impl Reader<'_> {
     }
 
     /// `${VAR}`, `${VAR:-default}` and `$$`. A single `$` before anything else stands for itself, as in shell patterns.
-    fn substituted(&mut self, text: &str, node: &Node) -> Option<String> {
+    fn substituted(&mut self, text: &str, node: &Node, depth: u32) -> Option<String> {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         let mut whole = true;
-        while let Some(at) = rest.find('$') {
-            let (before, after) = rest.split_at_checked(at)?;
+        while let Some((before, after)) = rest.split_once('$') {
             out.push_str(before);
-            if let Some(next) = after.strip_prefix("$$") {
+            if let Some(next) = after.strip_prefix('$') {
                 out.push('$');
                 rest = next;
-            } else if let Some(inner) = after.strip_prefix("${") {
-                let Some((inside, next)) = inner.split_once('}') else {
+            } else if let Some(inner) = after.strip_prefix('{') {
+                let Some((inside, next)) = split_closed(inner).filter(|_| depth < VARIABLE_DEPTH_MAX) else {
                     self.show(Code::Variable, node.at, "`${` is not closed", Some("`$$` for a dollar sign".to_owned()));
                     return None;
                 };
-                match self.variable(inside, node) {
+                match self.variable(inside, node, depth) {
                     Some(value) => out.push_str(&value),
                     None => whole = false,
                 }
                 rest = next;
             } else {
                 out.push('$');
-                rest = after.strip_prefix('$').unwrap_or_default();
+                rest = after;
             }
             if out.len() > VALUE_BYTES_MAX {
                 break;
@@ -68,7 +85,7 @@ impl Reader<'_> {
     }
 
     /// The value of what stands between `${` and `}`.
-    fn variable(&mut self, inside: &str, node: &Node) -> Option<String> {
+    fn variable(&mut self, inside: &str, node: &Node, depth: u32) -> Option<String> {
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
@@ -81,13 +98,15 @@ impl Reader<'_> {
             return None;
         }
         // As in shells: `:-` takes the default for an empty value too.
-        let value = (self.variables)(name).filter(|value| default.is_none() || !value.is_empty());
-        let value = value.or_else(|| default.map(str::to_owned));
-        if value.is_none() {
-            let hint = format!("`${{{name}:-default}}`, or set it: {name}=… razar up");
-            self.show(Code::Variable, node.at, format!("`${{{name}}}` has no value"), Some(hint));
+        match ((self.variables)(name).filter(|value| default.is_none() || !value.is_empty()), default) {
+            (Some(value), _) => Some(value),
+            (None, Some(default)) => self.substituted(default, node, depth + 1),
+            (None, None) => {
+                let hint = format!("`${{{name}:-default}}`, or set it: {name}=… razar up");
+                self.show(Code::Variable, node.at, format!("`${{{name}}}` has no value"), Some(hint));
+                None
+            }
         }
-        value
     }
 
     /// Reads a scalar by `parse`, or says that it is no `wanted`.
