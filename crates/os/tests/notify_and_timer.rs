@@ -37,7 +37,8 @@ async fn bad_messages_are_told_and_the_next_good_one_is_taken() {
     let socket = NotifySocket::bind(&place.path("notify")).unwrap();
     let sender = UnixDatagram::unbound().unwrap();
     sender.connect(socket.path()).unwrap();
-    for bad in [&b"READY"[..], b"\xff\xfe=1", &[b'A'; NOTIFY_BYTES_MAX + 1], b"MAINPID=none"] {
+    let long = format!("STATUS={}", "x".repeat(NOTIFY_BYTES_MAX));
+    for bad in [&b"READY"[..], b"\xff\xfe=1", long.as_bytes(), b"MAINPID=none"] {
         sender.send(bad).unwrap();
         match socket.recv().await {
             Err(NotifyError::Malformed { pid, what }) => {

@@ -61,6 +61,29 @@ fn only_the_descriptors_asked_for_reach_the_child() {
 }
 
 #[test]
+fn descriptors_arrive_at_their_numbers_though_these_are_in_use() {
+    let place = Place::new();
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let files = names.map(|name| fs::File::create(place.path(name)).unwrap());
+    // The numbers that come next, in reverse: whoever copies one by one writes over what is still to be copied.
+    let next = files[5].as_raw_fd() + 1;
+    let fds: Vec<_> = files.iter().map(AsFd::as_fd).zip((next..next + 6).rev()).collect();
+    let argv = words(&["sh", "-c", "ls -l /proc/$$/fd"]);
+    let env = env(&[("PATH", "/usr/bin:/bin")]);
+    let mut order = Spawn::new(OsStr::new("sh"), &argv, place.dir.path(), place.log.as_fd());
+    order.env = &env;
+    order.fds = &fds;
+    let process = spawn(&order).unwrap().into_process().unwrap();
+    until("it ends", || process.has_exited().unwrap());
+    process.reap().unwrap();
+    let log = place.log_text();
+    for (name, (_, target)) in names.iter().zip(&fds) {
+        let line = format!(" {target} -> {}", place.path(name).display());
+        assert!(log.contains(&line), "{line} is not in\n{log}");
+    }
+}
+
+#[test]
 fn the_child_leads_a_session_and_takes_signals_by_default() {
     let place = Place::new();
     let running = place.sh("kill -PIPE $$; echo not reached");

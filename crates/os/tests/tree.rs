@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use razar_os::{Cgroups, Member, Pid, ProcTable, Process, Signal, TaskState, Tree};
+use razar_os::{Cgroups, FileId, Member, Pid, ProcTable, Process, Signal, TaskState, Tree};
 use support::{PATIENCE, Place, Running, is_alive, state_and_parent, until};
 
 /// Its tree has found this one; looked for once in a table of all processes.
@@ -32,6 +32,8 @@ fn descendants_in_a_session_of_their_own_are_found_by_the_quick_look_and_killed(
     let sample = running.tree.sample().unwrap();
     assert!(sample.tasks.iter().any(|task| task.pid == far), "{sample:?}");
     assert!(running.tree.contains(far));
+    let mut by_table = Tree::new(&running.process, None, None).unwrap();
+    assert!(finds(&mut by_table, far), "by descent alone");
     assert!(running.tree.signal(Signal::CONT).unwrap());
     kill_all(&mut running, &[far]);
     assert_eq!(running.wait().signal, Some(9));
@@ -91,6 +93,12 @@ fn a_process_of_another_tree_is_left_alone() {
     kill_all(&mut first, &[]);
     assert!(is_alive(second.process.pid()));
     assert!(is_alive(Pid::this()));
+    // Not even a mark that the calling process carries itself makes it a member, nor those above it.
+    let mine = FileId::of_fd(std::io::stdout()).unwrap();
+    assert!(ProcTable::read().unwrap().tagged(mine).iter().any(|tagged| tagged.member.pid == Pid::this()));
+    let mut tree = Tree::of_orphans(Some(mine), None);
+    tree.refresh(&ProcTable::read().unwrap());
+    assert!(!tree.contains(Pid::this()) && !tree.contains(Process::parent().unwrap().unwrap().pid()));
 }
 
 #[test]
