@@ -6,7 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Which file this is, whatever its name.
+/// Which file this is, whatever its name. Once a file is removed and closed by all, its inode number is soon another file's: use one as a
+/// tag only while the file is there or held open, and after a restart take it from the path anew instead of from what was written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId {
     /// Device number, as `stat` gives it.
@@ -38,10 +39,12 @@ impl FileId {
     }
 }
 
-/// Opens a log file for appending: created 0600 if missing, its directory 0700, close-on-exec.
+/// Opens a log file for appending: created 0600 if missing, its directory 0700, close-on-exec. One file for one incarnation: whoever has it
+/// as stdout or stderr counts as the incarnation's, and is killed with it.
 ///
 /// # Errors
-/// As `open` and `mkdir`: no permission, no space, a directory of that name.
+/// As `open` and `mkdir`: no permission, no space, a directory of that name. `InvalidInput` for what is no regular file: `/dev/null` as a
+/// tag would make half the machine the incarnation's.
 pub fn append_file(path: &Path) -> io::Result<(File, FileId)> {
     let open = || OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NOCTTY).open(path);
     let file = match (open(), path.parent()) {
@@ -51,6 +54,9 @@ pub fn append_file(path: &Path) -> io::Result<(File, FileId)> {
         }
         (opened, _) => opened?,
     };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a log must be a regular file"));
+    }
     let id = FileId::of_fd(&file)?;
     Ok((file, id))
 }

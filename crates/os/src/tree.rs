@@ -49,7 +49,8 @@ pub struct Tree {
 
 impl Tree {
     /// The tree of a main process, with its log file (see [`crate::append_file`]) and its own cgroup if it has them.
-    /// A cgroup must be the incarnation's alone: everybody in it counts as a member.
+    /// Both must be the incarnation's alone, since everybody who has them counts as a member, and the log must be there, or held open, as
+    /// long as the tree is used (see [`FileId`]).
     ///
     /// # Errors
     /// Out of descriptors.

@@ -5,7 +5,9 @@ mod support;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use razar_os::{BootId, Exit, ExitStatus, Identity, LockError, NodeLock, Pid, Process, Signal, become_subreaper, start_time_ticks};
+use razar_os::{
+    BootId, Exit, ExitStatus, FileId, Identity, LockError, NodeLock, Pid, Process, Signal, append_file, become_subreaper, start_time_ticks,
+};
 use support::{Place, state_and_parent, until};
 
 #[test]
@@ -139,4 +141,21 @@ fn the_own_process_becomes_the_heir_of_orphans() {
     orphan.signal(Signal::KILL).unwrap();
     assert!(razar_os::wait_readable(&[orphan.as_fd()], Some(support::PATIENCE)).unwrap()[0]);
     until("it is reaped", || matches!(orphan.exit(), Ok(Exit::Ended(_))));
+}
+
+#[test]
+fn a_log_is_a_private_regular_file_opened_for_appending() {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    let path = place.path("logs/it.log");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let (mut again, tag) = append_file(&path).unwrap();
+    assert_eq!(tag, place.tag);
+    assert_eq!(FileId::of_path(&path).unwrap(), tag);
+    (&place.log).write_all(b"one ").unwrap();
+    again.write_all(b"two ").unwrap();
+    (&place.log).write_all(b"three").unwrap();
+    assert_eq!(place.log_text(), "one two three");
+    assert_eq!(append_file(std::path::Path::new("/dev/null")).unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
