@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod guard;
 pub mod journal;
+pub mod logs;
 pub mod outbox;
-pub mod view;
 pub mod policy;
+pub mod view;
