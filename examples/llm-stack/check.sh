@@ -6,6 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 razar=${RAZAR:-../../bin/razar}
+# A mesh of its own: one that you run goes on undisturbed (but the stack's ports have to be free).
+RAZAR_STATE_DIR=$(mktemp -d)
+export RAZAR_STATE_DIR RAZAR_MESH=llm-stack-check RAZAR_SERVER=${RAZAR_SERVER:-nats://127.0.0.1:14222}
 boot=${BOOT:-300s}
 patience_seconds=120
 passed=0
@@ -71,6 +74,7 @@ finish() {
     "$razar" logs --since 15m litellm agent postgres 2>&1 | tail -n 60 || true
   fi
   "$razar" down >/dev/null 2>&1 || true
+  rm -rf "$RAZAR_STATE_DIR"
   exit $status
 }
 
