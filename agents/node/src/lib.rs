@@ -6,4 +6,5 @@ pub mod journal;
 pub mod logs;
 pub mod outbox;
 pub mod policy;
+pub mod probe;
 pub mod view;
