@@ -34,6 +34,14 @@ pub(crate) fn is_component_name(name: &str) -> bool {
     razar_bus_schema::ids::is_name(name) && !name.contains('_')
 }
 
+/// The name that `name` could be: lower-case, `-` for what is not allowed. Absent when nothing is left.
+pub(crate) fn mended(name: &str) -> Option<String> {
+    let plain = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' });
+    let plain: String = plain.take(razar_bus_schema::ids::NAME_BYTES_MAX).collect();
+    let mended = plain.trim_matches('-').to_owned();
+    is_component_name(&mended).then_some(mended)
+}
+
 /// Whether the mesh keeps the name of a component for itself.
 #[must_use]
 pub fn is_reserved(name: &str) -> bool {

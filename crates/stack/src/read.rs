@@ -16,6 +16,9 @@ use crate::{
     tree::{Entry, Kind, Node},
 };
 
+/// This release, for sentences on what it does not do yet.
+pub(crate) const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
 /// Looks up a variable: the value, or absent.
 pub(crate) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -67,6 +70,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) found: Vec<Diagnostic>,
     /// Components of which nothing could be read, and that was told.
     pub(crate) unreadable: BTreeSet<String>,
+    /// Paths with the known keys that unknown ones there probably mean.
+    meant: BTreeSet<(Vec<String>, String)>,
 }
 
 impl<'a> Reader<'a> {
@@ -80,6 +85,7 @@ impl<'a> Reader<'a> {
             places: Places::default(),
             found: Vec::new(),
             unreadable: BTreeSet::new(),
+            meant: BTreeSet::new(),
         }
     }
 
@@ -104,12 +110,17 @@ impl<'a> Reader<'a> {
         self.found.push(Diagnostic { severity, code, file, at, component, message, hint, excerpt });
     }
 
-    /// The last key of the path, for sentences.
+    /// The last key of the path that is a word, for sentences: of `heal.0` it is `heal`.
     fn here(&self) -> String {
-        match self.path.last() {
-            Some(key) => format!("`{key}`"),
+        match self.path.iter().rev().find(|key| key.parse::<usize>().is_err()) {
+            Some(key) => format!("`{}`", printable(key)),
             None => "the file".to_owned(),
         }
+    }
+
+    /// Whether the file has a key at `path` that is not known but probably means `key`.
+    pub(crate) fn meant(&self, path: &[&str], key: &str) -> bool {
+        self.meant.iter().any(|(at, meant)| meant == key && at.iter().map(String::as_str).eq(path.iter().copied()))
     }
 
     fn wrong_type(&mut self, node: &Node, wanted: &str, hint: Option<String>) {
@@ -120,8 +131,8 @@ impl<'a> Reader<'a> {
     /// The fields of a mapping; nothing at all is an empty one.
     pub(crate) fn fields<'t>(&mut self, node: &'t Node) -> Option<Fields<'t>> {
         match &node.kind {
-            Kind::Map(entries) => Some(Fields { entries, known: Vec::new(), at: node.at }),
-            Kind::Scalar { .. } if node.is_null() => Some(Fields { entries: &[], known: Vec::new(), at: node.at }),
+            Kind::Map(entries) => Some(Fields { entries, known: Vec::new(), missing: Vec::new(), at: node.at }),
+            Kind::Scalar { .. } if node.is_null() => Some(Fields { entries: &[], known: Vec::new(), missing: Vec::new(), at: node.at }),
             Kind::Scalar { .. } | Kind::List(_) => {
                 self.wrong_type(node, "a mapping", None);
                 None
@@ -181,6 +192,7 @@ impl<'a> Reader<'a> {
 pub(crate) struct Fields<'t> {
     entries: &'t [Entry],
     known: Vec<&'static str>,
+    missing: Vec<&'static str>,
     at: Position,
 }
 
@@ -210,7 +222,7 @@ impl<'t> Fields<'t> {
         self.get(r, key, read).unwrap_or_default()
     }
 
-    /// As [`Fields::get`], told when it is not there.
+    /// As [`Fields::get`], told (at [`Fields::end`]) when it is not there.
     pub(crate) fn must<'r, T: Default>(
         &mut self,
         r: &mut Reader<'r>,
@@ -219,12 +231,7 @@ impl<'t> Fields<'t> {
     ) -> T {
         let present = self.entries.iter().any(|e| e.key == key && !e.value.is_null());
         if !present {
-            // The place of the owner's key reads better than that of its first value.
-            let path = r.path.clone();
-            let owner = if path.is_empty() { self.at } else { r.places.keys.get(&path).copied().unwrap_or(self.at) };
-            let message =
-                if r.subject.is_some() && path.len() == 2 { format!("has no `{key}`") } else { format!("{} has no `{key}`", r.here()) };
-            r.error(Code::MissingKey, owner, message, Some(format!("`{key}:`")));
+            self.missing.push(key);
         }
         self.or(r, key, read)
     }
@@ -233,7 +240,8 @@ impl<'t> Fields<'t> {
     pub(crate) fn not_yet(&mut self, r: &mut Reader<'_>, key: &'static str, meanwhile: &str) {
         self.known.push(key);
         if let Some(entry) = self.entries.iter().find(|e| e.key == key) {
-            r.show(Code::NotYet, entry.at, format!("`{key}` comes with a later release"), Some(meanwhile.to_owned()));
+            let message = format!("`{key}` is not in release {RELEASE}");
+            r.show(Code::NotYet, entry.at, message, Some(meanwhile.to_owned()));
         }
     }
 
@@ -242,17 +250,31 @@ impl<'t> Fields<'t> {
         self.entries.iter().any(|e| e.key == key)
     }
 
-    /// Tells the keys that nobody asked for; `synonyms` are other formats' words for ours.
+    /// Tells the keys that nobody asked for, and those that are not there; `synonyms` are other formats' words for ours.
     pub(crate) fn end(self, r: &mut Reader<'_>, synonyms: &[(&str, &str)]) {
         for entry in self.entries.iter().filter(|e| !self.known.contains(&e.key.as_str())) {
             if r.path.is_empty() && entry.key.starts_with("x-") {
                 continue; // Compose's place for anchors and notes.
             }
             let synonym = synonyms.iter().find(|(theirs, _)| *theirs == entry.key).map(|(_, ours)| *ours);
-            let hint = synonym.or_else(|| nearest(&entry.key, self.known.iter().copied())).map(|key| format!("`{key}`"));
-            let hint = hint.or_else(|| (self.known.len() <= 8).then(|| format!("known here: {}", self.known.join(", "))));
+            let hint = match synonym.or_else(|| nearest(&entry.key, self.known.iter().copied())) {
+                Some(key) => {
+                    r.meant.insert((r.path.clone(), key.to_owned()));
+                    Some(format!("`{key}`"))
+                }
+                None => (self.known.len() <= 8).then(|| format!("known here: {}", self.known.join(", "))),
+            };
             let at = Position { width: u32::try_from(entry.key.chars().count()).unwrap_or(1).max(1), ..entry.at };
             r.show(Code::UnknownKey, at, format!("`{}` is not known", printable(&entry.key)), hint);
+        }
+        let path = r.path.clone();
+        // The place of the owner's key reads better than that of its first value.
+        let owner = if path.is_empty() { self.at } else { r.places.keys.get(&path).copied().unwrap_or(self.at) };
+        let absent: Vec<&str> = self.missing.into_iter().filter(|key| !r.meant.contains(&(path.clone(), (*key).to_owned()))).collect();
+        for key in absent {
+            let told_by_subject = r.subject.is_some() && path.len() == 2;
+            let message = if told_by_subject { format!("has no `{key}`") } else { format!("{} has no `{key}`", r.here()) };
+            r.error(Code::MissingKey, owner, message, Some(format!("`{key}:`")));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, Span, options};
+use serde_saphyr::granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Span, options};
 
 use crate::diagnostic::{Code, Position};
 
@@ -49,7 +49,7 @@ impl Node {
 
     pub(crate) fn what(&self) -> &'static str {
         match &self.kind {
-            Kind::Scalar { .. } => "a text",
+            Kind::Scalar { .. } => "a single value",
             Kind::List(_) => "a list",
             Kind::Map(_) => "a mapping",
         }
@@ -87,7 +87,11 @@ pub(crate) fn parse(text: &str) -> (Option<Rc<Node>>, Vec<Fault>) {
             Err(error) => {
                 let marker = error.marker();
                 let at = Position { line: count(marker.line()), column: count(marker.col() + 1), width: 1 };
-                Err(Fault::new(Code::Syntax, at, error.info()))
+                if matches!(error.kind(), ErrorKind::RecursionLimitExceeded { .. }) {
+                    Err(Fault::new(Code::TooLarge, at, format!("nested deeper than {DEPTH_MAX}")))
+                } else {
+                    Err(Fault::new(Code::Syntax, at, error.info()))
+                }
             }
         };
         if let Err(fault) = outcome {

@@ -10,7 +10,8 @@ pub(super) fn component(r: &mut Reader<'_>, name: &str, component: &Component) {
     let one_shot = component.one_shot == Some(true);
     let path = |role| ["components", name, role];
     let silent = |r: &Reader<'_>| ["startup", "readiness", "liveness"].iter().all(|role| !r.places.has(&["components", name, role]));
-    if silent(r) && !one_shot {
+    let meant = |r: &Reader<'_>| ["startup", "readiness", "liveness"].iter().any(|role| r.meant(&["components", name], role));
+    if silent(r) && !one_shot && !meant(r) {
         let at = r.places.key(&["components", name]);
         r.error(Code::NoProbe, at, "", Some("`readiness:`, or `readiness: none`".to_owned()));
     }

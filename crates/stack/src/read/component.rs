@@ -140,7 +140,9 @@ fn on_node_loss(r: &mut Reader<'_>, node: &Node) -> Option<()> {
     let text = r.text(node)?;
     match text.as_str() {
         "stay" => return Some(()),
-        "move" => r.show(Code::NotYet, node.at, "`on_node_loss: move` comes with a later release", Some("`stay`".to_owned())),
+        "move" => {
+            r.show(Code::NotYet, node.at, format!("`on_node_loss: move` is not in release {}", super::RELEASE), Some("`stay`".to_owned()))
+        }
         _ => r.show(
             Code::BadValue,
             node.at,

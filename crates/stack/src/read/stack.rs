@@ -37,7 +37,7 @@ fn name(r: &mut Reader<'_>, node: &Node, of: &str) -> Option<String> {
     let name = r.text(node)?;
     if !names::is_component_name(&name) {
         let message = format!("`{}` is no name of a {of}", super::printable(&name));
-        r.show(Code::BadName, node.at, message, Some("a-z, 0-9 and `-`, at most 63".to_owned()));
+        r.show(Code::BadName, node.at, message, Some(name_hint(&name)));
         return None;
     }
     if names::RESERVED_STACKS.contains(&name.as_str()) {
@@ -45,6 +45,12 @@ fn name(r: &mut Reader<'_>, node: &Node, of: &str) -> Option<String> {
         return None;
     }
     Some(name)
+}
+
+/// What a name is made of, with the nearest one that is.
+fn name_hint(name: &str) -> String {
+    let rule = "a-z, 0-9 and `-`, at most 63";
+    names::mended(name).map_or_else(|| rule.to_owned(), |mended| format!("`{mended}` ({rule})"))
 }
 
 fn mesh(r: &mut Reader<'_>, node: &Node) -> Option<Mesh> {
@@ -115,7 +121,7 @@ fn components(r: &mut Reader<'_>, node: &Node) -> Option<BTreeMap<String, Compon
     let out = r.named(node, |r, entry| {
         r.subject = Some(super::printable(&entry.key));
         if !names::is_component_name(&entry.key) {
-            r.error(Code::BadName, entry.at, "no name of a component", Some("a-z, 0-9 and `-`, at most 63".to_owned()));
+            r.error(Code::BadName, entry.at, "no name of a component", Some(name_hint(&entry.key)));
         } else if names::is_reserved(&entry.key) {
             let hint = format!("`{}-1`, `my-{}`", entry.key, entry.key);
             r.error(Code::ReservedName, entry.at, "the mesh has a component of its own by this name", Some(hint));
@@ -140,7 +146,7 @@ fn profiles(r: &mut Reader<'_>, node: &Node) -> Option<BTreeMap<String, Profile>
     r.named(node, |r, entry| {
         r.subject = Some(format!("profile {}", super::printable(&entry.key)));
         if !razar_bus_schema::ids::is_name(&entry.key) {
-            r.error(Code::BadName, entry.at, "no name of a profile", Some("a-z, 0-9, `-` and `_`, at most 63".to_owned()));
+            r.error(Code::BadName, entry.at, "no name of a profile", Some(name_hint(&entry.key)));
         }
         let out = profile(r, &entry.value);
         r.subject = None;

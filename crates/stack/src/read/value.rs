@@ -117,7 +117,7 @@ impl Reader<'_> {
             // The file's own text: what a variable holds may be a secret.
             let written = if let Kind::Scalar { text, .. } = &node.kind { printable(text) } else { String::new() };
             let message = format!("{}: `{written}` is not {wanted}", self.here());
-            self.show(Code::BadValue, node.at, message, Some(example.to_owned()));
+            self.show(Code::BadValue, node.at, message, (!example.is_empty()).then(|| example.to_owned()));
         }
         out
     }
@@ -139,7 +139,7 @@ impl Reader<'_> {
     }
 
     pub(crate) fn flag(&mut self, node: &Node) -> Option<bool> {
-        self.scalar(node, "true or false", "`true` or `false`", |t| match t.to_ascii_lowercase().as_str() {
+        self.scalar(node, "true or false", "", |t| match t.to_ascii_lowercase().as_str() {
             "true" => Some(true),
             "false" => Some(false),
             _ => None,
@@ -148,16 +148,12 @@ impl Reader<'_> {
 
     /// A whole number in a range.
     pub(crate) fn number(&mut self, node: &Node, min: u32, max: u32) -> Option<u32> {
-        self.scalar(node, &format!("a whole number from {min} to {max}"), &format!("`{}`", min.max(1)), |t| {
-            t.parse().ok().filter(|n| (min..=max).contains(n))
-        })
+        self.scalar(node, &format!("a whole number from {min} to {max}"), "", |t| t.parse().ok().filter(|n| (min..=max).contains(n)))
     }
 
     /// A number in a range.
     pub(crate) fn decimal(&mut self, node: &Node, min: f64, max: f64) -> Option<f64> {
-        self.scalar(node, &format!("a number from {min} to {max}"), &format!("`{max}`"), |t| {
-            t.parse().ok().filter(|n| (min..=max).contains(n))
-        })
+        self.scalar(node, &format!("a number from {min} to {max}"), "", |t| t.parse().ok().filter(|n| (min..=max).contains(n)))
     }
 
     pub(crate) fn port(&mut self, node: &Node) -> Option<u16> {
