@@ -47,7 +47,8 @@ impl Tree {
     /// calling thread: one look at `/proc` if nobody is alive, two and the dying else (up to three more looks while unrelated processes
     /// are being born); use a blocking thread where that matters.
     /// Call it before the main process is reaped, while its number is certain. Members that shed cgroup, session, ancestry and tag
-    /// without ever having been seen are not found.
+    /// without ever having been seen are not found, and on a busy machine one that does nothing but fork and end may slip through without
+    /// a cgroup: kill again if the tag turns up again.
     ///
     /// # Errors
     /// `/proc` cannot be read, or out of descriptors: then nothing is known about what is left. A member that may not be signalled is
@@ -71,6 +72,12 @@ impl Tree {
                 clean_looks += 1;
                 if table.is_settled() || clean_looks >= CLEAN_LOOKS_MAX {
                     break;
+                }
+                // Where somebody was alive, one may have been born and gone on.
+                if let Some(last) = table.last_pid()
+                    && !signalled.is_empty()
+                {
+                    self.chase(&mut reader, last, &mut signalled)?;
                 }
                 continue;
             }
