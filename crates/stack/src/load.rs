@@ -40,11 +40,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Where the value at `path` stands in the file (`["components", "api", "ports", "0"]`); the nearest place above it when
-    /// the file does not say it.
+    /// Where the value at `path` stands in the file (`["components", "api", "ports", "0"]`); the key of what is around it
+    /// when the file does not say it.
     #[must_use]
     pub fn place(&self, path: &[&str]) -> Option<Position> {
-        let at = self.places.value(path);
+        let at = if self.places.has(path) { self.places.value(path) } else { self.places.key(path) };
         (at.line > 0).then_some(at)
     }
 }

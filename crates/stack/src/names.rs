@@ -26,7 +26,7 @@ pub const RESERVED: [&str; 12] = [
 /// Names that no stack may have: the built-in one, and the mesh's root token.
 pub const RESERVED_STACKS: [&str; 2] = ["mesh", "system"];
 
-/// How alike two names must be, 0 to 1, to be suggested for each other: one slip in three letters, two in five.
+/// How alike two names must be, 0 to 1, to be suggested for each other: two slips in five letters. One slip is always forgiven.
 const ALIKE_MIN: f64 = 0.6;
 
 /// Whether `name` may name a stack, a component or a profile: `[a-z0-9-]`, at most 63, beginning with a letter or digit.
@@ -54,8 +54,11 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
     let mut best: Option<(f64, &str)> = None;
     for candidate in known {
         let other = self::bare(candidate);
-        let likeness = if other == bare { 1.0 } else { strsim::normalized_damerau_levenshtein(&bare, &other) };
-        if likeness >= ALIKE_MIN && best.is_none_or(|(most, text)| likeness > most || (likeness >= most && candidate < text)) {
+        let slips = strsim::damerau_levenshtein(&bare, &other);
+        let length = bare.chars().count().max(other.chars().count()).max(1);
+        let likeness = 1.0 - slips as f64 / length as f64;
+        let alike = likeness >= ALIKE_MIN || (slips == 1 && length > 1);
+        if alike && best.is_none_or(|(most, text)| likeness > most || (likeness >= most && candidate < text)) {
             best = Some((likeness, candidate));
         }
     }
