@@ -3,7 +3,7 @@
 //! What is recorded, and what follows from what was restored, is decided by the policy. Publishing events is `outbox.rs`.
 //!
 //! Nothing is numbered twice: after an end that may have lost records (another boot, not closed; or a damaged tail) event sequences and
-//! starts go on a block of 1,024 further, and never is more than a block not yet on disk.
+//! starts go on a block of 1,024 further (more, if what was damaged may have used more), and never is more than a block not yet on disk.
 //!
 //! A full disk (or more than 256 MiB of events that the bus does not take) stops the journal, not the node: state is kept in memory and
 //! written with the next snapshot, events are held in memory up to a bound, unnumbered, and what goes beyond is counted as lost, the
@@ -47,6 +47,8 @@ pub const BLOCK: u64 = 1024;
 pub const RESTORED_EVENTS_MAX: usize = 4096;
 /// Events held in memory while the disk takes none.
 const HELD_EVENTS_MAX: usize = 4096;
+/// No record that uses up a number is smaller.
+const RECORD_BYTES_MIN: u64 = 16;
 /// Acknowledgements that share one record: published again after a crash, these are known by their ids.
 const ACKS_PER_RECORD: u64 = 64;
 
@@ -104,7 +106,7 @@ pub struct Restored {
     pub new_epoch: bool,
     /// The last end may have lost records, so numbers go on a block further; see `start_floor`.
     pub jumped: bool,
-    /// Highest start that may have been used in a generation that `memories` does not know: 0, or a block after a jump. It concerns the
+    /// Highest start that may have been used in a generation that `memories` does not know: 0, or what was skipped. It concerns the
     /// generations that are desired when the node first reads its plan; later ones are new.
     pub start_floor: u64,
     /// Memory per instance; starts are raised by a block after a jump.
@@ -197,15 +199,16 @@ impl Journal {
         let same_boot = mark.as_ref().is_some_and(|mark| mark.boot_id == boot_id);
         let lost_nothing = same_boot || mark.as_ref().is_some_and(|mark| mark.clean);
         let new_epoch = found.state.is_none();
-        let jumped = !new_epoch && (!lost_nothing || found.torn);
+        let skip = found.skip(lost_nothing);
+        let jumped = !new_epoch && skip > 0;
         let mut state = found.state.take().unwrap_or_else(|| State::new(format!("{:016x}", rand::random::<u64>())));
         if jumped {
-            state.skip_block(BLOCK);
+            state.skip(skip);
         }
         if mark.is_none_or(|mark| mark.clean || mark.boot_id != boot_id) {
             Mark { boot_id: boot_id.to_owned(), clean: false }.write(dir).map_err(io_error("mark"))?;
         }
-        let restored = found.restored(&state, new_epoch, jumped);
+        let restored = found.restored(&state, new_epoch, if jumped { skip } else { 0 });
         let current = found.segments.last_key_value().map(|(n, s)| (*n, s.bytes));
         let reusable = current.filter(|(_, bytes)| !new_epoch && !jumped && *bytes < limits.segment_bytes);
         let (number, file) = match reusable {
@@ -480,7 +483,8 @@ struct Found {
     state: Option<State>,
     segments: BTreeMap<u64, Segment>,
     next_number: u64,
-    torn: bool,
+    /// Bytes of newest records that could not be read.
+    lost_bytes: u64,
     events: Vec<Event>,
     events_total: u64,
     damage: Vec<String>,
@@ -508,7 +512,7 @@ impl Found {
         let mut events = Vec::new();
         for earlier in older {
             let content = segment::read(&segment::path(dir, earlier))?;
-            if content.torn {
+            if content.lost_bytes > 0 {
                 found.damage.push(format!("segment {earlier} is damaged after {} bytes", content.good_bytes));
             }
             found.segments.insert(earlier, content.describe());
@@ -523,8 +527,8 @@ impl Found {
     }
 
     fn use_as_base(&mut self, dir: &Path, number: u64, content: Content) -> io::Result<()> {
-        if content.torn {
-            self.torn = true;
+        if content.lost_bytes > 0 {
+            self.lost_bytes += content.lost_bytes;
             self.damage.push(format!("segment {number} was cut after {} bytes", content.good_bytes));
             OpenOptions::new().write(true).open(segment::path(dir, number))?.set_len(content.good_bytes)?;
         }
@@ -548,18 +552,24 @@ impl Found {
     }
 
     fn put_aside(&mut self, dir: &Path, number: u64) -> io::Result<()> {
-        self.torn = true;
+        self.lost_bytes += std::fs::metadata(segment::path(dir, number))?.len().max(1);
         self.damage.push(format!("segment {number} has no readable head and was put aside"));
         let path = segment::path(dir, number);
         std::fs::rename(&path, path.with_extension("bad"))
     }
 
-    fn restored(&mut self, state: &State, new_epoch: bool, jumped: bool) -> Restored {
+    /// Numbers to be skipped: those that what was lost may have used.
+    fn skip(&self, lost_nothing: bool) -> u64 {
+        let unsynced = if lost_nothing { 0 } else { BLOCK };
+        if self.lost_bytes == 0 { unsynced } else { BLOCK.max(self.lost_bytes / RECORD_BYTES_MIN) }
+    }
+
+    fn restored(&mut self, state: &State, new_epoch: bool, skipped: u64) -> Restored {
         Restored {
             node_epoch: state.node_epoch.clone(),
             new_epoch,
-            jumped,
-            start_floor: if jumped { BLOCK } else { 0 },
+            jumped: skipped > 0,
+            start_floor: skipped,
             memories: state.memories.clone(),
             processes: state.processes.values().cloned().collect(),
             planned: state.planned.values().cloned().collect(),

@@ -35,11 +35,6 @@ impl<'a> Frames<'a> {
         self.good
     }
 
-    /// Whether bytes are left that are no whole record.
-    pub(super) fn is_torn(&self) -> bool {
-        !self.rest.is_empty()
-    }
-
     fn payload(&self) -> Option<&'a [u8]> {
         let length = usize::try_from(u32::from_le_bytes(*self.rest.first_chunk::<4>()?)).ok()?;
         let crc = u32::from_le_bytes(*self.rest.get(4..)?.first_chunk::<4>()?);

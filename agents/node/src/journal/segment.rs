@@ -24,7 +24,8 @@ pub(super) struct Segment {
 pub(super) struct Content {
     pub(super) records: Vec<Record>,
     pub(super) good_bytes: u64,
-    pub(super) torn: bool,
+    /// Bytes behind them that are no whole records.
+    pub(super) lost_bytes: u64,
 }
 
 impl Content {
@@ -63,7 +64,8 @@ pub(super) fn read(path: &Path) -> io::Result<Content> {
     let bytes = std::fs::read(path)?;
     let mut frames = Frames::new(&bytes);
     let records = frames.by_ref().filter_map(|record| record.record).collect();
-    Ok(Content { records, good_bytes: frames.good_bytes() as u64, torn: frames.is_torn() })
+    let good = frames.good_bytes();
+    Ok(Content { records, good_bytes: good as u64, lost_bytes: bytes.len().saturating_sub(good) as u64 })
 }
 
 /// Makes a segment that begins with this snapshot. On failure no file is left.

@@ -102,8 +102,8 @@ impl State {
         }
     }
 
-    /// After an end that may have lost the newest records: go on with the next block, so that no number is given twice.
-    pub(super) fn skip_block(&mut self, block: u64) {
+    /// After an end that may have lost the newest records: go on further, so that no number is given twice.
+    pub(super) fn skip(&mut self, block: u64) {
         self.next_sequence = self.next_sequence.saturating_add(block);
         for memory in self.memories.values_mut() {
             memory.start = memory.start.saturating_add(block);

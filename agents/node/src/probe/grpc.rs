@@ -33,7 +33,9 @@ pub(super) async fn ask(check: &GrpcCheck) -> Finding {
     match client.check(HealthCheckRequest { service: check.service.clone() }).await {
         Ok(answer) => match answer.into_inner().status() {
             ServingStatus::Serving => Finding::new(Outcome::Passed, "grpc SERVING"),
-            other => Finding::new(Outcome::Failed, format!("grpc {}", other.as_str_name())),
+            other @ (ServingStatus::Unknown | ServingStatus::NotServing | ServingStatus::ServiceUnknown) => {
+                Finding::new(Outcome::Failed, format!("grpc {}", other.as_str_name()))
+            }
         },
         Err(status) => Finding::new(Outcome::Failed, format!("grpc {:?}: {}", status.code(), status.message())),
     }
