@@ -24,6 +24,8 @@ pub(super) struct Writer {
     file: File,
     boot_id: BootId,
     bytes: u64,
+    /// The last write may have left half a line.
+    torn: bool,
 }
 
 impl Writer {
@@ -50,7 +52,7 @@ impl Writer {
         std::fs::write(&temporary, &text)?;
         let file = OpenOptions::new().append(true).open(&temporary)?;
         std::fs::rename(&temporary, path)?;
-        Ok(Self { path: path.to_owned(), file, boot_id, bytes: text.len() as u64 })
+        Ok(Self { path: path.to_owned(), file, boot_id, bytes: text.len() as u64, torn: false })
     }
 
     /// Notes these exits.
@@ -59,7 +61,7 @@ impl Writer {
             let lines: Vec<String> = BufReader::new(File::open(&self.path)?).lines().skip(1).map_while(Result::ok).collect();
             *self = Self::rewrite(&self.path, self.boot_id, &lines)?;
         }
-        let mut text = String::new();
+        let mut text = if self.torn { "\n".to_owned() } else { String::new() };
         for dead in reaped {
             // Without its start time the number names nobody.
             if let Some(start) = dead.start_time_ticks {
@@ -67,7 +69,9 @@ impl Writer {
             }
         }
         self.bytes += text.len() as u64;
-        self.file.write_all(text.as_bytes())
+        let written = self.file.write_all(text.as_bytes());
+        self.torn = written.is_err();
+        written
     }
 }
 
@@ -179,5 +183,66 @@ pub async fn status_of(process: &Process, exits: &mut Exits) -> io::Result<Optio
         tokio::time::sleep(pause).await;
         waited += pause;
         pause *= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reaped(pid: i32, code: i32) -> Reaped {
+        let status = ExitStatus { code: Some(code), signal: None, core_dumped: false };
+        Reaped { pid: Pid::new(pid).unwrap(), start_time_ticks: Some(5), pidfd_inode: None, status }
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_keeps_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exits");
+        let mut writer = Writer::open(&path, BootId::current().unwrap()).unwrap();
+        let mut exits = Exits::open(&path).unwrap();
+        let lines = 200_000;
+        for first in (1..lines).step_by(1000) {
+            writer.note(&(first..first + 1000).map(|pid| reaped(pid, pid % 256)).collect::<Vec<_>>()).unwrap();
+            assert!(std::fs::metadata(&path).unwrap().len() < FILE_BYTES_MAX + 64 * 1024);
+            let newest = Pid::new(first + 999).unwrap();
+            assert_eq!(exits.take(newest, 5).unwrap().unwrap().code, Some((first + 999) % 256));
+        }
+        let mut late = Exits::open(&path).unwrap();
+        for pid in lines - 4000..lines {
+            assert!(late.take(Pid::new(pid).unwrap(), 5).unwrap().is_some(), "{pid}");
+        }
+    }
+
+    #[test]
+    fn another_guard_of_the_same_boot_goes_on_and_one_of_another_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exits");
+        let boot = BootId::current().unwrap();
+        let other: BootId = "00000000-0000-0000-0000-000000000001".parse().unwrap();
+        Writer::open(&path, boot).unwrap().note(&[reaped(7, 1)]).unwrap();
+        // Torn, as by a full disk.
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "8 5 ex").unwrap();
+        Writer::open(&path, boot).unwrap().note(&[reaped(9, 2)]).unwrap();
+        let mut exits = Exits::open(&path).unwrap();
+        assert_eq!(exits.take(Pid::new(7).unwrap(), 5).unwrap().unwrap().code, Some(1));
+        assert_eq!(exits.take(Pid::new(9).unwrap(), 5).unwrap().unwrap().code, Some(2));
+        assert_eq!(exits.take(Pid::new(9).unwrap(), 5).unwrap(), None, "each is given once");
+        Writer::open(&path, other).unwrap();
+        assert_eq!(Exits::open(&path).unwrap().take(Pid::new(7).unwrap(), 5).unwrap(), None);
+    }
+
+    #[test]
+    fn every_status_survives_its_line() {
+        for (code, signal, core_dumped) in
+            [(Some(0), None, false), (Some(255), None, false), (None, Some(9), false), (None, Some(11), true)]
+        {
+            let status = ExitStatus { code, signal, core_dumped };
+            let written = line(Pid::new(42).unwrap(), 99, status);
+            assert_eq!(parse(written.trim_end()), Some(((42, 99), status)));
+        }
+        for bad in ["", "1", "1 2", "1 2 exit", "1 2 exit x", "1 2 left 3", "1 2 exit 3 4"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 }

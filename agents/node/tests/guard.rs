@@ -1,0 +1,291 @@
+//! The guard with real processes. Without the test harness, since this program is also the guard (`guard <dir> <command…>`) and an agent
+//! (`agent <dir>`) that it tests, and a guard must be single-threaded.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use razar_node::guard::{self, Exits, GuardConfig, GuardWatch};
+use razar_os::{ExitStatus, Pid, Process, Signal};
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.first().and_then(|a| a.to_str()) {
+        Some("guard") => ExitCode::from(guard::run(GuardConfig { state_dir: PathBuf::from(&args[1]), agent_command: args[2..].to_vec() })),
+        Some("agent") => agent(Path::new(&args[1])),
+        _ => run_tests(&args),
+    }
+}
+
+fn run_tests(args: &[OsString]) -> ExitCode {
+    let tests: [(&str, fn()); 10] = [
+        ("an_agent_that_is_killed_is_started_again_at_once", an_agent_that_is_killed_is_started_again_at_once),
+        ("quick_deaths_are_spaced_and_never_given_up", quick_deaths_are_spaced_and_never_given_up),
+        ("exits_of_orphans_are_noted_with_their_code", exits_of_orphans_are_noted_with_their_code),
+        ("an_exit_between_two_agents_keeps_its_code", an_exit_between_two_agents_keeps_its_code),
+        ("a_bad_config_and_an_ordered_end_end_the_guard", a_bad_config_and_an_ordered_end_end_the_guard),
+        ("a_stop_is_passed_on_and_waited_for", a_stop_is_passed_on_and_waited_for),
+        ("a_second_signal_ends_the_guard_and_leaves_the_agent", a_second_signal_ends_the_guard_and_leaves_the_agent),
+        ("a_second_guard_of_the_same_node_is_refused", a_second_guard_of_the_same_node_is_refused),
+        ("an_agent_that_loses_its_guard_starts_another", an_agent_that_loses_its_guard_starts_another),
+        ("a_command_that_cannot_be_started_is_tried_on", a_command_that_cannot_be_started_is_tried_on),
+    ];
+    if args.iter().any(|a| a == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let wanted: Vec<&str> = args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
+    let chosen = tests.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w)));
+    for (name, test) in chosen {
+        test();
+        println!("test {name} ... ok");
+    }
+    ExitCode::SUCCESS
+}
+
+/// An agent that does nothing but see to its guard.
+fn agent(dir: &Path) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let watch = GuardWatch::new().unwrap();
+    std::fs::write(dir.join("agent.pid"), std::process::id().to_string()).unwrap();
+    runtime.block_on(async {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        tokio::select! {
+            gone = watch.gone() => {
+                gone.unwrap();
+                let me = std::env::current_exe().unwrap();
+                let command = [me.clone().into(), "guard".into(), dir.into(), me.into(), "agent".into(), dir.into()];
+                guard::respawn(&command, dir).unwrap();
+                ExitCode::SUCCESS
+            }
+            _ = term.recv() => ExitCode::SUCCESS,
+        }
+    })
+}
+
+/// A guard with a shell script as agent; both end with it.
+struct Node {
+    dir: tempfile::TempDir,
+    guard: Child,
+}
+
+impl Node {
+    fn with_script(script: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let command =
+            ["sh".into(), "-c".into(), format!("cd {}; echo $$ >> starts; echo $$ > agent.pid; {script}", dir.path().display()).into()];
+        Self::with_command(dir, &command)
+    }
+
+    fn with_command(dir: tempfile::TempDir, command: &[OsString]) -> Self {
+        let guard = guard_of(dir.path(), command).spawn().unwrap();
+        Self { dir, guard }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn number_in(&self, name: &str) -> Pid {
+        let mut number = None;
+        wait(name, || {
+            number = std::fs::read_to_string(self.path(name)).ok().and_then(|text| text.trim().parse().ok()).and_then(Pid::new);
+            number.is_some()
+        });
+        number.unwrap()
+    }
+
+    fn process_in(&self, name: &str) -> Process {
+        Process::current_holder(self.number_in(name)).unwrap().unwrap_or_else(|| panic!("the process of {name} has gone"))
+    }
+
+    fn starts(&self) -> usize {
+        std::fs::read_to_string(self.path("starts")).map_or(0, |text| text.lines().count())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let guard = Process::current_holder(Pid::new(i32::try_from(self.guard.id()).unwrap()).unwrap()).unwrap().unwrap();
+        guard.signal(signal).unwrap();
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait("the end of the guard", || {
+            status = self.guard.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
+        if let Ok(Some(other)) = guard::running(self.dir.path()) {
+            let _ = other.signal(Signal::KILL);
+        }
+        for name in ["agent.pid", "orphan.pid"] {
+            let pid = std::fs::read_to_string(self.path(name)).ok().and_then(|text| text.trim().parse().ok()).and_then(Pid::new);
+            if let Some(Ok(Some(process))) = pid.map(Process::current_holder) {
+                let _ = process.signal(Signal::KILL);
+            }
+        }
+    }
+}
+
+fn guard_of(dir: &Path, command: &[OsString]) -> Command {
+    let mut guard = Command::new(std::env::current_exe().unwrap());
+    guard.arg("guard").arg(dir).args(command).stdin(Stdio::null()).stderr(std::fs::File::create(dir.join("stderr")).unwrap());
+    guard
+}
+
+fn wait(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn an_agent_that_is_killed_is_started_again_at_once() {
+    let node = Node::with_script("echo \"$RAZAR_GUARD\" > guard; exec sleep 1000");
+    let first = node.process_in("agent.pid");
+    wait("the agent is told its guard", || std::fs::read_to_string(node.path("guard")).is_ok_and(|g| g.ends_with('\n')));
+    let told = std::fs::read_to_string(node.path("guard")).unwrap();
+    assert_eq!(told, std::fs::read_to_string(node.path("guard.pid")).unwrap());
+    assert!(told.starts_with(&format!("{} ", node.guard.id())));
+    assert_eq!(guard::running(node.dir.path()).unwrap().unwrap().pid().as_raw().unsigned_abs(), node.guard.id());
+
+    let killed_at = Instant::now();
+    first.signal(Signal::KILL).unwrap();
+    wait("a second start", || node.starts() == 2);
+    let took = killed_at.elapsed();
+    println!("  killed to started again and running its first command: {took:?}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    wait("another process", || node.number_in("agent.pid") != first.pid());
+}
+
+fn quick_deaths_are_spaced_and_never_given_up() {
+    let node = Node::with_script("date +%s%N >> times; exit 3");
+    wait("ten starts", || node.starts() >= 10);
+    let times: Vec<u64> = std::fs::read_to_string(node.path("times")).unwrap().lines().map(|l| l.parse().unwrap()).collect();
+    let gaps: Vec<u64> = times.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
+    // 0, 10, 20, 40, 80, 160, 320, 640, 1000 ms, each with the start itself on top.
+    for (gap, least) in gaps.iter().zip([0, 10, 20, 40, 80, 160, 320, 640, 1000]) {
+        assert!(*gap >= least && *gap < least + 400, "{gaps:?}");
+    }
+}
+
+fn exits_of_orphans_are_noted_with_their_code() {
+    // The middle shell ends at once, so its child becomes the guard's.
+    let orphan = "setsid sh -c 'echo $$ > orphan.pid; while [ ! -e go ]; do sleep 0.01; done; exit 7'";
+    let node = Node::with_script(&format!("sh -c \"{}\" ; exec sleep 1000", format_args!("{} &", orphan.replace('$', "\\$"))));
+    let orphan = node.process_in("orphan.pid");
+    let mut exits = Exits::open(&guard::exits_path(node.dir.path())).unwrap();
+    let start = orphan.identity().start_time_ticks;
+    assert_eq!(exits.take(orphan.pid(), start).unwrap(), None, "it lives");
+    std::fs::write(node.path("go"), "").unwrap();
+    let mut noted = None;
+    wait("the exit is noted", || {
+        noted = exits.take(orphan.pid(), start).unwrap();
+        noted.is_some()
+    });
+    assert_eq!(noted, Some(ExitStatus { code: Some(7), signal: None, core_dumped: false }));
+    assert!(Process::open(&orphan.identity()).unwrap().is_none(), "it was reaped");
+    assert_eq!(exits.take(orphan.pid(), start + 1).unwrap(), None, "another start time is another process");
+}
+
+fn an_exit_between_two_agents_keeps_its_code() {
+    // A component of the first agent ends by SIGKILL after that agent; the second one is slow to come.
+    let script = "if [ $(wc -l < starts) = 1 ]; then setsid sleep 1000 & echo $! > orphan.pid; fi; exec sleep 1000";
+    let node = Node::with_script(script);
+    let component = node.process_in("orphan.pid");
+    node.process_in("agent.pid").signal(Signal::KILL).unwrap();
+    wait("a second start", || node.starts() == 2);
+    component.signal(Signal::KILL).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut exits = Exits::open(&guard::exits_path(node.dir.path())).unwrap();
+    let status = runtime.block_on(guard::status_of(&component, &mut exits)).unwrap();
+    assert_eq!(status, Some(ExitStatus { code: None, signal: Some(9), core_dumped: false }));
+    // And without the kernel's own record of it.
+    let mut exits = Exits::open(&guard::exits_path(node.dir.path())).unwrap();
+    let mut noted = None;
+    wait("the exit is noted", || {
+        noted = exits.take(component.pid(), component.identity().start_time_ticks).unwrap();
+        noted.is_some()
+    });
+    assert_eq!(noted, status);
+}
+
+fn a_bad_config_and_an_ordered_end_end_the_guard() {
+    for code in [64, 0] {
+        let mut node = Node::with_script(&format!("exit {code}"));
+        assert_eq!(node.code(), Some(code));
+        assert_eq!(node.starts(), 1);
+    }
+}
+
+fn a_stop_is_passed_on_and_waited_for() {
+    let mut node = Node::with_script("trap 'sleep 0.2; echo done > stopped; exit 0' TERM; echo > ready; while :; do sleep 0.02; done");
+    wait("the agent is ready", || node.path("ready").exists());
+    node.signal(Signal::INT);
+    assert_eq!(node.code(), Some(0));
+    assert!(node.path("stopped").exists());
+    assert_eq!(node.starts(), 1);
+}
+
+fn a_second_signal_ends_the_guard_and_leaves_the_agent() {
+    let mut node = Node::with_script("trap 'echo > asked' TERM; echo > ready; while :; do sleep 0.02; done");
+    let agent = node.process_in("agent.pid");
+    wait("the agent is ready", || node.path("ready").exists());
+    node.signal(Signal::TERM);
+    wait("the agent was asked", || node.path("asked").exists());
+    node.signal(Signal::TERM);
+    assert_eq!(node.code(), Some(1));
+    assert!(!agent.has_exited().unwrap());
+}
+
+fn a_second_guard_of_the_same_node_is_refused() {
+    let node = Node::with_script("exec sleep 1000");
+    node.number_in("agent.pid");
+    let mut second = guard_of(node.dir.path(), &["true".into()]);
+    assert_eq!(second.status().unwrap().code(), Some(1));
+    let said = std::fs::read_to_string(node.path("stderr")).unwrap();
+    assert!(said.contains("another guard runs this node already"), "{said}");
+    assert_eq!(node.starts(), 1);
+}
+
+fn an_agent_that_loses_its_guard_starts_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let me = std::env::current_exe().unwrap();
+    let command = [me.into(), "agent".into(), dir.path().into()];
+    let mut node = Node::with_command(dir, &command);
+    let first_agent = node.process_in("agent.pid");
+    node.guard.kill().unwrap();
+    node.guard.wait().unwrap();
+    let lost = node.guard.id();
+    let mut second = None;
+    wait("another guard", || {
+        second = guard::running(node.dir.path()).unwrap().filter(|guard| guard.pid().as_raw().unsigned_abs() != lost);
+        second.is_some()
+    });
+    wait("another agent", || node.number_in("agent.pid") != first_agent.pid());
+    wait("the first agent has gone", || first_agent.has_exited().unwrap());
+    second.unwrap().signal(Signal::TERM).unwrap();
+    wait("the second guard has gone", || guard::running(node.dir.path()).unwrap().is_none());
+}
+
+fn a_command_that_cannot_be_started_is_tried_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("agent");
+    let node = Node::with_command(dir, &[missing.clone().into()]);
+    wait("it was said", || std::fs::read_to_string(node.path("stderr")).is_ok_and(|said| said.contains("cannot start the agent")));
+    let script = format!("#!/bin/sh\ncd {}\necho $$ > agent.pid\nexec sleep 1000\n", node.dir.path().display());
+    let arriving = node.path("arriving");
+    std::fs::write(&arriving, script).unwrap();
+    std::fs::set_permissions(&arriving, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(&arriving, &missing).unwrap();
+    node.number_in("agent.pid");
+}
