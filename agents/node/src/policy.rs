@@ -72,6 +72,8 @@ pub struct Config {
     pub node_epoch: String,
     /// Salt of the jitter.
     pub seed: u64,
+    /// Starts up to this number may have been used in a generation that the journal does not know; 0 after a clean end.
+    pub start_floor: u64,
 }
 
 /// What happened.

@@ -15,6 +15,8 @@ use super::LogStore;
 
 /// What is copied aside of one log on average: a component that writes faster loses what is over, so that it cannot wear out the disk.
 const COPY_BYTES_PER_SECOND_MAX: u64 = 4 * 1024 * 1024;
+/// What is copied aside at once, in sizes: a file that grew larger than this between two looks was flooded.
+const COPY_SIZES_MAX: u64 = 2;
 /// Smallest limit taken seriously: below a few blocks, cutting would never get anywhere.
 pub(super) const SIZE_BYTES_MIN: u64 = 64 * 1024;
 /// Alignment that every filesystem which can cut in front accepts, unless it says that its blocks are larger.
@@ -58,7 +60,7 @@ pub(super) fn rotate(store: &LogStore, path: &Path, bounds: LogBounds, copied_at
     let cut = (size - 1) / block * block;
     let pause = Duration::from_millis(max.saturating_mul(1000) / COPY_BYTES_PER_SECOND_MAX);
     let too_fast = copied_at.is_some_and(|at| at.elapsed() < pause);
-    let from = if too_fast || bounds.keep == 0 { cut } else { cut.saturating_sub(max) };
+    let from = if too_fast || bounds.keep == 0 { cut } else { cut.saturating_sub(max * COPY_SIZES_MAX) };
     let mut rotation = Rotation { kept_bytes: cut - from, lost_bytes: from };
     if from < cut {
         *copied_at = Some(Instant::now());

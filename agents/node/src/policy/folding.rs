@@ -208,7 +208,7 @@ impl Node {
         let starting = (inst.state == State::Starting).then_some(inst.spawned_at);
         let state = inst.probes.role(said.role);
         let Some(asked) = state.asked else { return };
-        if probing::manner(probe) == probing::Manner::Told {
+        if probing::manner(probe) == probing::Manner::Told && said.answer != Answer::Void {
             said.answer = if state.sign_at.is_some_and(|at| at >= asked) { Answer::Passed } else { Answer::Failed };
         }
         let row = state.fold(said.answer, &figures, starting, now.mono);
@@ -217,6 +217,7 @@ impl Node {
         match said.role {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
+            Role::Liveness if said.answer == Answer::Void => {}
             Role::Liveness if said.answer == Answer::Passed => self.alive(id),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
         }

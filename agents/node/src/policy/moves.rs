@@ -377,7 +377,7 @@ impl Node {
         let Some(wanted) = inst.wanted.clone() else { return };
         let local = matches!(inst.state, State::Exited | State::Backoff);
         let generation = wanted.desired.generation;
-        let start = if generation > inst.incarnation.generation { 1 } else { inst.incarnation.start + 1 };
+        let start = if generation > inst.incarnation.generation { self.config.start_floor + 1 } else { inst.incarnation.start + 1 };
         inst.incarnation = Incarnation::new(generation.max(inst.incarnation.generation), start);
         if local {
             inst.budget.spend(now.mono);

@@ -125,6 +125,8 @@ pub enum Answer {
     Failed,
     /// Nobody listens: a failure that costs nothing to repeat.
     Refused,
+    /// Nobody could have heard an answer (the bus was away): neither for nor against.
+    Void,
 }
 
 /// State of one role's probe.
@@ -168,6 +170,7 @@ impl RoleState {
                 self.failures = self.failures.saturating_add(1);
                 self.successes = 0;
             }
+            Answer::Void => {}
         }
         let period_end = asked + figures.period;
         let next = match (starting, answer) {
@@ -176,7 +179,7 @@ impl RoleState {
                 let waited = now.saturating_sub(spawned);
                 now + (waited / REFUSED_DIVISOR).clamp(EARLY_FIRST, figures.period)
             }
-            (Some(_), Answer::Passed | Answer::Failed) => {
+            (Some(_), Answer::Passed | Answer::Failed | Answer::Void) => {
                 let delay = self.early.min(figures.period);
                 self.early = self.early.saturating_mul(2);
                 now + delay

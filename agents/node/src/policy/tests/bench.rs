@@ -301,5 +301,5 @@ impl Bench {
 }
 
 fn config() -> Config {
-    Config { mesh: "razar".to_owned(), node: "a".to_owned(), node_epoch: NODE_EPOCH.to_owned(), seed: 7 }
+    Config { mesh: "razar".to_owned(), node: "a".to_owned(), node_epoch: NODE_EPOCH.to_owned(), seed: 7, start_floor: 0 }
 }

@@ -1,0 +1,443 @@
+//! The node's agent: wiring only. News of processes, probes, the bus and the clock go into the policy; what it decides goes to the
+//! processes, the journal and the outbox. The only `select!` of the node.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    sync::PoisonError,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use prost::Message as _;
+use razar_bus::{Bus, CoreMessage, IntentItem, IntentRecord, IntentWatch, QueryServer, Subscription};
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, probe::Check},
+};
+use razar_os::{DeadlineTimer, NodeLock, TaskState, monotonic_now};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    config::NodeConfig,
+    guard::{Exits, GuardWatch},
+    journal::Journal,
+    logs::LogStore,
+    outbox::Outbox,
+    policy::{
+        Action, Input, Node, Now, Spawn, ViewChange,
+        evidence::{Sample, Task, Window},
+        probing::{Answer, Role},
+    },
+    probe::{Outcome, ProbeContext, Prober},
+    processes::{Cleared, ProcessNews, Processes},
+    usage::Usages,
+    view,
+};
+
+/// News that wait for the loop; a burst of all instances with all their probes fits.
+const NEWS_MAX: usize = 16_384;
+/// Time between two turns of the house: beats, what the disk held back, log losses.
+const TURN: Duration = Duration::from_secs(1);
+/// Longest wait at the end for the broker to take the last events.
+const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// What the loop hears from its own tasks.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A probe was answered.
+    Probed(Box<Input>),
+    /// State was cleared.
+    Prepared(Instance, Option<String>),
+    /// What the processes use was measured.
+    Measured(BTreeMap<Instance, v1::ResourceUsage>),
+}
+
+/// The agent.
+pub struct Agent {
+    pub(crate) config: NodeConfig,
+    pub(crate) policy: Node,
+    pub(crate) journal: Journal,
+    pub(crate) outbox: Outbox,
+    pub(crate) processes: Processes,
+    pub(crate) logs: LogStore,
+    pub(crate) bus: Bus,
+    pub(crate) usages: Usages,
+    pub(crate) joined: v1::NodeJoined,
+    pub(crate) house: crate::house::House,
+    prober: Prober,
+    exits: Exits,
+    timer: DeadlineTimer,
+    news: mpsc::Sender<News>,
+    _lock: NodeLock,
+}
+
+/// What the loop waits for.
+pub(crate) struct Sources {
+    pub(crate) processes: mpsc::Receiver<ProcessNews>,
+    pub(crate) news: mpsc::Receiver<News>,
+    pub(crate) intents: IntentWatch,
+    pub(crate) queries: Option<QueryServer>,
+    pub(crate) beats: Option<Subscription>,
+    pub(crate) guard: GuardWatch,
+}
+
+/// What was made for the agent before it runs.
+pub(crate) struct Parts {
+    pub(crate) config: NodeConfig,
+    pub(crate) policy: Node,
+    pub(crate) journal: Journal,
+    pub(crate) outbox: Outbox,
+    pub(crate) processes: Processes,
+    pub(crate) logs: LogStore,
+    pub(crate) bus: Bus,
+    pub(crate) joined: v1::NodeJoined,
+    pub(crate) exits: Exits,
+    pub(crate) lock: NodeLock,
+    pub(crate) house: crate::house::House,
+}
+
+/// How the agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything was stopped, as asked.
+    Stopped,
+    /// Its guard is gone and a new one was started, whose agent takes over.
+    Replaced,
+}
+
+/// The two clocks now.
+#[must_use]
+pub fn now() -> Now {
+    Now { mono: monotonic_now(), wall: SystemTime::now() }
+}
+
+impl Agent {
+    pub(crate) fn new(parts: Parts) -> Result<(Self, mpsc::Receiver<News>)> {
+        let (news, receiver) = mpsc::channel(NEWS_MAX);
+        let agent = Self {
+            config: parts.config,
+            policy: parts.policy,
+            journal: parts.journal,
+            outbox: parts.outbox,
+            processes: parts.processes,
+            logs: parts.logs,
+            bus: parts.bus,
+            usages: Usages::default(),
+            joined: parts.joined,
+            house: parts.house,
+            prober: Prober::new(),
+            exits: parts.exits,
+            timer: DeadlineTimer::new().context("making a timer")?,
+            news,
+            _lock: parts.lock,
+        };
+        Ok((agent, receiver))
+    }
+
+    /// Runs until everything is stopped, or another agent takes over.
+    pub(crate) async fn run(mut self, mut sources: Sources) -> Result<Ending> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut acked = self.outbox.acked();
+        let mut turn = tokio::time::interval(TURN);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.turn()?;
+        while !self.policy.finished() {
+            tokio::select! {
+                biased;
+                Some(news) = sources.processes.recv() => self.on_process(news),
+                Some(news) = sources.news.recv() => self.on_news(news),
+                result = self.timer.expired() => result.context("the timer failed")?,
+                Some(item) = sources.intents.next() => self.on_intent(item),
+                Some(query) = next_query(&mut sources.queries) => self.on_query(query),
+                Some(beat) = next_beat(&mut sources.beats) => self.on_beat(&beat),
+                Ok(()) = acked.changed() => self.on_acked(*acked.borrow_and_update()),
+                _ = turn.tick() => self.keep_house(),
+                _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
+                _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),
+                gone = sources.guard.gone() => {
+                    if self.on_guard_gone(gone) {
+                        sources.guard = GuardWatch::Unguarded;
+                        return self.hand_over().await;
+                    }
+                    sources.guard = GuardWatch::Unguarded;
+                }
+            }
+            self.turn()?;
+        }
+        self.end().await
+    }
+
+    async fn end(self) -> Result<Ending> {
+        self.outbox.drained(DRAIN_LIMIT).await;
+        self.bus.close(DRAIN_LIMIT).await;
+        self.journal.close().context("closing the journal")?;
+        Ok(Ending::Stopped)
+    }
+
+    async fn hand_over(self) -> Result<Ending> {
+        self.bus.close(DRAIN_LIMIT).await;
+        self.journal.close().context("closing the journal")?;
+        Ok(Ending::Replaced)
+    }
+
+    /// Lets the policy decide until it has nothing more to do at this instant.
+    fn turn(&mut self) -> Result<()> {
+        self.house.ticked();
+        loop {
+            let actions = self.policy.decide(now());
+            if actions.is_empty() {
+                break;
+            }
+            actions.into_iter().for_each(|action| self.act(action));
+        }
+        self.timer.set(self.policy.next_deadline()).context("setting the timer")
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Spawn(spawn) => self.spawn(&spawn),
+            Action::Signal { instance, incarnation, signal } => self.processes.signal(&instance, incarnation, signal),
+            Action::Kill { instance, incarnation } => self.processes.kill(&instance, incarnation),
+            Action::ClearState { instance, paths } => self.clear_state(instance, paths),
+            Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(instance, incarnation, role, timeout, &spec),
+            Action::Remember(memory) => self.note(|journal| journal.remember(*memory)),
+            Action::StorePlan(plan) => {
+                if let Err(error) = view::store(&self.config.path("plan.pb"), &plan) {
+                    tracing::error!(%error, "the plan could not be kept on disk");
+                }
+            }
+            Action::Tell(event) => self.tell(*event),
+        }
+    }
+
+    fn tell(&mut self, event: v1::Event) {
+        self.house.told(&event);
+        match self.journal.append_event(event) {
+            Ok(events) => events.into_iter().for_each(|event| self.outbox.push(event)),
+            Err(error) => tracing::error!(%error, "an event could not be journalled"),
+        }
+    }
+
+    fn note(&mut self, write: impl FnOnce(&mut Journal) -> Result<(), crate::journal::JournalError>) {
+        if let Err(error) = write(&mut self.journal) {
+            tracing::error!(%error, "the journal could not be written");
+        }
+    }
+
+    fn spawn(&mut self, spawn: &Spawn) {
+        let (instance, incarnation) = (spawn.instance.clone(), spawn.incarnation);
+        let outcome = self.processes.plan(spawn).and_then(|(planned, prepared)| {
+            self.note(|journal| journal.spawn_planned(planned.clone()));
+            let traceparent = crate::traces::of_start(&self.config.mesh, &instance, incarnation, &spawn.desired);
+            let process = self.processes.spawn(spawn, prepared, &traceparent)?;
+            self.note(|journal| journal.spawned(v1::Spawned { planned: Some(planned), process: Some(process.clone()) }));
+            Ok(process)
+        });
+        let input = match outcome {
+            Ok(process) => Input::Spawned { instance, incarnation, process },
+            Err(why) => {
+                self.note(|journal| journal.gone(&instance, incarnation));
+                Input::SpawnFailed { instance, incarnation, why }
+            }
+        };
+        self.policy.apply(input, now());
+    }
+
+    fn on_process(&mut self, news: ProcessNews) {
+        match news {
+            ProcessNews::Ended(instance, incarnation) => {
+                if let Some(cleared) = self.processes.clear(&instance, incarnation) {
+                    self.bury(&instance, incarnation, cleared);
+                }
+            }
+            ProcessNews::Cleared(instance, incarnation, cleared) => self.bury(&instance, incarnation, cleared),
+            ProcessNews::Sign(instance, incarnation, role, detail) => {
+                self.policy.apply(Input::Sign { instance, incarnation, role, detail }, now());
+            }
+        }
+    }
+
+    fn bury(&mut self, instance: &Instance, incarnation: Incarnation, cleared: Cleared) {
+        let Some((status, last_error)) = self.processes.bury(instance, incarnation, &mut self.exits) else { return };
+        self.usages.forget(instance);
+        let (id, stragglers) = (instance.clone(), cleared.stragglers);
+        let exited = Input::Exited { instance: id.clone(), incarnation, status, last_error, while_away: false, stragglers };
+        self.policy.apply(exited, now());
+        if !cleared.survivors.is_empty() {
+            self.policy.apply(Input::Survived { instance: id, incarnation, pids: cleared.survivors }, now());
+        }
+        self.note(|journal| journal.gone(instance, incarnation));
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Probed(input) => self.policy.apply(*input, now()),
+            News::Prepared(instance, failed) => self.policy.apply(Input::Prepared { instance, failed }, now()),
+            News::Measured(usages) => self.usages.put(usages),
+        }
+    }
+
+    fn on_intent(&mut self, item: IntentItem) {
+        let settled = match item {
+            IntentItem::Epoch(epoch) => {
+                self.policy.apply(Input::View(ViewChange::Epoch(epoch)), now());
+                false
+            }
+            IntentItem::Settled { .. } => true,
+            IntentItem::Record { key, revision, record, settled } => {
+                let intent = match record {
+                    IntentRecord::Known { intent, .. } => Some(Some(intent)),
+                    IntentRecord::Undecodable { .. } => Some(None),
+                    IntentRecord::Foreign | IntentRecord::Deleted => None,
+                };
+                if let Some(intent) = intent {
+                    self.policy.apply(Input::View(ViewChange::Record { key, revision, intent }), now());
+                }
+                settled
+            }
+        };
+        if settled {
+            self.policy.apply(Input::View(ViewChange::Settled), now());
+        }
+    }
+
+    fn on_beat(&mut self, message: &CoreMessage) {
+        let Ok(beat) = v1::Heartbeat::decode(message.payload.clone()) else { return };
+        let Some(inst) = beat.id.parse::<Instance>().ok().and_then(|id| self.policy.instance(&id)) else { return };
+        let named = Incarnation::new(beat.generation, beat.start);
+        if named != Incarnation::default() && named != inst.incarnation {
+            return;
+        }
+        let Some(spec) = inst.spec().cloned() else { return };
+        let (instance, incarnation) = (inst.id.clone(), inst.incarnation);
+        for role in Role::ALL {
+            if matches!(role.probe(&spec).and_then(|p| p.check.as_ref()), Some(Check::Heartbeat(_))) {
+                let detail = format!("beat {}", beat.cycle);
+                self.policy.apply(Input::Sign { instance: instance.clone(), incarnation, role, detail }, now());
+            }
+        }
+    }
+
+    fn on_acked(&mut self, sequence: u64) {
+        self.note(|journal| journal.acknowledged(sequence));
+    }
+
+    fn on_guard_gone(&self, gone: std::io::Result<()>) -> bool {
+        if let Err(error) = gone {
+            tracing::error!(%error, "the guard cannot be watched");
+            return false;
+        }
+        let command: Vec<OsString> = std::env::current_exe().map(|exe| vec![exe.into(), "guard".into()]).unwrap_or_default();
+        match crate::guard::respawn(&command, &self.config.state_dir) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(%error, "no new guard could be started; the node goes on without one");
+                false
+            }
+        }
+    }
+
+    /// What is due each second.
+    fn keep_house(&mut self) {
+        self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
+        for loss in self.processes.log_losses() {
+            tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");
+        }
+        self.usages.measure_when_due(&self.processes, &self.news);
+        let beat = self.beat_now();
+        self.house.beat(beat);
+    }
+
+    fn clear_state(&self, instance: Instance, paths: Vec<String>) {
+        let news = self.news.clone();
+        tokio::task::spawn_blocking(move || {
+            let failed = paths.iter().find_map(|path| crate::state::remove(path).err());
+            let _ = news.blocking_send(News::Prepared(instance, failed));
+        });
+    }
+
+    fn probe(&self, instance: Instance, incarnation: Incarnation, role: Role, timeout: Duration, spec: &v1::ComponentSpec) {
+        let Some(probe) = role.probe(spec) else { return };
+        let mut probe = probe.clone();
+        probe.timeout = Some(razar_bus_schema::time::duration(timeout));
+        let tree = self.processes.get(&instance, incarnation).map(|r| r.tree.clone()).filter(|_| role == Role::Liveness);
+        let context = self.probe_context(&probe, &instance, incarnation, spec);
+        let (prober, news, bus) = (self.prober.clone(), self.news.clone(), self.bus.clone());
+        tokio::spawn(async move {
+            let sample = || tree.as_ref().and_then(|t| t.lock().unwrap_or_else(PoisonError::into_inner).sample().ok()).map(sample_of);
+            let begun = monotonic_now();
+            let before = sample();
+            let (answer, detail) = if Prober::asks(&probe) {
+                let answer = prober.run(&probe, &context).await;
+                let meaning = match answer.outcome {
+                    Outcome::Passed => Answer::Passed,
+                    Outcome::Refused => Answer::Refused,
+                    Outcome::Failed | Outcome::TimedOut => Answer::Failed,
+                };
+                (meaning, answer.detail)
+            } else {
+                let heard = !matches!(probe.check, Some(Check::Heartbeat(_))) || bus.is_up();
+                tokio::time::sleep(timeout).await;
+                let heard = heard && (!matches!(probe.check, Some(Check::Heartbeat(_))) || bus.is_up());
+                (if heard { Answer::Failed } else { Answer::Void }, "no sign of life".to_owned())
+            };
+            let took = monotonic_now().saturating_sub(begun);
+            let window = match (answer, before) {
+                (Answer::Failed | Answer::Refused, Some(before)) => {
+                    let after = sample().unwrap_or_default();
+                    Some(Window { before, after, timeout, lasted: monotonic_now().saturating_sub(begun) })
+                }
+                _ => None,
+            };
+            let input = Input::Probed { instance, incarnation, role, answer, detail, took, window };
+            let _ = news.send(News::Probed(Box::new(input))).await;
+        });
+    }
+
+    fn probe_context(&self, probe: &v1::Probe, instance: &Instance, incarnation: Incarnation, spec: &v1::ComponentSpec) -> ProbeContext {
+        if !matches!(probe.check, Some(Check::Exec(_))) {
+            return ProbeContext::default();
+        }
+        let server = self.config.servers.first().map_or("", String::as_str);
+        let who = crate::environment::Who { mesh: &self.config.mesh, server, instance, incarnation, notify: None, traceparent: "" };
+        let env = crate::environment::environment(spec, &who, |name| std::env::var_os(name)).unwrap_or_default();
+        ProbeContext { env, working_dir: spec.working_dir.clone().into() }
+    }
+}
+
+async fn next_query(queries: &mut Option<QueryServer>) -> Option<razar_bus::Query> {
+    match queries {
+        Some(queries) => queries.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_beat(beats: &mut Option<Subscription>) -> Option<CoreMessage> {
+    match beats {
+        Some(beats) => beats.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A sample of the tree as the policy reads it.
+fn sample_of(sample: razar_os::TreeSample) -> Sample {
+    let task = |t: &razar_os::TaskSample| Task {
+        tid: t.tid.as_raw().unsigned_abs(),
+        state: match t.state {
+            TaskState::Running => 'R',
+            TaskState::Sleeping => 'S',
+            TaskState::Disk => 'D',
+            TaskState::Stopped => 'T',
+            TaskState::Traced => 't',
+            TaskState::Other(letter) => letter,
+        },
+        run_ns: t.run_ns,
+        delay_ns: t.delay_ns,
+    };
+    Sample { tasks: sample.tasks.iter().map(task).collect(), traced: sample.traced }
+}
