@@ -1,0 +1,239 @@
+//! The line to the mesh: opening it, the questions that commands ask, and what is said when it is away.
+//! What an answer means is for the commands; that nobody answers is told here, as unknown.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use razar_bus::{Bus, BusError, Config, EventFold, Start};
+use razar_bus_schema::{
+    ids::{Instance, sha256_hex},
+    v1,
+};
+use serde_json::Value;
+
+use crate::{
+    args::Global,
+    console::Console,
+    exit::{Exit, Failure},
+    http,
+    mesh::{Facts, Place, SERVER_DEFAULT, host_port},
+    ports,
+    render::text::escape,
+};
+
+/// A bus on the same network accepts in a millisecond.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// A question is answered from memory.
+pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection to the mesh.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// The bus.
+    pub(crate) bus: Bus,
+    /// Its address.
+    pub(crate) server: String,
+}
+
+/// Address of the bus: as named, else where the embedded mesh has it.
+pub(crate) fn server(global: &Global, facts: Option<&Facts>) -> String {
+    let known = facts.map(|f| f.server.clone()).filter(|s| !s.is_empty());
+    global.server.clone().filter(|s| !s.is_empty()).or(known).unwrap_or_else(|| SERVER_DEFAULT.to_owned())
+}
+
+impl Link {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Exit 69 with what is known when the bus is away: who holds its port, what the node says.
+    pub(crate) async fn open(console: &Console, global: &Global) -> Result<Self, Failure> {
+        let place = Place::of(&global.mesh);
+        let facts = place.facts();
+        let server = server(global, facts.as_ref());
+        match Self::connect(&global.mesh, &server).await {
+            Ok(link) => Ok(link),
+            Err(why) => Err(away(console, &server, &why, facts.as_ref()).await),
+        }
+    }
+
+    /// Connects, or says in a word why not.
+    ///
+    /// # Errors
+    /// `refuses`, `does not answer`, or the broker's own reason.
+    pub(crate) async fn connect(mesh: &str, server: &str) -> Result<Self, String> {
+        let (host, port) = host_port(server).ok_or_else(|| format!("`{server}` is no address: nats://127.0.0.1:4222"))?;
+        // A plain connect tells a refusal at once, where the client would go on trying.
+        let tried = tokio::time::timeout(CONNECT_LIMIT, tokio::net::TcpStream::connect((host.as_str(), port))).await;
+        match tried {
+            Err(_) => return Err("does not answer".to_owned()),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => return Err("refuses".to_owned()),
+            Ok(Err(e)) => return Err(e.to_string()),
+            Ok(Ok(_)) => {}
+        }
+        let config = Config { servers: vec![server.to_owned()], mesh: mesh.to_owned(), name: "razar".to_owned(), credentials: None };
+        let bus = Bus::connect(config).await.map_err(|e| e.to_string())?;
+        bus.ready(CONNECT_LIMIT).await.map_err(|e| match e {
+            BusError::Timeout { .. } => "does not speak NATS".to_owned(),
+            other => other.to_string(),
+        })?;
+        Ok(Self { bus, server: server.to_owned() })
+    }
+
+    /// The projection with the mesh's own components, and the time the answer took.
+    ///
+    /// # Errors
+    /// Exit 69 when the registry does not answer.
+    pub(crate) async fn status(&self) -> Result<(v1::StatusReply, Duration), Failure> {
+        let asked = Instant::now();
+        let request = v1::StatusRequest { components: Vec::new(), system: true };
+        let reply = self.ask("registry", "status", &request).await?;
+        Ok((reply, asked.elapsed()))
+    }
+
+    /// The plan in force.
+    ///
+    /// # Errors
+    /// Exit 69 when the orchestrator does not answer.
+    pub(crate) async fn plan(&self) -> Result<v1::PlanReply, Failure> {
+        self.ask("orchestrator", "plan", &v1::PlanRequest {}).await
+    }
+
+    async fn ask<Rep: prost::Message + Default>(&self, agent: &str, verb: &str, request: &impl prost::Message) -> Result<Rep, Failure> {
+        let subject = self.bus.subjects().query(agent, verb);
+        self.bus.ask(&subject, request, ASK_LIMIT).await.map_err(|e| self.silent(agent, &e))
+    }
+
+    /// Why an instance is as it is, by its node.
+    ///
+    /// # Errors
+    /// Exit 69 when the node does not answer.
+    pub(crate) async fn why(&self, node: &str, instance: &Instance) -> Result<v1::WhyReply, Failure> {
+        let request = v1::WhyRequest { component: instance.component.clone(), ordinal: instance.ordinal };
+        self.ask_node(node, "why", &request).await
+    }
+
+    /// Last log lines, by the instance's node.
+    ///
+    /// # Errors
+    /// Exit 69 when the node does not answer.
+    pub(crate) async fn logs(&self, node: &str, request: &v1::LogTailRequest) -> Result<v1::LogTailReply, Failure> {
+        self.ask_node(node, "logs", request).await
+    }
+
+    async fn ask_node<Rep: prost::Message + Default>(&self, node: &str, verb: &str, request: &impl prost::Message) -> Result<Rep, Failure> {
+        let subject = self.bus.subjects().node(node, verb);
+        self.bus.ask(&subject, request, ASK_LIMIT).await.map_err(|e| self.silent(&format!("node {node}"), &e))
+    }
+
+    /// What is said when an agent does not answer.
+    pub(crate) fn silent(&self, who: &str, error: &BusError) -> Failure {
+        let why = match error {
+            BusError::NoResponders { .. } => format!("no {who} answers on {}", self.server),
+            BusError::Timeout { .. } => format!("the {who} does not answer in time"),
+            other => format!("{who}: {other}"),
+        };
+        Failure::new(Exit::OutOfReach, format!("{}; what it would say is unknown", escape(&why)))
+    }
+
+    /// Sends a command and waits for its receipt; a refused one is a receipt too.
+    ///
+    /// # Errors
+    /// Exit 69 when the bus is away, 75 when the command is stored and nobody has taken it up yet.
+    pub(crate) async fn command(&self, agent: &str, verb: &str, target: &str, mut command: v1::Command) -> Result<v1::Receipt, Failure> {
+        if command.command_id.is_empty() {
+            command.command_id = command_id(verb, target);
+        }
+        if command.issuer.is_empty() {
+            command.issuer = issuer();
+        }
+        let id = command.command_id.clone();
+        let receipt = self.bus.command(agent, verb, target, command, ASK_LIMIT).await;
+        receipt.map_err(|e| match e {
+            BusError::Timeout { .. } | BusError::NoResponders { .. } => Failure::new(
+                Exit::NoOutcome,
+                format!("no receipt from {agent} within 5s: command {id} is stored, and is taken up if it comes back within 60s"),
+            ),
+            BusError::Denied { subject } => Failure::new(Exit::Refused, format!("the broker forbids {subject}")),
+            other => Failure::new(Exit::OutOfReach, format!("{agent} {verb} {target}: {other}; whether it was stored is unknown")),
+        })
+    }
+
+    /// Events whose subject matches `pattern`, after what `reply` knows: nothing that happens from then on is missed.
+    pub(crate) fn events_after(&self, pattern: &str, reply: &v1::StatusReply) -> EventFold {
+        let observed = reply.observed.as_ref();
+        let epoch = observed.map(|o| o.stream_epoch.clone()).unwrap_or_default();
+        let sequence = observed.map(|o| o.applied_sequence).unwrap_or_default();
+        let from = if epoch.is_empty() { Start::Beginning } else { Start::After { epoch, sequence } };
+        self.bus.follow_events(pattern, from)
+    }
+}
+
+/// Computed from who asks for what and when, so that two commands of one person differ.
+fn command_id(verb: &str, target: &str) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let mut id = sha256_hex(format!("{verb} {target} {} {now}", std::process::id()).as_bytes());
+    id.truncate(12);
+    id
+}
+
+/// Who asks, for the record.
+fn issuer() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+    if user.is_empty() { format!("uid {}", rustix::process::getuid().as_raw()) } else { user }
+}
+
+/// The bus is away: who holds its port, what the node says on its own endpoint, what to type.
+async fn away(console: &Console, server: &str, why: &str, facts: Option<&Facts>) -> Failure {
+    let address = host_port(server).map_or_else(|| server.to_owned(), |(host, port)| format!("{host}:{port}"));
+    let mut text = format!("bus away: {address} {why}; the mesh's state is unknown");
+    if why == "does not speak NATS"
+        && let Some((_, port)) = host_port(server)
+        && let Some(holder) = ports::holder(port)
+    {
+        text.push_str(&format!("\nport {port} is held by {holder}"));
+    }
+    let mut lives = false;
+    if let Some(facts) = facts.filter(|f| !f.node_http.is_empty()) {
+        match http::get(&facts.node_http, "/readyz").await {
+            Ok((_, body)) => {
+                lives = true;
+                text.push_str(&format!("\nnode {} says on /readyz: {}", escape(&facts.node), readyz_words(&body)));
+            }
+            Err(e) => text.push_str(&format!("\nnode {} does not answer on {}: {e}", escape(&facts.node), escape(&facts.node_http))),
+        }
+    }
+    let failure = Failure::new(Exit::OutOfReach, text);
+    if lives { failure } else { failure.next(console.command(&["up"])) }
+}
+
+/// What a node's `/readyz` says: its sentence, or its facts as they are.
+pub(crate) fn readyz_words(body: &str) -> String {
+    let Ok(Value::Object(value)) = serde_json::from_str::<Value>(body) else { return escape(body.trim()) };
+    let sentence = ["says", "text", "reason", "why", "message"].iter().find_map(|k| value.get(*k)?.as_str()).filter(|s| !s.is_empty());
+    if let Some(sentence) = sentence {
+        return escape(sentence);
+    }
+    let one = |(key, value): (&String, &Value)| {
+        let told = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        format!("{} {}", key.replace('_', " "), escape(&told))
+    };
+    value.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_quoted_by_its_sentence_or_its_facts() {
+        assert_eq!(readyz_words(r#"{"ready":true,"says":"12 of 12 run, healing goes on"}"#), "12 of 12 run, healing goes on");
+        assert_eq!(readyz_words(r#"{"bus":"down","journalled":37}"#), "bus down, journalled 37");
+        assert_eq!(readyz_words("ok\n"), "ok");
+    }
+
+    #[tokio::test]
+    async fn a_bus_that_refuses_is_told_as_unknown() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert_eq!(Link::connect("razar", &format!("nats://127.0.0.1:{port}")).await.unwrap_err(), "refuses");
+    }
+}

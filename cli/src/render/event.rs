@@ -1,0 +1,406 @@
+//! One event in one line: what happened in a few words, with the last error line where there is one. Times and names are the caller's.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    ids::{Incarnation, Incident, Instance},
+    time::std_duration,
+    v1::{self, event::Fact},
+};
+
+use super::{
+    text::{bytes, count, escape, quote},
+    time::{exact, span},
+};
+
+/// How a process ended: `exit 1`, `signal 9`, `signal 9, out of memory`; what nobody told is called unknown.
+pub(crate) fn exit_status(status: Option<&v1::ExitStatus>) -> String {
+    let Some(status) = status else { return "exit unknown".to_owned() };
+    let how = match (status.code, status.signal) {
+        (_, Some(signal)) => format!("signal {signal}"),
+        (Some(code), None) => format!("exit {code}"),
+        (None, None) => "exit unknown".to_owned(),
+    };
+    if status.oom == Some(true) { format!("{how}, out of memory") } else { how }
+}
+
+/// How a process ended and its last line: `exit 1: "503 from model index"`.
+pub(crate) fn exit_and_error(status: Option<&v1::ExitStatus>, last_error: &str) -> String {
+    let how = exit_status(status);
+    if last_error.trim().is_empty() { how } else { format!("{how}: {}", quote(last_error)) }
+}
+
+/// Incarnation as people read it (`1.3`), `-` where none is concerned.
+pub(crate) fn incarnation(event: &v1::Event) -> String {
+    event.incarnation.as_ref().filter(|i| i.generation > 0).map_or_else(|| "-".to_owned(), |i| Incarnation::from(i).to_string())
+}
+
+/// Who the event is about: `memory-store`, `api.1`; a chakra's fact its chakra, the mesh's its source.
+pub(crate) fn subject_name(event: &v1::Event) -> String {
+    if let Some(id) = &event.instance {
+        return Instance::new(escape(&id.component), id.ordinal).to_string();
+    }
+    if !event.chakra.is_empty() && event.chakra != razar_bus_schema::subject::MESH_CHAKRA {
+        return escape(&event.chakra);
+    }
+    event.source.as_ref().map_or_else(|| "mesh".to_owned(), |s| escape(if s.kind == "node" { &s.id } else { &s.kind }))
+}
+
+/// An incident's printed id (`memory-store@1.1`, or the cause of one of the mesh itself).
+pub(crate) fn incident_name(id: &v1::IncidentId) -> Option<String> {
+    if !id.mesh_cause.is_empty() {
+        return Some(escape(&id.mesh_cause));
+    }
+    Incident::try_from(id).ok().map(|i| i.to_string())
+}
+
+/// `redis (is failed, must be ready)`, for each thing that blocks.
+pub(crate) fn blockers(by: &[v1::Blocker]) -> String {
+    let names: Vec<_> = by.iter().map(|b| escape(&b.component)).collect();
+    names.join(", ")
+}
+
+fn blockers_long(by: &[v1::Blocker]) -> String {
+    let one = |b: &v1::Blocker| format!("{} is {}, must be {}", escape(&b.component), word(&b.is), word(&b.needs));
+    by.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn word(text: &str) -> String {
+    if text.is_empty() { "unknown".to_owned() } else { escape(text).replace('_', " ") }
+}
+
+fn of(d: Option<&prost_types::Duration>) -> Duration {
+    d.map(std_duration).unwrap_or_default()
+}
+
+fn list(names: &[String]) -> String {
+    names.iter().map(|n| escape(n)).collect::<Vec<_>>().join(" ")
+}
+
+/// What happened, in a few words; empty where the kind says all. The Reason's text where this version knows no more.
+pub(crate) fn summary(event: &v1::Event) -> String {
+    let reason = || event.reason.as_ref().map(|r| escape(&r.text)).unwrap_or_default();
+    let told = match event.fact.as_ref() {
+        Some(fact) => process_fact(fact).or_else(|| healing_fact(fact)).or_else(|| mesh_fact(fact)).unwrap_or_default(),
+        None => "of a newer version".to_owned(),
+    };
+    if told.is_empty() { reason() } else { told }
+}
+
+/// Facts about a component's process.
+fn process_fact(fact: &Fact) -> Option<String> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the other facts are told by the next function; none is left out")]
+    Some(match fact {
+        Fact::ComponentStarted(s) => started(s),
+        Fact::ComponentReady(r) => ready(r),
+        Fact::ComponentUnready(u) => escape(&u.probe),
+        Fact::ComponentExited(e) => {
+            let away = if e.while_away { "; its agent was away" } else { "" };
+            let stragglers = if e.stragglers_killed > 0 { format!("; {} left and killed", e.stragglers_killed) } else { String::new() };
+            format!("{}{away}{stragglers}", exit_and_error(e.status.as_ref(), &e.last_error))
+        }
+        Fact::ComponentUnkillable(u) => {
+            format!("outlives SIGKILL: pid {}", u.pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
+        }
+        Fact::ComponentUnresponsive(u) => u.evidence.as_ref().map(evidence).unwrap_or_default(),
+        Fact::ComponentDegraded(d) => degraded(d),
+        Fact::ComponentBlocked(b) => blockers_long(&b.by),
+        Fact::ComponentFailed(f) => failed(f),
+        Fact::ComponentStopped(s) => stopped(s),
+        Fact::LimitExceeded(l) => limit(l),
+        _ => return None,
+    })
+}
+
+fn started(s: &v1::ComponentStarted) -> String {
+    let pid = s.process.as_ref().map_or_else(String::new, |p| format!("pid {}", p.pid));
+    if s.adopted {
+        return format!("adopted, {pid}");
+    }
+    let restart = restart(s);
+    if restart.is_empty() { pid } else { format!("{pid}, {restart}") }
+}
+
+/// `restarted at once, 1 of 3`, `restarted after 1.04s, 2 of 3`; empty for a first start.
+pub(crate) fn restart(s: &v1::ComponentStarted) -> String {
+    if s.restart == 0 {
+        return String::new();
+    }
+    let delay = of(s.delay.as_ref());
+    let when = if delay < Duration::from_millis(1) { "at once".to_owned() } else { format!("after {}", span(delay)) };
+    format!("restarted {when}, {} of {}", s.restart, s.restart_max)
+}
+
+fn ready(r: &v1::ComponentReady) -> String {
+    let what = if r.completed { "completed " } else { "" };
+    let again = if r.again { "again, " } else { "" };
+    let took = format!("{again}{what}{}", span(of(r.took.as_ref())));
+    if r.probe.is_empty() { took } else { format!("{took}, {}", escape(&r.probe)) }
+}
+
+/// Evidence of a hang: `stopped, no CPU used; silent for 1.9s`.
+pub(crate) fn evidence(e: &v1::HangEvidence) -> String {
+    let window = match e.window() {
+        v1::HangWindow::Unspecified => "unknown",
+        v1::HangWindow::Void => "node late",
+        v1::HangWindow::Traced => "traced",
+        v1::HangWindow::Stopped => "stopped",
+        v1::HangWindow::Starved => "starved",
+        v1::HangWindow::Disk => "waits for the disk",
+        v1::HangWindow::Asleep => "asleep",
+        v1::HangWindow::Busy => "busy",
+    };
+    let run = of(e.run.as_ref());
+    let cpu = if run.is_zero() { "no CPU used".to_owned() } else { format!("{} of CPU used", span(run)) };
+    let windows = if e.windows > 1 { format!(" {} times", e.windows) } else { String::new() };
+    let silent = of(e.silent_for.as_ref());
+    let silent = if silent.is_zero() { String::new() } else { format!("; silent for {}", span(silent)) };
+    format!("{window}{windows}, {cpu}{silent}")
+}
+
+fn degraded(d: &v1::ComponentDegraded) -> String {
+    let kind = match d.kind() {
+        v1::DegradedKind::Unspecified => "degraded",
+        v1::DegradedKind::Slow => "slow",
+        v1::DegradedKind::Starved => "starved",
+        v1::DegradedKind::Traced => "traced",
+    };
+    if d.detail.is_empty() { kind.to_owned() } else { format!("{kind}: {}", escape(&d.detail)) }
+}
+
+fn failed(f: &v1::ComponentFailed) -> String {
+    let why = match f.cause.as_str() {
+        "" | "budget_spent" => format!("{} in {} spent", count(f.restarts as usize, "restart"), exact(of(f.within.as_ref()))),
+        "policy_never" => "its policy is never to restart".to_owned(),
+        "start_failed" => "could not be started".to_owned(),
+        "never_ready" => "never became ready".to_owned(),
+        other => word(other),
+    };
+    format!("{why}; {}", exit_and_error(f.status.as_ref(), &f.last_error))
+}
+
+fn stopped(s: &v1::ComponentStopped) -> String {
+    let took = of(s.took.as_ref());
+    let why = if s.why.is_empty() || s.why == "desired" { String::new() } else { format!("{}, ", word(&s.why)) };
+    if s.killed { format!("{why}killed after {}: it ignored the first signal", span(took)) } else { format!("{why}in {}", span(took)) }
+}
+
+fn limit(l: &v1::LimitExceeded) -> String {
+    match l.resource.as_str() {
+        "memory" => format!("memory {} of {}", bytes(l.used), bytes(l.limit)),
+        "cpu" => format!("cpu {} of {} cores", l.used as f64 / 1000.0, l.limit as f64 / 1000.0),
+        other => format!("{} {} of {}", word(other), l.used, l.limit),
+    }
+}
+
+/// Facts about incidents, the ladder and quarantine.
+fn healing_fact(fact: &Fact) -> Option<String> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the other facts are told by the next function; none is left out")]
+    Some(match fact {
+        Fact::ChakraDown(c) => format!("missing {} for {}", list(&c.missing), span(of(c.delay.as_ref()))),
+        Fact::ChakraRecovered(c) => format!("after {}", span(of(c.took.as_ref()))),
+        Fact::Recovered(r) => {
+            let starts = if r.starts > 1 { format!(", {} starts", r.starts) } else { String::new() };
+            format!("{} {}{starts}", span(of(r.took.as_ref())), word(&r.rung))
+        }
+        Fact::RecoveryStarted(r) => list(&r.rungs),
+        Fact::IncidentWithdrawn(w) => word(&w.why),
+        Fact::OrderVoid(v) => format!("{}: {}", escape(&v.key), word(&v.why)),
+        Fact::RungTried(r) => {
+            let next = if r.next.is_empty() { String::new() } else { format!("; next {}", word(&r.next)) };
+            format!("{} {}{next}", word(&r.rung), word(&r.outcome))
+        }
+        Fact::BrakeEngaged(b) => format!("{} failed roots of {}", b.failed_roots, b.counted),
+        Fact::BrakeReleased(b) => format!("after {}", span(of(b.took.as_ref()))),
+        Fact::RecoveryFailed(r) => {
+            let error = if r.last_error.is_empty() { String::new() } else { format!(": {}", quote(&r.last_error)) };
+            format!("{}{error}", count(r.attempts as usize, "attempt"))
+        }
+        Fact::Quarantined(q) => {
+            let long = q.duration.as_ref().map_or_else(|| "until released".to_owned(), |d| format!("for {}", exact(std_duration(d))));
+            let fix = if q.suggested_fix.is_empty() { String::new() } else { format!("; fix: {}", escape(&q.suggested_fix)) };
+            format!("{long}, {}{fix}", word(&q.issue_type))
+        }
+        Fact::Released(r) => if r.note.is_empty() { word(&r.mode) } else { format!("{}: {}", word(&r.mode), quote(&r.note)) },
+        Fact::Escalated(e) => format!("{} {}", escape(&e.severity), escape(&e.about)),
+        _ => return None,
+    })
+}
+
+/// Facts about nodes, agents, missions and what is only planned for later agents.
+fn mesh_fact(fact: &Fact) -> Option<String> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts of agents that are not built yet are shown by their Reason")]
+    Some(match fact {
+        Fact::NodeJoined(n) => format!("{}, {}, {}", escape(&n.version), count(n.cpus as usize, "cpu"), bytes(n.memory_bytes)),
+        Fact::NodeInventory(n) => count(n.items.len(), "instance"),
+        Fact::NodeLost(n) => format!("silent for {}", span(of(n.silent_for.as_ref()))),
+        Fact::AgentDown(a) => format!("{} silent for {}", escape(&a.id), span(of(a.silent_for.as_ref()))),
+        Fact::AgentStarted(a) => format!("{} {}", escape(&a.id), escape(&a.version)),
+        Fact::ProfileSwitched(p) => {
+            format!("{} to {}: {} to start, {} to stop", profile(&p.from), profile(&p.to), p.started.len(), p.stopped.len())
+        }
+        Fact::MissionStarted(m) => format!("{}: {} to start, {} to stop", escape(&m.stack), m.to_start.len(), m.to_stop.len()),
+        Fact::MissionCompleted(m) => mission(m),
+        Fact::OutOfSync(o) => list(&o.chakras),
+        Fact::OperatorCommand(c) => format!("{} {} {} by {}", word(&c.verb), escape(&c.target), word(&c.result), escape(&c.issuer)),
+        Fact::DesiredChanged(d) => format!("{} on {}, generation {}, rank {}", word(&d.mode), escape(&d.node), d.generation, d.rank),
+        Fact::DeadLettered(d) => format!("{}: {}", escape(&d.subject), escape(&d.why)),
+        Fact::ComponentLoading(l) if l.queue_position > 0 => format!("place {} in the queue", l.queue_position),
+        Fact::ComponentLoaded(l) => span(of(l.took.as_ref())),
+        Fact::ComponentUnloaded(u) => word(&u.why),
+        _ => return None,
+    })
+}
+
+fn profile(name: &str) -> String {
+    if name.is_empty() { "every component".to_owned() } else { escape(name) }
+}
+
+fn mission(m: &v1::MissionCompleted) -> String {
+    let mut parts = vec![format!("{} ready", m.ready.len())];
+    for (names, what) in [(&m.failed, "failed"), (&m.blocked, "blocked"), (&m.quarantined, "quarantined")] {
+        if !names.is_empty() {
+            parts.push(format!("{what} {}", list(names)));
+        }
+    }
+    format!("{} in {}: {}", word(&m.outcome), span(of(m.took.as_ref())), parts.join(", "))
+}
+
+/// One line for `up` once the stack runs: `redis recovered 52ms local: signal 9`. `None` for what needs nobody's eye.
+pub(crate) fn news(event: &v1::Event) -> Option<String> {
+    let name = subject_name(event);
+    let what = summary(event);
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what is not news is left to `events`")]
+    let verb = match event.fact.as_ref()? {
+        Fact::Recovered(_) => {
+            let why = event.reason.as_ref().map(|r| escape(&r.text)).filter(|t| !t.is_empty());
+            return Some(why.map_or_else(|| format!("{name} recovered {what}"), |why| format!("{name} recovered {what}: {why}")));
+        }
+        Fact::ComponentReady(_) => "ready",
+        Fact::ComponentUnready(_) => "unready",
+        Fact::ComponentExited(_) => "exited",
+        Fact::ComponentUnkillable(_) => "unkillable",
+        Fact::ComponentUnresponsive(_) => "unresponsive",
+        Fact::ComponentDegraded(_) => "degraded",
+        Fact::ComponentBlocked(_) => "blocked",
+        Fact::ComponentFailed(_) => "failed",
+        Fact::ComponentStopped(_) => "stopped",
+        Fact::LimitExceeded(_) => "over its limit",
+        Fact::ChakraDown(_) => "down",
+        Fact::ChakraRecovered(_) => "recovered",
+        Fact::Quarantined(_) => "quarantined",
+        Fact::Released(_) => "released",
+        Fact::NodeLost(_) => "lost",
+        Fact::AgentDown(_) => "agent down",
+        Fact::ProfileSwitched(_) => "profile switched",
+        Fact::MissionStarted(_) => "mission started",
+        Fact::MissionCompleted(_) => "mission",
+        Fact::Escalated(_) => "escalated",
+        Fact::RungTried(_) => "rung",
+        _ => return None,
+    };
+    Some(if what.is_empty() { format!("{name} {verb}") } else { format!("{name} {verb} {what}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use razar_bus_schema::event::Kind;
+
+    use super::*;
+
+    fn event(fact: Fact) -> v1::Event {
+        v1::Event {
+            kind: fact.kind().to_owned(),
+            chakra: "heart".to_owned(),
+            instance: Some(v1::InstanceId { component: "redis".to_owned(), ordinal: 0 }),
+            incarnation: Some(v1::Incarnation { generation: 1, start: 3 }),
+            fact: Some(fact),
+            ..Default::default()
+        }
+    }
+
+    fn wire(ms: u64) -> Option<prost_types::Duration> {
+        Some(razar_bus_schema::time::duration(Duration::from_millis(ms)))
+    }
+
+    #[test]
+    fn facts_say_what_happened() {
+        let code = |code| Some(v1::ExitStatus { code: Some(code), ..Default::default() });
+        let cases = [
+            (
+                Fact::ComponentExited(v1::ComponentExited {
+                    status: code(1),
+                    last_error: "503 from\x1b[2J index".to_owned(),
+                    ..Default::default()
+                }),
+                r#"exit 1: "503 from\u{1b}[2J index""#,
+            ),
+            (Fact::ComponentExited(v1::ComponentExited::default()), "exit unknown"),
+            (
+                Fact::ComponentStarted(v1::ComponentStarted {
+                    process: Some(v1::ProcessIdentity { pid: 7, ..Default::default() }),
+                    restart: 2,
+                    restart_max: 3,
+                    delay: wire(1040),
+                    ..Default::default()
+                }),
+                "pid 7, restarted after 1.04s, 2 of 3",
+            ),
+            (
+                Fact::ComponentReady(v1::ComponentReady { took: wire(702), probe: "http 200 in 4ms".to_owned(), ..Default::default() }),
+                "702ms, http 200 in 4ms",
+            ),
+            (
+                Fact::ComponentUnresponsive(v1::ComponentUnresponsive {
+                    evidence: Some(v1::HangEvidence {
+                        window: v1::HangWindow::Stopped.into(),
+                        windows: 1,
+                        silent_for: wire(1900),
+                        ..Default::default()
+                    }),
+                }),
+                "stopped, no CPU used; silent for 1.90s",
+            ),
+            (
+                Fact::ComponentFailed(v1::ComponentFailed {
+                    restarts: 3,
+                    within: wire(90_000),
+                    status: code(1),
+                    last_error: "No module named 'torch'".to_owned(),
+                    cause: "budget_spent".to_owned(),
+                }),
+                r#"3 restarts in 90s spent; exit 1: "No module named 'torch'""#,
+            ),
+            (
+                Fact::ComponentBlocked(v1::ComponentBlocked {
+                    by: vec![v1::Blocker { component: "db".to_owned(), needs: "ready".to_owned(), is: "failed".to_owned() }],
+                }),
+                "db is failed, must be ready",
+            ),
+            (
+                Fact::ComponentStopped(v1::ComponentStopped { took: wire(10_000), killed: true, ..Default::default() }),
+                "killed after 10.0s: it ignored the first signal",
+            ),
+        ];
+        for (fact, told) in cases {
+            assert_eq!(summary(&event(fact)), told);
+        }
+    }
+
+    #[test]
+    fn a_fact_of_a_newer_version_is_told_by_its_reason_or_called_so() {
+        let mut newer = event(Fact::GreatSpiral(v1::GreatSpiral {}));
+        newer.reason = Some(v1::Reason { code: "x".to_owned(), text: "all in sync".to_owned() });
+        assert_eq!(summary(&newer), "all in sync");
+        newer.fact = None;
+        assert_eq!(summary(&newer), "of a newer version");
+    }
+
+    #[test]
+    fn a_recovery_is_news_with_its_reason() {
+        let mut recovered = event(Fact::Recovered(v1::Recovered { rung: "local".to_owned(), took: wire(52), starts: 1 }));
+        recovered.reason = Some(v1::Reason { code: "exited".to_owned(), text: "signal 9".to_owned() });
+        assert_eq!(news(&recovered).unwrap(), "redis recovered 52ms local: signal 9");
+        assert_eq!(news(&event(Fact::GreatSpiral(v1::GreatSpiral {}))), None);
+    }
+}

@@ -1,0 +1,507 @@
+//! The projection as people read it: a line per chakra when all is well, else a line per unwell component, the worst last, then the verdict.
+//! A state that nobody told is called unknown: never well, never down.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use razar_bus_schema::{
+    ids::Instance,
+    time::system_time,
+    v1::{self, InstanceState as State},
+};
+
+use super::{
+    event::{blockers, exit_status, incident_name},
+    text::{columns, count, escape, quote},
+    time::{age, span},
+};
+use crate::console::Tone;
+
+/// Name of the mesh's own stack.
+pub(crate) const SYSTEM_STACK: &str = "system";
+
+/// How the stack is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Health {
+    /// Everything desired is ready.
+    Well,
+    /// Something is not.
+    Degraded,
+    /// A required component failed.
+    Critical,
+}
+
+/// A line with one word that may be coloured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// What stands before the word.
+    pub(crate) before: String,
+    /// The word.
+    pub(crate) word: String,
+    /// What it means.
+    pub(crate) tone: Tone,
+    /// What stands behind it.
+    pub(crate) after: String,
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}{}", self.before, self.word, self.after)
+    }
+}
+
+/// The whole status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Chakras or components.
+    pub(crate) lines: Vec<Line>,
+    /// The verdict.
+    pub(crate) verdict: Line,
+    /// How it is.
+    pub(crate) health: Health,
+    /// Component to be asked about next, if one is unwell.
+    pub(crate) worst: Option<String>,
+}
+
+/// Name of a state; one that is not told or from a newer version is unknown.
+pub(crate) fn state_word(state: i32) -> &'static str {
+    match State::try_from(state).unwrap_or(State::Unspecified) {
+        State::Unspecified => "unknown",
+        State::Waiting => "waiting",
+        State::Preparing => "preparing",
+        State::Starting => "starting",
+        State::Ready => "ready",
+        State::Unready => "unready",
+        State::Stopping => "stopping",
+        State::Stopped => "stopped",
+        State::Exited => "exited",
+        State::Backoff => "backoff",
+        State::Failed => "failed",
+        State::Completed => "completed",
+        State::Quarantined => "quarantined",
+        State::Probation => "probation",
+    }
+}
+
+fn tone(state: State) -> Tone {
+    match state {
+        State::Ready | State::Completed => Tone::Good,
+        State::Failed | State::Quarantined => Tone::Bad,
+        State::Stopped => Tone::Quiet,
+        State::Unspecified
+        | State::Waiting
+        | State::Preparing
+        | State::Starting
+        | State::Unready
+        | State::Stopping
+        | State::Exited
+        | State::Backoff
+        | State::Probation => Tone::Warn,
+    }
+}
+
+/// Printed name of an observed instance.
+pub(crate) fn name_of(c: &v1::ObservedComponent) -> String {
+    c.instance.as_ref().map_or_else(|| "-".to_owned(), |i| Instance::new(escape(&i.component), i.ordinal).to_string())
+}
+
+/// An instance with what follows from the rest of the projection.
+struct Seen<'o> {
+    observed: &'o v1::ObservedComponent,
+    name: String,
+    state: State,
+    lost_node: bool,
+}
+
+impl Seen<'_> {
+    fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready | State::Completed)
+    }
+
+    fn mode(&self) -> &str {
+        self.observed.desired.as_ref().map_or("run", |d| d.mode.as_str())
+    }
+
+    /// Not wanted at present: stopped by hand, left by the profile, or on demand and idle.
+    fn is_put_aside(&self) -> bool {
+        self.state == State::Stopped && self.mode() != "run" || self.mode() == "stop" && self.state == State::Waiting
+    }
+
+    fn is_required(&self) -> bool {
+        self.observed.desired.as_ref().is_none_or(|d| d.required)
+    }
+
+    fn is_critical(&self) -> bool {
+        self.is_required() && matches!(self.state, State::Failed | State::Quarantined)
+    }
+
+    /// The higher, the later it is told: what is blocked first, roots of incidents last.
+    fn severity(&self) -> (bool, u8, bool) {
+        let root = self.observed.incident.is_some() && self.observed.blocked_by.is_empty();
+        let rank = match self.state {
+            State::Ready | State::Completed => 0,
+            State::Stopped => 1,
+            State::Stopping => 2,
+            State::Unready => 3,
+            State::Waiting => 4,
+            State::Preparing | State::Starting | State::Probation => 5,
+            State::Quarantined => 6,
+            State::Exited | State::Backoff => 7,
+            State::Unspecified => 8,
+            State::Failed => 9,
+        };
+        (root, rank, self.is_required())
+    }
+
+    fn why(&self, now: SystemTime) -> String {
+        let c = self.observed;
+        if self.lost_node {
+            return format!("node {} is lost; it may run on", escape(&c.node));
+        }
+        if !c.blocked_by.is_empty() {
+            let by = format!("blocked by {}", blockers(&c.blocked_by));
+            return match (self.state, &c.last_exit) {
+                (State::Unready, _) => format!("{by}; runs on"),
+                (State::Waiting, Some(exit)) if exit.code != Some(0) => format!("{by}; its {} cost no budget", exit_status(Some(exit))),
+                _ => by,
+            };
+        }
+        let mut parts = Vec::new();
+        let reason = c.reason.as_ref().map(|r| r.text.trim()).unwrap_or_default();
+        if !reason.is_empty() {
+            parts.push(escape(reason));
+        }
+        if c.incident_exits > 1 {
+            let since = c.incident_since.as_ref().map(|at| format!(" in {}", age(since(at, now)))).unwrap_or_default();
+            parts.push(format!("{}{since}", count(c.incident_exits as usize, "exit")));
+        }
+        let error = c.last_error.trim();
+        let mut told = parts.join("; ");
+        if !error.is_empty() && !self.is_ready() && !reason.contains(error) {
+            told = if told.is_empty() { quote(error) } else { format!("{told}: {}", quote(error)) };
+        }
+        if !c.degraded.is_empty() {
+            let degraded = escape(&c.degraded);
+            told = if told.is_empty() { degraded } else { format!("{told}; {degraded}") };
+        }
+        told
+    }
+
+    fn age(&self, now: SystemTime) -> Option<Duration> {
+        self.observed.since.as_ref().map(|at| since(at, now))
+    }
+}
+
+fn since(at: &prost_types::Timestamp, now: SystemTime) -> Duration {
+    now.duration_since(system_time(at)).unwrap_or_default()
+}
+
+fn seen(observed: &v1::Observed) -> Vec<Seen<'_>> {
+    let lost: Vec<_> = observed.nodes.iter().filter(|n| n.lost).map(|n| n.name.as_str()).collect();
+    let one = |c| {
+        let observed: &v1::ObservedComponent = c;
+        let lost_node = lost.contains(&observed.node.as_str());
+        let state = if lost_node { State::Unspecified } else { State::try_from(observed.state).unwrap_or(State::Unspecified) };
+        Seen { observed, name: name_of(observed), state, lost_node }
+    };
+    observed.components.iter().map(one).collect()
+}
+
+/// The status of the stack in force; `bus` is the round trip of the question, `all` a line for each component, the mesh's own too.
+pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, all: bool) -> Report {
+    let nothing = v1::Observed::default();
+    let observed = reply.observed.as_ref().unwrap_or(&nothing);
+    let everyone = seen(observed);
+    let (system, own): (Vec<_>, Vec<_>) = everyone.into_iter().partition(|s| s.observed.stack == SYSTEM_STACK);
+    let wanted: Vec<_> = own.iter().filter(|s| !s.is_put_aside()).collect();
+    let mut unwell: Vec<_> = wanted.iter().copied().filter(|s| !s.is_ready()).collect();
+    unwell.sort_by_key(|s| s.severity());
+    let sick_system: Vec<_> = system.iter().filter(|s| !s.is_ready()).collect();
+    let health = match () {
+        () if wanted.iter().any(|s| s.is_critical()) => Health::Critical,
+        () if !unwell.is_empty() || !sick_system.is_empty() => Health::Degraded,
+        () => Health::Well,
+    };
+    let lines = if all {
+        let mut every: Vec<_> = own.iter().chain(&system).collect();
+        every.sort_by_key(|s| s.severity());
+        component_lines(&every, now)
+    } else if unwell.is_empty() && sick_system.is_empty() {
+        chakra_lines(&wanted)
+    } else {
+        component_lines(&sick_system.iter().copied().chain(unwell.iter().copied()).collect::<Vec<_>>(), now)
+    };
+    let verdict = verdict(observed, &wanted, &own, &unwell, health, now, bus);
+    let worst = unwell.last().or(sick_system.last()).map(|s| s.name.clone());
+    Report { lines, verdict, health, worst }
+}
+
+fn component_lines(list: &[&Seen<'_>], now: SystemTime) -> Vec<Line> {
+    let ages: Vec<_> = list.iter().map(|s| s.age(now).map_or_else(|| "-".to_owned(), age)).collect();
+    let words: Vec<_> = list.iter().map(|s| if s.lost_node { "unknown" } else { state_word(s.state.into()) }).collect();
+    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+    let names_wide = width(&mut list.iter().map(|s| s.name.len()));
+    let words_wide = width(&mut words.iter().map(|w| w.len()));
+    let ages_wide = width(&mut ages.iter().map(String::len));
+    let line = |((s, word), age): ((&&Seen<'_>, &&str), &String)| {
+        let why = s.why(now);
+        let why = super::text::or_dash(&why).to_owned();
+        Line {
+            before: format!("{:<names_wide$} ", s.name),
+            word: (*word).to_owned(),
+            tone: tone(s.state),
+            after: format!("{:pad$} {age:<ages_wide$} {why}", "", pad = words_wide - word.len()),
+        }
+    };
+    list.iter().zip(&words).zip(&ages).map(line).collect()
+}
+
+/// `heart  2/2 memory-store postgres`
+fn chakra_lines(wanted: &[&Seen<'_>]) -> Vec<Line> {
+    let mut chakras: BTreeMap<String, (usize, Vec<String>)> = BTreeMap::new();
+    for s in wanted {
+        let (ready, names) = chakras.entry(escape(&s.observed.chakra)).or_default();
+        *ready += usize::from(s.is_ready());
+        names.push(s.name.clone());
+    }
+    let mut rows: Vec<(usize, Vec<String>)> = chakras
+        .into_iter()
+        .map(|(chakra, (ready, names))| {
+            (chakra_order(&chakra), vec![chakra, format!("{ready}/{}", names.len()), names.join(" ")])
+        })
+        .collect();
+    rows.sort_by_key(|(order, _)| *order);
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    let plain = |text: String| Line { before: String::new(), word: String::new(), tone: Tone::Good, after: text };
+    columns(&rows).into_iter().map(plain).collect()
+}
+
+/// From the ground up, as `domain.md` lists them; chakras of a stack's own come last, by name.
+fn chakra_order(chakra: &str) -> usize {
+    const CHAKRAS: [&str; 7] = ["root", "sacral", "solar", "heart", "throat", "third_eye", "crown"];
+    CHAKRAS.iter().position(|c| *c == chakra).unwrap_or(CHAKRAS.len())
+}
+
+fn verdict(
+    observed: &v1::Observed,
+    wanted: &[&Seen<'_>],
+    own: &[Seen<'_>],
+    unwell: &[&Seen<'_>],
+    health: Health,
+    now: SystemTime,
+    bus: Duration,
+) -> Line {
+    let mesh = mesh_words(observed, bus);
+    let line = |before: String, word: &str, tone, after: String| Line { before, word: word.to_owned(), tone, after };
+    let Some(stack) = own.first().map(|s| escape(&s.observed.stack)) else {
+        return line(String::new(), "no stack is in force", Tone::Quiet, format!("; {mesh}"));
+    };
+    let aside = own.len() - wanted.len();
+    let aside = if aside > 0 { format!(", {aside} stopped as asked") } else { String::new() };
+    if wanted.is_empty() {
+        return line(format!("{stack}: "), "stopped", Tone::Quiet, format!("{}; {mesh}", aside.replacen(", ", ": ", 1)));
+    }
+    let total = wanted.len();
+    let ready = wanted.iter().filter(|s| s.is_ready()).count();
+    if unwell.is_empty() {
+        let long = wanted.iter().filter_map(|s| s.age(now)).min().map(|d| format!(" for {}", age(d))).unwrap_or_default();
+        return line(format!("{stack}: {ready}/{total} "), "ready", Tone::Good, format!("{long}{aside}; {mesh}"));
+    }
+    let booting = health != Health::Critical && unwell.iter().all(|s| s.observed.incident.is_none()) && mission_runs(observed, &stack);
+    let (word, tone) = match health {
+        Health::Critical => ("critical", Tone::Bad),
+        Health::Well | Health::Degraded if booting => ("starting", Tone::Warn),
+        Health::Well | Health::Degraded => ("degraded", Tone::Warn),
+    };
+    let began = |s: &&Seen<'_>| s.observed.incident_since.as_ref().or(s.observed.since.as_ref()).map(|at| since(at, now));
+    let long = unwell.iter().filter_map(|s| began(s)).max().map(|d| format!(" for {}", age(d))).unwrap_or_default();
+    let mut counts = vec![format!("{ready}/{total} ready")];
+    for (state, word) in [(State::Failed, "failed"), (State::Quarantined, "quarantined"), (State::Unspecified, "unknown")] {
+        let n = wanted.iter().filter(|s| s.state == state).count();
+        if n > 0 {
+            counts.push(format!("{n} {word}"));
+        }
+    }
+    let mut incidents: Vec<_> = own.iter().filter_map(|s| incident_name(s.observed.incident.as_ref()?)).collect();
+    incidents.sort();
+    incidents.dedup();
+    if !incidents.is_empty() {
+        counts.push(format!("{} open", count(incidents.len(), "incident")));
+    }
+    line(format!("{stack}: "), word, tone, format!("{long}; {}{aside}", counts.join(", ")))
+}
+
+fn mission_runs(observed: &v1::Observed, stack: &str) -> bool {
+    let of_stack = |m: &&v1::ObservedMission| m.started.as_ref().is_some_and(|s| s.stack == stack);
+    observed.missions.iter().rev().find(of_stack).is_some_and(|m| m.completed.is_none())
+}
+
+/// `mesh: 6 agents, 1 node, bus 0.2ms`, with who is down.
+pub(crate) fn mesh_words(observed: &v1::Observed, bus: Duration) -> String {
+    let is_agent = |a: &&v1::ObservedAgent| a.started.as_ref().is_some_and(|s| s.kind != "node");
+    let agents: Vec<_> = observed.agents.iter().filter(is_agent).collect();
+    let down = agents.iter().filter(|a| a.down).count();
+    let lost = observed.nodes.iter().filter(|n| n.lost).count();
+    let alive = |n: usize, down: usize, noun: &str, gone: &str| {
+        if down == 0 { count(n, noun) } else { format!("{}, {down} {gone}", count(n - down, noun)) }
+    };
+    let agents = alive(agents.len(), down, "agent", "down");
+    let nodes = alive(observed.nodes.len(), lost, "node", "lost");
+    let dead = if observed.dead_letters > 0 { format!(", {}", count(observed.dead_letters as usize, "dead letter")) } else { String::new() };
+    format!("mesh: {agents}, {nodes}, bus {}{dead}", span(bus))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use razar_bus_schema::time::timestamp;
+
+    use super::*;
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
+    fn ago(ms: u64) -> Option<prost_types::Timestamp> {
+        Some(timestamp(now() - Duration::from_millis(ms)))
+    }
+
+    fn component(name: &str, chakra: &str, state: State, ms: u64) -> v1::ObservedComponent {
+        v1::ObservedComponent {
+            instance: Some(v1::InstanceId { component: name.to_owned(), ordinal: 0 }),
+            stack: "quickstart".to_owned(),
+            chakra: chakra.to_owned(),
+            node: "a".to_owned(),
+            state: state.into(),
+            since: ago(ms),
+            desired: Some(v1::DesiredChanged { mode: "run".to_owned(), required: true, ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn reply(components: Vec<v1::ObservedComponent>) -> v1::StatusReply {
+        let agent = |kind: &str| v1::ObservedAgent {
+            started: Some(v1::AgentStarted { kind: kind.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let observed = v1::Observed {
+            components,
+            nodes: vec![v1::ObservedNode { name: "a".to_owned(), ..Default::default() }],
+            agents: vec![agent("orchestrator"), agent("registry")],
+            ..Default::default()
+        };
+        v1::StatusReply { observed: Some(observed), ..Default::default() }
+    }
+
+    fn told(report: &Report) -> Vec<String> {
+        report.lines.iter().chain([&report.verdict]).map(ToString::to_string).collect()
+    }
+
+    const BUS: Duration = Duration::from_micros(200);
+
+    #[test]
+    fn well_is_a_line_per_chakra_and_the_verdict() {
+        let hour = 3_600_000;
+        let reply = reply(vec![
+            component("api", "throat", State::Ready, 4 * hour),
+            component("memory-store", "heart", State::Ready, 4 * hour),
+            component("migrate", "heart", State::Completed, 5 * hour),
+            component("postgres", "heart", State::Ready, 3 * hour + 720_000),
+        ]);
+        let report = report(&reply, now(), BUS, false);
+        assert_eq!(
+            told(&report),
+            [
+                "heart  3/3 memory-store migrate postgres",
+                "throat 1/1 api",
+                "quickstart: 4/4 ready for 3h12m; mesh: 2 agents, 1 node, bus 0.2ms",
+            ]
+        );
+        assert_eq!((report.health, report.worst), (Health::Well, None));
+    }
+
+    fn incident() -> v1::StatusReply {
+        let blocker = || vec![v1::Blocker { component: "memory-store".to_owned(), needs: "ready".to_owned(), is: "starting".to_owned() }];
+        let mut worker = component("worker", "solar", State::Unready, 4200);
+        worker.blocked_by = blocker();
+        let mut api = component("api", "throat", State::Waiting, 3100);
+        api.blocked_by = blocker();
+        api.last_exit = Some(v1::ExitStatus { code: Some(1), ..Default::default() });
+        let mut store = component("memory-store", "heart", State::Starting, 200);
+        store.reason = Some(v1::Reason { code: "rung".to_owned(), text: "rung 2 clear_state, 30s to be ready".to_owned() });
+        store.last_error = "JSONDecodeError: cache/index.json".to_owned();
+        store.incident = Some(v1::IncidentId {
+            instance: store.instance.clone(),
+            incarnation: Some(v1::Incarnation { generation: 1, start: 1 }),
+            ..Default::default()
+        });
+        store.incident_exits = 5;
+        store.incident_since = ago(5000);
+        reply(vec![api, store, component("redis", "heart", State::Ready, 9000), worker])
+    }
+
+    #[test]
+    fn an_incident_is_told_worst_last_with_the_cause() {
+        let report = report(&incident(), now(), BUS, false);
+        assert_eq!(
+            told(&report),
+            [
+                "worker       unready  4.2s blocked by memory-store; runs on",
+                "api          waiting  3.1s blocked by memory-store; its exit 1 cost no budget",
+                "memory-store starting 0.2s rung 2 clear_state, 30s to be ready; 5 exits in 5.0s: \"JSONDecodeError: cache/index.json\"",
+                "quickstart: degraded for 5.0s; 1/4 ready, 1 incident open",
+            ]
+        );
+        assert_eq!(report.worst.as_deref(), Some("memory-store"));
+        assert_eq!(report.health, Health::Degraded);
+    }
+
+    #[test]
+    fn only_a_required_failure_is_critical() {
+        let mut failed = component("reranker", "third_eye", State::Failed, 61_000);
+        failed.last_error = "No module named 'torch'".to_owned();
+        let critical = report(&reply(vec![failed.clone()]), now(), BUS, false);
+        assert_eq!(critical.health, Health::Critical);
+        assert_eq!(
+            told(&critical),
+            ["reranker failed 1m1s \"No module named 'torch'\"", "quickstart: critical for 1m1s; 0/1 ready, 1 failed"]
+        );
+        failed.desired.as_mut().unwrap().required = false;
+        assert_eq!(report(&reply(vec![failed]), now(), BUS, false).health, Health::Degraded);
+    }
+
+    #[test]
+    fn a_lost_node_makes_its_components_unknown_not_down() {
+        let mut reply = reply(vec![component("redis", "heart", State::Ready, 9000)]);
+        reply.observed.as_mut().unwrap().nodes[0].lost = true;
+        let report = report(&reply, now(), BUS, false);
+        assert_eq!(told(&report)[0], "redis unknown 9.0s node a is lost; it may run on");
+        assert_eq!(told(&report)[1], "quickstart: degraded for 9.0s; 0/1 ready, 1 unknown");
+        assert_eq!(report.health, Health::Degraded);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_unknown() {
+        let mut odd = component("redis", "heart", State::Ready, 9000);
+        odd.state = 99;
+        assert_eq!(told(&report(&reply(vec![odd]), now(), BUS, false))[0], "redis unknown 9.0s -");
+    }
+
+    #[test]
+    fn what_was_stopped_by_hand_is_not_ill() {
+        let mut stopped = component("worker", "solar", State::Stopped, 9000);
+        stopped.desired.as_mut().unwrap().mode = "stop".to_owned();
+        let report = report(&reply(vec![component("redis", "heart", State::Ready, 5000), stopped]), now(), BUS, false);
+        assert_eq!(report.verdict.to_string(), "quickstart: 1/1 ready for 5.0s, 1 stopped as asked; mesh: 2 agents, 1 node, bus 0.2ms");
+        assert_eq!(report.health, Health::Well);
+    }
+
+    #[test]
+    fn no_stack_is_said_so() {
+        let report = report(&reply(vec![]), now(), BUS, false);
+        assert_eq!(report.verdict.to_string(), "no stack is in force; mesh: 2 agents, 1 node, bus 0.2ms");
+    }
+}
