@@ -299,10 +299,12 @@ impl Resolved {
     }
 }
 
-/// Lower-case hex SHA-256 of the encoded specification: one-shots are checkpointed by it, updates found by it.
+/// Lower-case hex SHA-256 of what a running instance is made of: one-shots are checkpointed by it, updates found by it.
+/// Order, number and placement (`priority`, `replicas`, `node_labels`) do not count: a second replica restarts no first one.
 #[must_use]
 pub fn spec_hash(spec: &v1::ComponentSpec) -> String {
-    sha256_hex(&spec.encode_to_vec())
+    let instance = v1::ComponentSpec { priority: 0, replicas: 0, node_labels: Vec::new(), ..spec.clone() };
+    sha256_hex(&instance.encode_to_vec())
 }
 
 /// The value with the keys of its objects in order, whatever map serde_json was built with.

@@ -41,6 +41,10 @@ text_schema! {
         "type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,62}$"
     },
     PortText: { "description": "A TCP port.", "type": ["integer", "string"], "minimum": 1, "maximum": 65535, "examples": [5433] },
+    PolicyText: {
+        "description": "After which exits it is restarted.",
+        "enum": ["on-failure", "always", "never", "no", "unless-stopped"]
+    },
     NoneText: { "description": "Ready as soon as it runs; nothing is asked.", "const": "none" },
     SpawnedSelf: { "description": "True: the component says it itself, by sd_notify.", "const": true },
     StayText: { "description": "What happens when its node is lost: it stays that node's. (`move` comes later.)", "const": "stay" },
@@ -108,8 +112,8 @@ pub struct Defaults {
     /// Limits of log files.
     #[schemars(default)]
     pub logs: Logs,
-    /// How to restart.
-    #[schemars(default)]
+    /// How to restart: a policy alone, or more.
+    #[schemars(default, with = "RestartSchema")]
     pub restart: Restart,
     /// Times and thresholds of probes, by role.
     #[schemars(default)]
@@ -176,8 +180,8 @@ pub struct Hook {
     /// Time until it is ended. Default 30s.
     #[schemars(with = "Option<DurationText>")]
     pub timeout: Option<Duration>,
-    /// Its environment.
-    #[schemars(default, with = "BTreeMap<String, PlainText>")]
+    /// Its environment: a mapping, or a list of `NAME=value`.
+    #[schemars(default, with = "EnvironmentSchema")]
     pub env: BTreeMap<String, String>,
 }
 
@@ -198,8 +202,8 @@ pub struct Component {
     /// Working directory, relative to this file. Default: this file's.
     #[schemars(with = "Option<String>")]
     pub working_dir: Option<PathBuf>,
-    /// Environment, visible on the bus: secrets are not written here.
-    #[schemars(default, with = "BTreeMap<String, PlainText>")]
+    /// Environment, visible on the bus: secrets are not written here. A mapping, or a list of `NAME=value`.
+    #[schemars(default, with = "EnvironmentSchema")]
     pub env: BTreeMap<String, String>,
     /// Environment variables whose values the node reads from files at each start; they are never on the bus.
     #[schemars(default)]
@@ -229,8 +233,8 @@ pub struct Component {
     /// What it waits for: a list of names, or a mapping from name to condition.
     #[schemars(default, with = "DependsOnSchema")]
     pub depends_on: BTreeMap<String, DependsOn>,
-    /// When the node restarts it by itself.
-    #[schemars(default)]
+    /// When the node restarts it by itself; a policy alone, or more.
+    #[schemars(default, with = "RestartSchema")]
     pub restart: Restart,
     /// The ladder's rungs, in order; quarantine is always last. Default restart, clear_state, dependencies, chakra_hook.
     pub heal: Option<Vec<Rung>>,
@@ -428,11 +432,34 @@ enum DependsOnSchema {
     Conditions(BTreeMap<String, DependsOn>),
 }
 
+/// Both forms of `env`.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "a shape for the schema only")]
+enum EnvironmentSchema {
+    /// Name to value.
+    Values(BTreeMap<String, PlainText>),
+    /// `NAME=value`.
+    Pairs(Vec<String>),
+}
+
+/// Both forms of `restart`.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "a shape for the schema only")]
+enum RestartSchema {
+    /// A policy; Compose's `no` and `unless-stopped` are understood.
+    Policy(PolicyText),
+    /// More.
+    Restart(Restart),
+}
+
 /// When the node restarts a component by itself.
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Restart {
     /// After which exits. Default on-failure.
+    #[schemars(with = "Option<PolicyText>")]
     pub policy: Option<Policy>,
     /// Delays between restarts in a row.
     #[schemars(default)]
@@ -448,8 +475,7 @@ pub struct Restart {
 }
 
 /// After which exits a component is restarted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
-#[schemars(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// After any exit.
     Always,

@@ -87,7 +87,7 @@ pub(crate) fn parse(text: &str) -> (Option<Rc<Node>>, Vec<Fault>) {
             Err(error) => {
                 let marker = error.marker();
                 let at = Position { line: count(marker.line()), column: count(marker.col() + 1), width: 1 };
-                if matches!(error.kind(), ErrorKind::RecursionLimitExceeded { .. }) {
+                if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) {
                     Err(Fault::new(Code::TooLarge, at, format!("nested deeper than {DEPTH_MAX}")))
                 } else {
                     Err(Fault::new(Code::Syntax, at, error.info()))

@@ -1,5 +1,7 @@
 //! Sound files: what the format's description shows is understood, resolved and stored as it says.
 
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
 use std::{path::Path, time::Duration};
 
 use razar_bus_schema::{time::std_duration, v1};

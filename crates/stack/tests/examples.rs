@@ -17,7 +17,7 @@ fn the_examples_are_sound_and_plan() {
             let resolved = loaded.document.resolve(profile).unwrap();
             let node = NodeFacts { name: "a".to_owned(), ..NodeFacts::default() };
             let plan = plan(&resolved, &[node], &History::default(), &BTreeMap::new()).unwrap();
-            assert!(profile != "" || plan.rows.len() == components, "{name} {profile} {}", plan.rows.len());
+            assert!(!profile.is_empty() || plan.rows.len() == components, "{name} {profile} {}", plan.rows.len());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The plan: order, placement, expected course, critical path, and the difference to what runs.
 
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use razar_bus_schema::{ids::Instance, v1};
@@ -125,13 +127,12 @@ fn a_second_plan_of_the_same_changes_nothing() {
 #[test]
 fn only_what_changed_is_touched_and_what_left_stops_in_reverse_rank() {
     let running = carried_out(&fresh(&stack(4, &["a", "b > a", "gone", "left > gone"]), &History::default()));
-    let next = plan(&stack(4, &["a", "b 7 > a", "new"]), &nodes(&["a"]), &takes(&[("b", 70), ("new", 40)]), &running).unwrap();
+    let next = plan(&stack(4, &["a 1", "b", "new"]), &nodes(&["a"]), &takes(&[("b", 70), ("new", 40)]), &running).unwrap();
     assert_eq!((row(&next, "a").change, row(&next, "a").generation), (Change::Keep, 1));
     assert_eq!((row(&next, "b").change, row(&next, "b").generation), (Change::Update, 2));
     assert_eq!((row(&next, "new").change, row(&next, "new").generation), (Change::Start, 1));
     assert_eq!(next.stops.iter().map(|s| s.component.as_str()).collect::<Vec<_>>(), ["left", "gone"]);
     assert_eq!(next.counts(), (2, 2, 1));
-    // b does not wait for a, which is ready already.
     assert_eq!((row(&next, "b").waited.clone(), next.expected), (Waited::Nothing, Duration::from_millis(70)));
     assert!(row(&next, "b").why.ends_with("its specification changed"), "{}", row(&next, "b").why);
 }
@@ -176,6 +177,15 @@ components:
     let away = plan(&stack, &both[..1], &History::default(), &carried_out(&first)).unwrap();
     assert_eq!(away.rows[1].why, "P5; stays on a, which is away");
     assert!(!away.changes(), "what holds state is not doubled");
+}
+
+#[test]
+fn fewer_replicas_stop_the_last_ones() {
+    let text = |n: u32| format!("name: s\ncomponents:\n  many: {{ chakra: root, command: [a], readiness: none, replicas: {n} }}\n");
+    let running = carried_out(&fresh(&resolved(&text(4)), &History::default()));
+    let next = plan(&resolved(&text(2)), &nodes(&["a"]), &History::default(), &running).unwrap();
+    assert_eq!(next.stops.iter().map(|s| s.ordinal).collect::<Vec<_>>(), [3, 2]);
+    assert!(next.rows.iter().all(|r| r.change == Change::Keep), "the others run on");
 }
 
 #[test]

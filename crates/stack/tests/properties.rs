@@ -1,6 +1,8 @@
 //! Properties: no text panics, every mistake has a place, a plan is a valid order and a possible course, the same input gives the
 //! same bytes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,

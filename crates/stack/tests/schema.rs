@@ -1,5 +1,7 @@
 //! The JSON Schema knows the same keys as the reader, says what each is for, and its example is a sound stack.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail loudly")]
+
 use std::{collections::BTreeSet, path::Path};
 
 use razar_stack::{Code, Source, load, schema};

@@ -38,9 +38,9 @@ fn the_broker_comes_first_and_the_agents_after_provision() {
 fn agents_are_asked_for_ready_and_for_life() {
     let records = system(&stack()).unwrap();
     let spec = records[2].spec.as_ref().unwrap();
-    let path = |probe: &Option<v1::Probe>| match probe.as_ref().unwrap().check.as_ref().unwrap() {
-        v1::probe::Check::Http(http) => format!("{}{}", http.port, http.path),
-        other => panic!("{other:?}"),
+    let path = |probe: &Option<v1::Probe>| {
+        let Some(v1::probe::Check::Http(http)) = &probe.as_ref().unwrap().check else { panic!("{probe:?}") };
+        format!("{}{}", http.port, http.path)
     };
     assert_eq!((path(&spec.readiness), path(&spec.liveness)), ("7601/readyz".to_owned(), "7601/healthz".to_owned()));
     assert_eq!(spec.env.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["RAZAR_HTTP_PORT", "RAZAR_MESH"]);
