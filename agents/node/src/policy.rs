@@ -281,7 +281,7 @@ impl Node {
             Input::SpawnFailed { instance, incarnation, why } => self.fold_spawn_failed(&instance, incarnation, why, now),
             Input::Prepared { instance, failed } => self.fold_prepared(&instance, failed, now),
             Input::Exited { instance, incarnation, status, last_error, while_away, stragglers } => {
-                self.fold_exit(&instance, incarnation, &folding::Exit { status, last_error, while_away, stragglers }, now);
+                self.fold_exit(&instance, incarnation, &folding::Exit { status, last_error, while_away, stragglers, started: true }, now);
             }
             Input::Probed { instance, incarnation, role, answer, detail, took, window } => {
                 let said = folding::Said { role, answer, detail, took, window };

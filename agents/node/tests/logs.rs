@@ -63,8 +63,7 @@ fn a_rotation_keeps_the_file_that_the_process_writes_to() {
     let log = store.open(&api, incarnation, bounds).unwrap();
     // A writer that knows nothing of the rotation.
     let script = "i=0; while [ $i -lt 60000 ]; do echo \"line $i\"; i=$((i+1)); done";
-    let mut writer =
-        Command::new("sh").args(["-c", script]).stdin(Stdio::null()).stdout(log.file.try_clone().unwrap()).spawn().unwrap();
+    let mut writer = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).stdout(log.file.try_clone().unwrap()).spawn().unwrap();
     let mut rotations = 0;
     while writer.try_wait().unwrap().is_none() {
         if let Some(rotation) = store.rotate(&api, incarnation, bounds).unwrap() {

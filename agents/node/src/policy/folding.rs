@@ -25,6 +25,8 @@ pub(super) struct Exit {
     pub(super) last_error: String,
     pub(super) while_away: bool,
     pub(super) stragglers: u32,
+    /// Its program ran; else the start itself failed.
+    pub(super) started: bool,
 }
 
 /// What a probe said.
@@ -105,7 +107,7 @@ impl Node {
     }
 
     pub(super) fn fold_spawn_failed(&mut self, id: &Instance, incarnation: Incarnation, why: String, now: Now) {
-        let exit = Exit { status: v1::ExitStatus::default(), last_error: why, while_away: false, stragglers: 0 };
+        let exit = Exit { status: v1::ExitStatus::default(), last_error: why, while_away: false, stragglers: 0, started: false };
         self.fold_exit(id, incarnation, &exit, now);
     }
 
@@ -154,7 +156,8 @@ impl Node {
             while_away: exit.while_away,
             stragglers_killed: exit.stragglers,
         };
-        let text = describe_exit(&exit.status, &exit.last_error);
+        let text =
+            if exit.started { describe_exit(&exit.status, &exit.last_error) } else { format!("could not be started: {}", exit.last_error) };
         self.tell(id, Fact::ComponentExited(fact), "exited", &text, now);
         self.set_state(id, State::Exited, &text, now);
     }

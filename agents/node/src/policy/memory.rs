@@ -63,7 +63,7 @@ impl Node {
         for (planned, status, last_error) in ended {
             let Some(id) = self.adopt(&planned, None, now) else { continue };
             let incarnation = planned.incarnation.as_ref().map_or_else(Incarnation::default, Incarnation::from);
-            let exit = Exit { status, last_error, while_away: true, stragglers: 0 };
+            let exit = Exit { status, last_error, while_away: true, stragglers: 0, started: true };
             self.fold_exit(&id, incarnation, &exit, now);
         }
     }
@@ -120,15 +120,10 @@ impl Node {
 /// States in which a process must exist are decided by the processes that are found.
 fn settled_state(state: State) -> State {
     match state {
+        // How long it had waited is not remembered: the restart policy speaks anew.
+        State::Backoff => State::Exited,
         State::Starting | State::Ready | State::Unready | State::Stopping | State::Preparing | State::Unspecified => State::Waiting,
-        State::Waiting
-        | State::Stopped
-        | State::Exited
-        | State::Backoff
-        | State::Failed
-        | State::Completed
-        | State::Quarantined
-        | State::Probation => state,
+        State::Waiting | State::Stopped | State::Exited | State::Failed | State::Completed | State::Quarantined | State::Probation => state,
     }
 }
 
