@@ -64,21 +64,32 @@ fn a_rotation_keeps_the_file_that_the_process_writes_to() {
     // A writer that knows nothing of the rotation.
     let script = "i=0; while [ $i -lt 60000 ]; do echo \"line $i\"; i=$((i+1)); done";
     let mut writer = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).stdout(log.file.try_clone().unwrap()).spawn().unwrap();
-    let mut rotations = 0;
+    let (cuts, mut rotations, mut lost) = (can_cut_in_front(&store), 0, 0);
     while writer.try_wait().unwrap().is_none() {
         if let Some(rotation) = store.rotate(&api, incarnation, bounds).unwrap() {
-            assert_eq!(rotation.lost_bytes, 0);
             rotations += 1;
+            lost += rotation.lost_bytes;
         }
     }
     assert!(rotations > 0);
     assert_eq!(logs_inode(&log.path), log.id.inode);
-    // On a filesystem that can cut in front (ext4, as here) not one line is missing or doubled.
+    if !cuts {
+        println!("  this filesystem cannot cut in front: {lost} bytes lost between copying and emptying");
+        return;
+    }
+    // Where the filesystem can cut in front, not one line is missing or doubled.
+    assert_eq!(lost, 0);
     let lines = store.tail(&api, 10_000).unwrap();
     assert_eq!(lines.len(), 10_000);
     for (n, line) in lines.iter().enumerate() {
         assert_eq!(line.text, format!("line {}", 50_000 + n));
     }
+}
+
+fn can_cut_in_front(store: &LogStore) -> bool {
+    let file = std::fs::File::create(store.dir().join("probe")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::COLLAPSE_RANGE, 0, 1 << 16).is_ok()
 }
 
 fn logs_inode(path: &std::path::Path) -> u64 {
