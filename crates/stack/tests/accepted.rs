@@ -208,6 +208,15 @@ fn variables_are_substituted_in_every_value() {
 }
 
 #[test]
+fn files_from_other_systems_are_read() {
+    let text = "name: s\ncomponents:\n  a: { chakra: root, command: [a], readiness: none }\n";
+    let revision = loaded(text).document.revision().unwrap();
+    for other in [format!("\u{feff}{text}"), text.replace('\n', "\r\n"), format!("---\n{text}...\n")] {
+        assert_eq!(loaded(&other).document.revision().unwrap(), revision, "{other:?}");
+    }
+}
+
+#[test]
 fn relative_paths_begin_at_the_file() {
     for (path, whole) in
         [("./x", "/srv/llm/x"), ("../x/../y", "/srv/x/../y"), ("../../../../x", "/x"), ("/a/./b", "/a/b"), ("x/y", "/srv/llm/x/y")]

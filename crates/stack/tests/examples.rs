@@ -6,7 +6,7 @@ use razar_stack::{History, NodeFacts, Source, load, plan};
 
 #[test]
 fn the_examples_are_sound_and_plan() {
-    for (name, components) in [("quickstart", 12), ("unified-77", 77)] {
+    for (name, components) in [("quickstart", 12), ("unified-77", 77), ("llm-stack", 6)] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
         let text = std::fs::read_to_string(dir.join("razar.yaml")).unwrap();
         let loaded = load(&Source { file: "razar.yaml", text: &text, dir: &dir }, &|_| None).map_err(|d| d.to_string()).unwrap();
