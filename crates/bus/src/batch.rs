@@ -58,10 +58,7 @@ pub(crate) async fn commit(bus: &Bus, messages: Vec<BatchMessage>, what: &str) -
         }
         message.headers.insert(BATCH_COMMIT, "1");
         let answer = bus.request_raw(&message.subject, Some(message.headers), message.payload, REQUEST_LIMIT).await;
-        let answer = answer.map_err(|e| match e {
-            BusError::NoResponders { .. } => BusError::Missing { what: what.to_owned() },
-            other => other,
-        })?;
+        let answer = answer.map_err(|e| e.or_missing(what))?;
         let last = read_answer::<PubAck>(&answer.payload, what)?.seq;
         return Ok((last.saturating_sub(count) + 1..=last).collect());
     }

@@ -161,10 +161,7 @@ impl Bucket {
     }
 
     pub(crate) async fn write(&self, key: &str, headers: HeaderMap, value: Bytes) -> Result<u64, BusError> {
-        let answer = self.bus.request_raw(&self.subject(key), Some(headers), value, REQUEST_LIMIT).await.map_err(|e| match e {
-            BusError::NoResponders { .. } => BusError::Missing { what: self.store.label().to_owned() },
-            other => other,
-        })?;
+        let answer = self.bus.request_raw(&self.subject(key), Some(headers), value, REQUEST_LIMIT).await.map_err(|e| e.or_missing(self.store.label()))?;
         read_answer::<PubAck>(&answer.payload, key).map(|ack| ack.seq)
     }
 

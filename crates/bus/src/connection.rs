@@ -33,6 +33,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 /// First pause between two tries; a restarted broker listens after 10–20 ms.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(10);
+/// Largest payload sent: the broker counts headers too, and cuts off whoever sends more.
+pub(crate) const SENT_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - 1024;
 /// Messages that one subscription holds before it drops new ones; ordered reads then read again, other loops count.
 const SUBSCRIPTION_MESSAGES_MAX: usize = 16_384;
 /// Refusals in a row before the credentials count as refused: one may come from a broker that is just reloading.
@@ -317,7 +319,7 @@ impl Bus {
             self.inner.client.send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
                 RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
                 RequestErrorKind::TimedOut => BusError::Timeout { what: subject.to_owned(), after: limit },
-                RequestErrorKind::MaxPayloadExceeded => BusError::TooLarge { bytes: 0, max: PAYLOAD_BYTES_MAX },
+                RequestErrorKind::MaxPayloadExceeded => BusError::TooLarge { bytes: PAYLOAD_BYTES_MAX, max: SENT_BYTES_MAX },
                 RequestErrorKind::InvalidSubject | RequestErrorKind::Other => BusError::Client(e.to_string()),
             })
         };
@@ -354,7 +356,7 @@ impl Bus {
 
 /// Refuses what the broker would refuse, with a plain error.
 pub(crate) fn check_size(bytes: usize) -> Result<(), BusError> {
-    if bytes > PAYLOAD_BYTES_MAX { Err(BusError::TooLarge { bytes, max: PAYLOAD_BYTES_MAX }) } else { Ok(()) }
+    if bytes > SENT_BYTES_MAX { Err(BusError::TooLarge { bytes, max: SENT_BYTES_MAX }) } else { Ok(()) }
 }
 
 #[derive(serde::Deserialize)]

@@ -109,6 +109,11 @@ impl BusError {
         }
     }
 
+    /// Nobody listens on a stream's subject: there is no stream.
+    pub(crate) fn or_missing(self, what: &str) -> Self {
+        if matches!(self, Self::NoResponders { .. }) { Self::Missing { what: what.to_owned() } } else { self }
+    }
+
     /// Whether a write may have been stored although it failed.
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {

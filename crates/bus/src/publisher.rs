@@ -165,10 +165,7 @@ impl Outgoing {
     async fn send_alone(&self, bus: &Bus) -> Result<Acked, BusError> {
         let message = self.message.clone();
         let answer = bus.request_raw(&message.subject, Some(message.headers), message.payload, REQUEST_LIMIT).await;
-        let answer = answer.map_err(|e| match e {
-            BusError::NoResponders { .. } => BusError::Missing { what: "events".to_owned() },
-            other => other,
-        })?;
+        let answer = answer.map_err(|e| e.or_missing("events"))?;
         let ack: PubAck = read_answer(&answer.payload, "events")?;
         Ok(Acked { sequence: ack.seq, duplicate: ack.duplicate })
     }

@@ -7,9 +7,9 @@ use async_nats::service::{Request, Service, ServiceExt, endpoint::Endpoint};
 use bytes::Bytes;
 use futures::{StreamExt, stream::SelectAll};
 use prost::{Message, Name};
-use razar_bus_schema::{PAYLOAD_BYTES_MAX, json};
+use razar_bus_schema::json;
 
-use crate::{Bus, BusError, REQUEST_LIMIT, TRACEPARENT};
+use crate::{Bus, BusError, REQUEST_LIMIT, TRACEPARENT, connection::SENT_BYTES_MAX};
 
 /// Answers of a service; drop it to stop answering.
 pub struct QueryServer {
@@ -121,9 +121,9 @@ impl Query {
         } else {
             Bytes::from(reply.encode_to_vec())
         };
-        if bytes.len() > PAYLOAD_BYTES_MAX {
+        if bytes.len() > SENT_BYTES_MAX {
             self.refuse(413, "the answer is larger than a message may be").await?;
-            return Err(BusError::TooLarge { bytes: bytes.len(), max: PAYLOAD_BYTES_MAX });
+            return Err(BusError::TooLarge { bytes: bytes.len(), max: SENT_BYTES_MAX });
         }
         self.send(Ok(bytes)).await
     }

@@ -1,0 +1,143 @@
+//! A nats-server on a random loopback port with its data in a temporary folder; it ends with the test.
+
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use razar_bus::{Bus, Config};
+use razar_bus_schema::{
+    event::{Kind, node_event_id},
+    v1,
+};
+
+/// Longest that any test waits for something that must happen.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A broker of one test.
+pub struct Broker {
+    pub port: u16,
+    folder: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+/// Where the server is: `RAZAR_NATS_SERVER`, else PATH, else what `make tools` fetched.
+fn server() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("RAZAR_NATS_SERVER") {
+        return Ok(path.into());
+    }
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|p| std::env::split_paths(&p).collect::<Vec<_>>());
+    let fetched = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/razar/tools/nats-server-2.15.1"));
+    let found = on_path.chain(fetched).map(|folder| folder.join("nats-server")).find(|p| p.is_file());
+    found.context("no nats-server: run `make tools`, or set RAZAR_NATS_SERVER")
+}
+
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl Broker {
+    pub fn start() -> Result<Self> {
+        Self::with("")
+    }
+
+    /// With more lines of configuration.
+    pub fn with(more: &str) -> Result<Self> {
+        let mut broker = Self { port: free_port()?, folder: tempfile::tempdir()?, child: None };
+        let config = format!(
+            "host: 127.0.0.1\nport: {}\nmax_payload: 262144\njetstream {{ store_dir: \"{}\" }}\n{more}\n",
+            broker.port,
+            broker.folder.path().join("store").display()
+        );
+        std::fs::write(broker.folder.path().join("server.conf"), config)?;
+        broker.spawn()?;
+        Ok(broker)
+    }
+
+    pub fn spawn(&mut self) -> Result<()> {
+        let log = std::fs::File::create(self.folder.path().join("log"))?;
+        let mut command = Command::new(server()?);
+        command.arg("-c").arg(self.folder.path().join("server.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn()?);
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if began.elapsed() > SOON {
+                bail!("the broker does not listen: {}", std::fs::read_to_string(self.folder.path().join("log"))?);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.child.as_ref().context("not running")?.id();
+        Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status()?;
+        Ok(())
+    }
+
+    pub fn config(&self) -> Config {
+        Config {
+            servers: vec![format!("nats://127.0.0.1:{}", self.port)],
+            mesh: "razar".to_owned(),
+            name: "test".to_owned(),
+            credentials: None,
+        }
+    }
+
+    /// A connected bus.
+    pub async fn bus(&self) -> Result<Bus> {
+        let bus = Bus::connect(self.config()).await?;
+        bus.ready(SOON).await?;
+        Ok(bus)
+    }
+
+    /// A connected bus with all stores.
+    pub async fn provisioned(&self) -> Result<Bus> {
+        let bus = self.bus().await?;
+        razar_bus::provision(&bus).await?;
+        Ok(bus)
+    }
+
+    /// A client of the library itself, as any other program has it.
+    pub async fn stranger(&self) -> Result<async_nats::Client> {
+        Ok(async_nats::connect(format!("127.0.0.1:{}", self.port)).await?)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.signal("CONT");
+        self.kill();
+    }
+}
+
+/// Fails a test that waits in vain.
+pub async fn soon<T>(what: &str, op: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(SOON, op).await.with_context(|| format!("waited in vain for: {what}"))
+}
+
+/// The event with `sequence` in a node's journal.
+pub fn event(sequence: u64) -> v1::Event {
+    let fact = v1::event::Fact::ComponentReady(v1::ComponentReady::default());
+    v1::Event {
+        id: node_event_id("a", "e1", sequence),
+        kind: fact.kind().to_owned(),
+        chakra: "heart".to_owned(),
+        instance: Some(v1::InstanceId { component: "api".to_owned(), ordinal: 0 }),
+        node_sequence: Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence }),
+        fact: Some(fact),
+        ..v1::Event::default()
+    }
+}

@@ -1,0 +1,168 @@
+//! Commands: a receipt for each, an effect for none that is malformed or late, the same id whoever reads it.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use razar_bus::{BusError, CommandItem, CommandSource, ReceivedCommand};
+use razar_bus_schema::{time::timestamp, v1};
+
+use crate::broker::{Broker, SOON, soon};
+
+async fn received(source: &mut CommandSource) -> Result<ReceivedCommand> {
+    match soon("a command", source.next()).await? {
+        CommandItem::Command(command) => Ok(*command),
+        CommandItem::Refused { why, .. } => anyhow::bail!("refused: {why}"),
+    }
+}
+
+fn accepted() -> v1::Receipt {
+    v1::Receipt { accepted: true, reason: "a new generation".to_owned(), ..v1::Receipt::default() }
+}
+
+#[tokio::test]
+async fn a_json_command_of_any_client_gets_a_json_receipt() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    bus.flush().await?;
+    let stranger = broker.stranger().await?;
+    let asking = tokio::spawn(async move {
+        let payload = Bytes::from_static(br#"{"reason":"new model"}"#);
+        stranger.request("razar.command.orchestrator.restart.memory-store", payload).await
+    });
+    let command = received(&mut source).await?;
+    assert_eq!((command.verb.as_str(), command.target.as_str()), ("restart", "memory-store"));
+    assert_eq!((command.command.reason.as_str(), command.command.issuer.as_str()), ("new model", "anonymous"));
+    assert!(!command.repeated);
+    let id = command.command.command_id.clone();
+    assert_eq!(id.len(), 32);
+    command.settle(accepted()).await?;
+    let receipt = String::from_utf8(soon("the receipt", asking).await???.payload.to_vec())?;
+    assert_eq!(receipt, format!(r#"{{"accepted":true,"reason":"a new generation","commandId":"{id}","agent":"orchestrator"}}"#));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_of_the_cli_gets_its_receipt() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    let asker = broker.bus().await?;
+    bus.flush().await?;
+    let asking = tokio::spawn(async move {
+        let command = v1::Command { issuer: "me".to_owned(), ..v1::Command::default() };
+        asker.command("orchestrator", "stop", "api.1", command, SOON).await
+    });
+    let command = received(&mut source).await?;
+    assert_eq!((command.target.as_str(), command.command.issuer.as_str()), ("api.1", "me"));
+    command.settle(accepted()).await?;
+    let receipt = soon("the receipt", asking).await???;
+    assert!(receipt.accepted && !receipt.command_id.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_sent_while_no_agent_runs_is_taken_up_later() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let asked = bus.command("orchestrator", "stop", "api", v1::Command::default(), Duration::from_millis(200)).await;
+    assert!(matches!(asked, Err(BusError::Timeout { .. })), "{asked:?}");
+    let mut source = bus.serve_commands("orchestrator").await?;
+    let command = received(&mut source).await?;
+    assert_eq!(command.verb, "stop");
+    command.settle(accepted()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    bus.flush().await?;
+    let past = timestamp(SystemTime::now() - Duration::from_secs(5));
+    let late = v1::Command { expires_at: Some(past), ..v1::Command::default() };
+    let late = prost::Message::encode_to_vec(&late);
+    let long = format!(r#"{{"commandId":"{}"}}"#, "x".repeat(65));
+    let cases: [(&str, Vec<u8>, &str); 4] = [
+        ("razar.command.orchestrator.restart.api", b"\xff\xff".to_vec(), "malformed"),
+        ("razar.command.orchestrator.restart", b"{}".to_vec(), "malformed"),
+        ("razar.command.orchestrator.restart.api", long.into_bytes(), "malformed"),
+        ("razar.command.orchestrator.restart.api", late, "expired"),
+    ];
+    let stranger = broker.stranger().await?;
+    for (subject, payload, expected) in cases {
+        let asker = stranger.clone();
+        let asking = tokio::spawn(async move { asker.request(subject, payload.into()).await });
+        match soon("a refusal", source.next()).await? {
+            CommandItem::Refused { code, .. } => assert_eq!(code, expected),
+            CommandItem::Command(command) => panic!("{command:?}"),
+        }
+        let answer = soon("the receipt", asking).await???;
+        let receipt: v1::Receipt = razar_bus_schema::json::from_payload(&answer.payload)?;
+        assert!(!receipt.accepted);
+        assert_eq!(receipt.code, expected);
+    }
+    assert_eq!(bus.statistics().dead_letters, 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut first = bus.serve_commands("orchestrator").await?;
+    bus.flush().await?;
+    broker.stranger().await?.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"{}")).await?;
+    bus.flush().await?;
+    let command = received(&mut first).await?;
+    let id = command.command.command_id.clone();
+    drop((command, first));
+    // A process that was started after the command was sent.
+    let late = broker.bus().await?;
+    let mut second = late.serve_commands("orchestrator").await?;
+    let again = received(&mut second).await?;
+    assert!(again.repeated);
+    assert_eq!(again.command.command_id, id);
+    again.settle(accepted()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn commands_are_taken_up_after_a_broker_kill() -> Result<()> {
+    let mut broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    // A pull is under way when the broker dies.
+    assert!(tokio::time::timeout(Duration::from_millis(300), source.next()).await.is_err());
+    broker.kill();
+    broker.spawn()?;
+    let asker = broker.bus().await?;
+    let asking = tokio::spawn(async move { asker.command("orchestrator", "stop", "api", v1::Command::default(), SOON).await });
+    received(&mut source).await?.settle(accepted()).await?;
+    // The listener may have been away when it was sent; then the receipt is lost, the command is not.
+    let receipt = soon("the answer", asking).await??;
+    assert!(receipt.is_ok() || matches!(receipt, Err(BusError::Timeout { .. })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_paused_source_leaves_commands_to_the_holder() -> Result<()> {
+    let broker = Broker::start()?;
+    let (bus, other) = (broker.provisioned().await?, broker.bus().await?);
+    let (mut old, mut new) = (bus.serve_commands("orchestrator").await?, other.serve_commands("orchestrator").await?);
+    assert!(tokio::time::timeout(Duration::from_millis(300), old.next()).await.is_err());
+    old.pause();
+    bus.flush().await?;
+    let asker = broker.bus().await?;
+    let sent = std::time::Instant::now();
+    let asking = tokio::spawn(async move { asker.command("orchestrator", "stop", "api", v1::Command::default(), SOON).await });
+    received(&mut new).await?.settle(accepted()).await?;
+    let receipt = soon("the receipt", asking).await???;
+    assert!(receipt.accepted);
+    assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
+    let _ = Some(()).context("the old source is still there")?;
+    drop(old);
+    Ok(())
+}

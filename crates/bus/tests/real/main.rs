@@ -1,0 +1,10 @@
+//! The bus against a real nats-server: what it promises while the broker is killed, stopped, emptied and filled with rubbish.
+
+mod broker;
+mod commands;
+mod connecting;
+mod events;
+mod intents;
+mod leases;
+mod queries;
+mod stores;
