@@ -1,0 +1,398 @@
+//! What the orchestrator folds from EVENTS: nodes and their inventories, instances, missions, commands, and which of its own events are
+//! told. Never emits; every map is bounded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, InstanceState, event::Fact},
+};
+
+use super::{Now, dedupe::Places};
+
+/// Ids of own events that are remembered as told: eight changes of a plan of the largest size.
+const TOLD_MAX: usize = 8192;
+/// Missions that are remembered.
+const MISSIONS_MAX: usize = 20;
+/// Commands that are remembered; a redelivery comes within a minute.
+const COMMANDS_MAX: usize = 4096;
+/// Nodes and instances that are remembered.
+const ENTITIES_MAX: usize = 8192;
+
+/// A node as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeView {
+    /// Epoch of its journal.
+    pub epoch: String,
+    /// Id of the event that told of this epoch.
+    pub epoch_told_by: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Lost, by the watchdog's verdict.
+    pub lost: bool,
+    /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
+    pub inventory_of: Option<String>,
+}
+
+/// An instance as its node tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Newest incarnation.
+    pub incarnation: Incarnation,
+    /// State.
+    pub state: InstanceState,
+    /// Stream sequence at which it entered the state.
+    pub since_sequence: u64,
+    /// When it entered the state, by its node's clock.
+    pub since: Option<prost_types::Timestamp>,
+    /// Time from spawn to ready of this incarnation.
+    pub took: Option<prost_types::Duration>,
+    /// Stream sequence of the last ready.
+    pub ready_sequence: u64,
+    /// Why it is so.
+    pub why: String,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            incarnation: Incarnation::default(),
+            state: InstanceState::Unspecified,
+            since_sequence: 0,
+            since: None,
+            took: None,
+            ready_sequence: 0,
+            why: String::new(),
+        }
+    }
+}
+
+impl View {
+    /// Whether a process lives, or is about to.
+    #[must_use]
+    pub const fn lives(&self) -> bool {
+        use InstanceState as S;
+        matches!(self.state, S::Preparing | S::Starting | S::Ready | S::Unready | S::Stopping)
+    }
+}
+
+/// A mission as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MissionFacts {
+    /// How it began.
+    pub started: v1::MissionStarted,
+    /// Stream sequence of that.
+    pub sequence: u64,
+    /// When this replica folded that.
+    pub seen: Duration,
+    /// How it ended, and when.
+    pub completed: Option<(v1::MissionCompleted, Option<prost_types::Timestamp>)>,
+}
+
+/// A command as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CommandFacts {
+    /// What was told of it first (`accepted` or `refused`).
+    pub told: v1::OperatorCommand,
+    /// Reason of that.
+    pub reason: v1::Reason,
+    /// Mission that carries it out; empty: none.
+    pub mission_id: String,
+    /// When this replica folded that.
+    pub seen: Duration,
+    /// Terminal result; `None`: open.
+    pub ended: Option<String>,
+}
+
+/// Everything folded from EVENTS.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    applied: u64,
+    places: BTreeMap<String, Places>,
+    nodes: BTreeMap<String, NodeView>,
+    views: BTreeMap<Instance, View>,
+    desired: BTreeMap<Instance, v1::DesiredChanged>,
+    floors: BTreeMap<Instance, u64>,
+    missions: VecDeque<MissionFacts>,
+    commands: BTreeMap<String, CommandFacts>,
+    command_order: VecDeque<String>,
+    told: BTreeSet<String>,
+    told_order: VecDeque<String>,
+    unknown: u64,
+}
+
+impl Facts {
+    pub(super) fn apply(&mut self, sequence: u64, event: &v1::Event, now: Now) {
+        if sequence <= self.applied {
+            return;
+        }
+        self.applied = sequence;
+        if let Some(place) = &event.node_sequence {
+            let joins = matches!(event.fact, Some(Fact::NodeJoined(_)));
+            if !self.places.entry(place.node.clone()).or_default().first_time(&place.epoch, place.sequence, joins) {
+                return;
+            }
+            self.note_epoch(&place.node, &place.epoch, &event.id);
+        } else if !event.id.is_empty() && !self.note_told(event) {
+            return;
+        }
+        let Some(fact) = &event.fact else {
+            self.unknown += 1;
+            return;
+        };
+        self.fold(sequence, event, fact, now);
+    }
+
+    /// Remembers agents' events by id; false if it is remembered already.
+    fn note_told(&mut self, event: &v1::Event) -> bool {
+        if !self.told.insert(event.id.clone()) {
+            return false;
+        }
+        self.told_order.push_back(event.id.clone());
+        if self.told_order.len() > TOLD_MAX
+            && let Some(oldest) = self.told_order.pop_front()
+        {
+            self.told.remove(&oldest);
+        }
+        true
+    }
+
+    fn note_epoch(&mut self, node: &str, epoch: &str, event_id: &str) {
+        if self.nodes.len() >= ENTITIES_MAX && !self.nodes.contains_key(node) {
+            return;
+        }
+        let view = self.nodes.entry(node.to_owned()).or_default();
+        if view.epoch != epoch {
+            epoch.clone_into(&mut view.epoch);
+            event_id.clone_into(&mut view.epoch_told_by);
+            view.inventory_of = None;
+        }
+        view.lost = false;
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+    fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact, now: Now) {
+        let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        match fact {
+            Fact::NodeJoined(joined) => self.fold_joined(event, joined),
+            Fact::NodeInventory(inventory) => self.fold_inventory(sequence, event, inventory),
+            Fact::NodeLost(_) => {
+                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
+                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
+                    node.lost = true;
+                }
+            }
+            Fact::DesiredChanged(desired) => {
+                if let Some(instance) = instance {
+                    self.note_generation(&instance, desired.generation);
+                    if self.desired.get(&instance).is_none_or(|d| d.generation <= desired.generation) {
+                        self.desired.insert(instance, desired.clone());
+                    }
+                }
+            }
+            Fact::MissionStarted(started) => {
+                self.missions.push_back(MissionFacts { started: started.clone(), sequence, seen: now.mono, completed: None });
+                if self.missions.len() > MISSIONS_MAX {
+                    self.missions.pop_front();
+                }
+            }
+            Fact::MissionCompleted(completed) => {
+                if let Some(mission) = self.missions.iter_mut().find(|m| m.started.mission_id == completed.mission_id) {
+                    mission.completed.get_or_insert_with(|| (completed.clone(), event.time));
+                }
+            }
+            Fact::OperatorCommand(told) if is_ours(event) => self.fold_command(event, told, now),
+            _ => {
+                if let Some(instance) = instance {
+                    self.fold_instance(sequence, event, &instance, fact);
+                }
+            }
+        }
+    }
+
+    fn fold_joined(&mut self, event: &v1::Event, joined: &v1::NodeJoined) {
+        let Some(source) = &event.source else { return };
+        self.note_epoch(&source.id, &joined.node_epoch, &event.id);
+        if let Some(node) = self.nodes.get_mut(&source.id) {
+            node.labels = joined.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
+            // What it runs it will tell; a rejoin with the same journal keeps its inventory.
+        }
+    }
+
+    fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory) {
+        let Some(source) = &event.source else { return };
+        if let Some(node) = self.nodes.get_mut(&source.id)
+            && node.epoch == inventory.node_epoch
+        {
+            node.inventory_of = Some(inventory.bucket_epoch.clone());
+        }
+        for item in &inventory.items {
+            let Some(instance) = item.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
+            self.note_generation(&instance, item.generation);
+            let told = item.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+            let view = self.views.entry(instance).or_default();
+            if told >= view.incarnation && (told > view.incarnation || view.state != item.state()) {
+                view.incarnation = told;
+                enter(view, item.state(), sequence, event);
+            }
+        }
+    }
+
+    fn fold_command(&mut self, event: &v1::Event, told: &v1::OperatorCommand, now: Now) {
+        let known = self.commands.contains_key(&told.command_id);
+        let facts = self.commands.entry(told.command_id.clone()).or_default();
+        if matches!(told.result.as_str(), "done" | "failed" | "refused") {
+            facts.ended.get_or_insert_with(|| told.result.clone());
+        }
+        if facts.told.result.is_empty() || facts.told.result == "done" || facts.told.result == "failed" {
+            facts.told = told.clone();
+            facts.reason = event.reason.clone().unwrap_or_default();
+            facts.mission_id.clone_from(&event.mission_id);
+            facts.seen = now.mono;
+        }
+        if !known {
+            self.command_order.push_back(told.command_id.clone());
+            if self.command_order.len() > COMMANDS_MAX
+                && let Some(oldest) = self.command_order.pop_front()
+            {
+                self.commands.remove(&oldest);
+            }
+        }
+    }
+
+    fn fold_instance(&mut self, sequence: u64, event: &v1::Event, instance: &Instance, fact: &Fact) {
+        if self.views.len() >= ENTITIES_MAX && !self.views.contains_key(instance) {
+            return;
+        }
+        let Some(state) = state_after(fact, self.views.get(instance)) else { return };
+        let view = self.views.entry(instance.clone()).or_default();
+        if let Some(told) = event.incarnation.as_ref().map(Incarnation::from) {
+            if told < view.incarnation {
+                return;
+            }
+            view.incarnation = told;
+        }
+        if let Fact::ComponentReady(ready) = fact {
+            view.ready_sequence = sequence;
+            if !ready.again {
+                view.took = ready.took;
+            }
+        }
+        enter(view, state, sequence, event);
+        let generation = view.incarnation.generation;
+        self.note_generation(instance, generation);
+    }
+
+    /// A generation was told: none below it may be written.
+    pub(super) fn note_generation(&mut self, instance: &Instance, generation: u64) {
+        if self.floors.len() >= ENTITIES_MAX && !self.floors.contains_key(instance) {
+            return;
+        }
+        let floor = self.floors.entry(instance.clone()).or_default();
+        *floor = (*floor).max(generation);
+    }
+
+    /// Highest generation told of an instance by anybody; 0: none.
+    #[must_use]
+    pub fn floor(&self, instance: &Instance) -> u64 {
+        self.floors.get(instance).copied().unwrap_or(0)
+    }
+
+    /// Nodes by name.
+    #[must_use]
+    pub const fn nodes(&self) -> &BTreeMap<String, NodeView> {
+        &self.nodes
+    }
+
+    /// An instance as its node tells it.
+    #[must_use]
+    pub fn view(&self, instance: &Instance) -> Option<&View> {
+        self.views.get(instance)
+    }
+
+    /// What was told last of what is desired of an instance.
+    #[must_use]
+    pub fn told_desired(&self, instance: &Instance) -> Option<&v1::DesiredChanged> {
+        self.desired.get(instance)
+    }
+
+    /// Missions, oldest first.
+    #[must_use]
+    pub const fn missions(&self) -> &VecDeque<MissionFacts> {
+        &self.missions
+    }
+
+    /// A mission.
+    #[must_use]
+    pub fn mission(&self, id: &str) -> Option<&MissionFacts> {
+        self.missions.iter().find(|m| m.started.mission_id == id)
+    }
+
+    /// A command.
+    #[must_use]
+    pub fn command(&self, id: &str) -> Option<&CommandFacts> {
+        self.commands.get(id)
+    }
+
+    /// Commands that were accepted and have no terminal result.
+    pub fn open_commands(&self) -> impl Iterator<Item = &CommandFacts> {
+        self.commands.values().filter(|c| c.ended.is_none() && c.told.result == "accepted")
+    }
+
+    /// Whether an agent's event with this id is in EVENTS.
+    #[must_use]
+    pub fn is_told(&self, id: &str) -> bool {
+        self.told.contains(id)
+    }
+
+    /// Last stream sequence folded.
+    #[must_use]
+    pub const fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Events passed over because nobody here knows their kind.
+    #[must_use]
+    pub const fn unknown(&self) -> u64 {
+        self.unknown
+    }
+}
+
+fn is_ours(event: &v1::Event) -> bool {
+    event.source.as_ref().is_some_and(|s| s.kind == super::events::AGENT)
+}
+
+fn enter(view: &mut View, state: InstanceState, sequence: u64, event: &v1::Event) {
+    if view.state != state {
+        view.state = state;
+        view.since_sequence = sequence;
+        view.since = event.time;
+    }
+    view.why = event.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
+}
+
+/// The state that a fact leaves its instance in; `None`: it says nothing about that.
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn state_after(fact: &Fact, before: Option<&View>) -> Option<InstanceState> {
+    use InstanceState as S;
+    let lives = before.is_some_and(View::lives);
+    let state = before.map_or(S::Unspecified, |v| v.state);
+    Some(match fact {
+        Fact::ComponentStarted(started) if started.adopted && lives => state,
+        Fact::ComponentStarted(_) => S::Starting,
+        Fact::ComponentReady(ready) if ready.completed => S::Completed,
+        Fact::ComponentReady(_) => S::Ready,
+        Fact::ComponentUnready(_) => S::Unready,
+        Fact::ComponentExited(_) => S::Exited,
+        Fact::ComponentBlocked(_) if lives => state,
+        Fact::ComponentBlocked(_) | Fact::Released(_) => S::Waiting,
+        Fact::ComponentFailed(_) => S::Failed,
+        Fact::ComponentStopped(_) if state == S::Quarantined => S::Quarantined,
+        Fact::ComponentStopped(_) => S::Stopped,
+        Fact::Quarantined(_) => S::Quarantined,
+        _ => return None,
+    })
+}
