@@ -43,7 +43,7 @@ const REFUSALS_BEFORE_REFUSED: u64 = 2;
 /// How to reach the broker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Addresses, `nats://host:port`, tried in random order; at least one.
+    /// Addresses, `nats://[user:password@]host:port`, tried in random order; at least one. A name in one is used for all.
     pub servers: Vec<String>,
     /// Name of the mesh (root token of every subject).
     pub mesh: String,
@@ -181,6 +181,11 @@ impl Bus {
                 let noted = noted.clone();
                 async move { noted.note(event) }
             });
+        // The library takes no account of a name in the address.
+        let named = servers.iter().find_map(|s| Some((s.username()?.to_owned(), s.password().unwrap_or_default().to_owned())));
+        if let Some((user, password)) = named {
+            options = options.user_and_password(user, password);
+        }
         if let Some(path) = &config.credentials {
             let bad = |e| BusError::Config(format!("credentials {}: {e}", path.display()));
             options = options.credentials_file(path).await.map_err(bad)?;

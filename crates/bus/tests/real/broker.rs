@@ -15,11 +15,11 @@ use razar_bus_schema::{
 };
 
 /// Longest that any test waits for something that must happen.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A broker of one test.
-pub struct Broker {
-    pub port: u16,
+pub(crate) struct Broker {
+    pub(crate) port: u16,
     folder: tempfile::TempDir,
     child: Option<Child>,
 }
@@ -35,17 +35,17 @@ fn server() -> Result<PathBuf> {
     found.context("no nats-server: run `make tools`, or set RAZAR_NATS_SERVER")
 }
 
-pub fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Broker {
-    pub fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         Self::with("")
     }
 
     /// With more lines of configuration.
-    pub fn with(more: &str) -> Result<Self> {
+    pub(crate) fn with(more: &str) -> Result<Self> {
         let mut broker = Self { port: free_port()?, folder: tempfile::tempdir()?, child: None };
         let config = format!(
             "host: 127.0.0.1\nport: {}\nmax_payload: 262144\njetstream {{ store_dir: \"{}\" }}\n{more}\n",
@@ -57,7 +57,7 @@ impl Broker {
         Ok(broker)
     }
 
-    pub fn spawn(&mut self) -> Result<()> {
+    pub(crate) fn spawn(&mut self) -> Result<()> {
         let log = std::fs::File::create(self.folder.path().join("log"))?;
         let mut command = Command::new(server()?);
         command.arg("-c").arg(self.folder.path().join("server.conf")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -73,7 +73,7 @@ impl Broker {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
@@ -81,13 +81,13 @@ impl Broker {
     }
 
     /// SIGSTOP or SIGCONT.
-    pub fn signal(&self, name: &str) -> Result<()> {
+    pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let pid = self.child.as_ref().context("not running")?.id();
         Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status()?;
         Ok(())
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             servers: vec![format!("nats://127.0.0.1:{}", self.port)],
             mesh: "razar".to_owned(),
@@ -97,21 +97,21 @@ impl Broker {
     }
 
     /// A connected bus.
-    pub async fn bus(&self) -> Result<Bus> {
+    pub(crate) async fn bus(&self) -> Result<Bus> {
         let bus = Bus::connect(self.config()).await?;
         bus.ready(SOON).await?;
         Ok(bus)
     }
 
     /// A connected bus with all stores.
-    pub async fn provisioned(&self) -> Result<Bus> {
+    pub(crate) async fn provisioned(&self) -> Result<Bus> {
         let bus = self.bus().await?;
         razar_bus::provision(&bus).await?;
         Ok(bus)
     }
 
     /// A client of the library itself, as any other program has it.
-    pub async fn stranger(&self) -> Result<async_nats::Client> {
+    pub(crate) async fn stranger(&self) -> Result<async_nats::Client> {
         Ok(async_nats::connect(format!("127.0.0.1:{}", self.port)).await?)
     }
 }
@@ -124,12 +124,12 @@ impl Drop for Broker {
 }
 
 /// Fails a test that waits in vain.
-pub async fn soon<T>(what: &str, op: impl Future<Output = T>) -> Result<T> {
+pub(crate) async fn soon<T>(what: &str, op: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(SOON, op).await.with_context(|| format!("waited in vain for: {what}"))
 }
 
 /// The event with `sequence` in a node's journal.
-pub fn event(sequence: u64) -> v1::Event {
+pub(crate) fn event(sequence: u64) -> v1::Event {
     let fact = v1::event::Fact::ComponentReady(v1::ComponentReady::default());
     v1::Event {
         id: node_event_id("a", "e1", sequence),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use razar_bus::{BusError, CommandItem, CommandSource, ReceivedCommand};
 use razar_bus_schema::{time::timestamp, v1};
@@ -114,8 +114,9 @@ async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()
     let bus = broker.provisioned().await?;
     let mut first = bus.serve_commands("orchestrator").await?;
     bus.flush().await?;
-    broker.stranger().await?.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"{}")).await?;
-    bus.flush().await?;
+    let stranger = broker.stranger().await?;
+    stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"{}")).await?;
+    stranger.flush().await?;
     let command = received(&mut first).await?;
     let id = command.command.command_id.clone();
     drop((command, first));
@@ -162,7 +163,6 @@ async fn a_paused_source_leaves_commands_to_the_holder() -> Result<()> {
     let receipt = soon("the receipt", asking).await???;
     assert!(receipt.accepted);
     assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
-    let _ = Some(()).context("the old source is still there")?;
     drop(old);
     Ok(())
 }
