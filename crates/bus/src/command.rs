@@ -45,6 +45,10 @@ const DELIVERIES_MAX: i64 = 5;
 const ACK_PENDING_MAX: i64 = 64;
 /// Inboxes remembered; a command without one is carried out all the same.
 const INBOXES_MAX: usize = 1024;
+/// The listener hears a command within a millisecond of the stream; one sent while nobody listened is never heard.
+const HEARD_LIMIT: Duration = Duration::from_millis(100);
+/// How often it is asked whether it has.
+const HEARD_POLL: Duration = Duration::from_millis(1);
 /// Pause after a failed try to pull.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -409,9 +413,20 @@ impl ReceivedCommand {
 }
 
 impl Answer {
+    /// Where the answer is wanted. The listener's copy of the command takes another way than the stream's, and may come after it.
+    async fn heard(&self) -> Option<String> {
+        let until = Instant::now() + HEARD_LIMIT;
+        loop {
+            match self.inboxes.take(&self.key) {
+                None if Instant::now() < until => tokio::time::sleep(HEARD_POLL).await,
+                inbox => return inbox,
+            }
+        }
+    }
+
     /// At most once: who asks again gets the same receipt by the command's id.
     async fn send(&self, receipt: &v1::Receipt) {
-        let Some(inbox) = self.inboxes.take(&self.key) else { return };
+        let Some(inbox) = self.heard().await else { return };
         let bytes = match json::to_json(receipt) {
             Ok(text) if self.json => Bytes::from(text),
             _ => Bytes::from(receipt.encode_to_vec()),
