@@ -136,7 +136,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   razar command orchestrator restart memory-store --reason upgrade
   razar command orchestrator restart memory-store --print    the same, for the nats tool")]
-    Command(Send),
+    #[command(name = "command")]
+    Send(Send),
     /// Look for what would keep a mesh from working here, with the fix for each
     #[command(after_help = "Examples:
   razar doctor                               exit 1 if something fails

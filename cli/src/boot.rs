@@ -98,6 +98,8 @@ pub(crate) struct Boot {
     mission: String,
     began: SystemTime,
     lanes: BTreeMap<String, Lane>,
+    /// Dependencies told before the mission's beginning.
+    early_needs: BTreeMap<String, Vec<String>>,
     held: Vec<(SystemTime, String, String)>,
     ended: Option<v1::MissionCompleted>,
 }
@@ -105,7 +107,7 @@ pub(crate) struct Boot {
 impl Boot {
     /// The boot of mission `mission`, which began at `began` as far as is known; its event corrects this.
     pub(crate) fn new(mission: &str, began: SystemTime) -> Self {
-        Self { mission: mission.to_owned(), began, lanes: BTreeMap::new(), held: Vec::new(), ended: None }
+        Self { mission: mission.to_owned(), began, lanes: BTreeMap::new(), early_needs: BTreeMap::new(), held: Vec::new(), ended: None }
     }
 
     /// Id of the mission.
@@ -131,7 +133,6 @@ impl Boot {
     /// Takes an event in, and says what a person should read about it now.
     pub(crate) fn apply(&mut self, event: &v1::Event) -> Vec<String> {
         let at = event.time.as_ref().map(system_time).unwrap_or(self.began);
-        #[expect(clippy::wildcard_enum_match_arm, reason = "a boot is made of these facts; others are news and told elsewhere")]
         match event.fact.as_ref() {
             Some(Fact::MissionStarted(m)) if m.mission_id == self.mission => self.begin(m, at),
             Some(Fact::MissionCompleted(m)) if m.mission_id == self.mission => {
@@ -148,7 +149,9 @@ impl Boot {
     pub(crate) fn begin(&mut self, started: &v1::MissionStarted, at: SystemTime) {
         self.began = at;
         for name in &started.to_start {
-            self.lanes.entry(escape(name)).or_default();
+            let name = escape(name);
+            let needs = self.early_needs.remove(&name).unwrap_or_default();
+            self.lanes.entry(name).or_insert_with(|| Lane { needs, ..Lane::default() });
         }
     }
 
@@ -170,12 +173,7 @@ impl Boot {
         let name = Instance::new(escape(&id.component), id.ordinal).to_string();
         let offset = self.offset(at);
         if let Fact::DesiredChanged(d) = fact {
-            if let Some(lane) = self.lanes.get_mut(&name) {
-                lane.needs = d.depends_on.iter().map(|n| escape(n)).collect();
-            } else if id.ordinal > 0 && self.lanes.contains_key(&escape(&id.component)) {
-                let needs = d.depends_on.iter().map(|n| escape(n)).collect();
-                self.lanes.insert(name, Lane { needs, ..Lane::default() });
-            }
+            self.desired(name, id, d);
             return Vec::new();
         }
         let Some(lane) = self.lanes.get_mut(&name) else { return Vec::new() };
@@ -230,6 +228,17 @@ impl Boot {
                 event::news(event).map(|text| line(offset, &text)).into_iter().collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// Learns what an instance depends on; further replicas get lanes of their own.
+    fn desired(&mut self, name: String, id: &v1::InstanceId, d: &v1::DesiredChanged) {
+        let needs: Vec<String> = d.depends_on.iter().map(|n| escape(n)).collect();
+        let known = self.lanes.contains_key(&name);
+        if known || id.ordinal > 0 && d.mode == "run" && self.lanes.contains_key(&escape(&id.component)) {
+            self.lanes.entry(name).or_default().needs = needs;
+        } else {
+            self.early_needs.insert(name, needs);
         }
     }
 

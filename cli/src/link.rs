@@ -23,6 +23,9 @@ use crate::{
 /// A bus on the same network accepts in a millisecond.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
+/// What is said of a port where something else listens.
+const NOT_NATS: &str = "does not speak NATS";
+
 /// A question is answered from memory.
 pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -72,10 +75,8 @@ impl Link {
         }
         let config = Config { servers: vec![server.to_owned()], mesh: mesh.to_owned(), name: "razar".to_owned(), credentials: None };
         let bus = Bus::connect(config).await.map_err(|e| e.to_string())?;
-        bus.ready(CONNECT_LIMIT).await.map_err(|e| match e {
-            BusError::Timeout { .. } => "does not speak NATS".to_owned(),
-            other => other.to_string(),
-        })?;
+        let unusable = |e: BusError| if matches!(e, BusError::Timeout { .. }) { NOT_NATS.to_owned() } else { e.to_string() };
+        bus.ready(CONNECT_LIMIT).await.map_err(unusable)?;
         Ok(Self { bus, server: server.to_owned() })
     }
 
@@ -127,6 +128,7 @@ impl Link {
 
     /// What is said when an agent does not answer.
     pub(crate) fn silent(&self, who: &str, error: &BusError) -> Failure {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the others say for themselves what is wrong")]
         let why = match error {
             BusError::NoResponders { .. } => format!("no {who} answers on {}", self.server),
             BusError::Timeout { .. } => format!("the {who} does not answer in time"),
@@ -148,6 +150,7 @@ impl Link {
         }
         let id = command.command_id.clone();
         let receipt = self.bus.command(agent, verb, target, command, ASK_LIMIT).await;
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the others say for themselves what is wrong")]
         receipt.map_err(|e| match e {
             BusError::Timeout { .. } | BusError::NoResponders { .. } => Failure::new(
                 Exit::NoOutcome,
@@ -186,7 +189,7 @@ fn issuer() -> String {
 async fn away(console: &Console, server: &str, why: &str, facts: Option<&Facts>) -> Failure {
     let address = host_port(server).map_or_else(|| server.to_owned(), |(host, port)| format!("{host}:{port}"));
     let mut text = format!("bus away: {address} {why}; the mesh's state is unknown");
-    if why == "does not speak NATS"
+    if why == NOT_NATS
         && let Some((_, port)) = host_port(server)
         && let Some(holder) = ports::holder(port)
     {

@@ -91,8 +91,9 @@ impl Place {
         if let Some(guard) = self.guard() {
             send(&guard.fd);
         }
-        for (pid, _) in processes(&self.dir) {
-            if let Some(fd) = open(pid).filter(|_| belongs(pid, &self.dir)) {
+        let server = self.facts().unwrap_or_default().server;
+        for (pid, _) in self.processes() {
+            if let Some(fd) = open(pid).filter(|_| self.owns(pid, &server)) {
                 send(&fd);
             }
         }
@@ -102,6 +103,25 @@ impl Place {
             }
         }
         killed
+    }
+
+    /// Processes of the mesh that live, known by their environment: the node's, and the components'. Pids in order, with names.
+    pub(crate) fn processes(&self) -> Vec<(u32, String)> {
+        let server = self.facts().unwrap_or_default().server;
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let mut found: Vec<_> = entries
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .filter(|pid| self.owns(*pid, &server))
+            .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()))
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn owns(&self, pid: u32, server: &str) -> bool {
+        // A process that has ended and is not reaped yet has no environment any more.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        pid != std::process::id() && is_of_mesh(&environment, &self.dir, &self.mesh, server)
     }
 
     /// Path of the node's own output.
@@ -169,23 +189,16 @@ impl Guard {
     }
 }
 
-/// Processes of the mesh whose state is in `dir` (known by their environment), pids in order.
-pub(crate) fn processes(dir: &Path) -> Vec<(u32, String)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut found: Vec<_> = entries
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(|pid| belongs(*pid, dir))
-        .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()))
-        .collect();
-    found.sort_unstable();
-    found
-}
-
-/// Whether the process says by its environment that its mesh's state is in `dir`; this one and other commands do not count.
-fn belongs(pid: u32, dir: &Path) -> bool {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let has = |name: &[u8], value: &[u8]| environment.split(|b| *b == 0).any(|v| v.strip_prefix(name) == Some(value));
-    pid != std::process::id() && has(b"RAZAR_STATE_DIR=", dir.as_os_str().as_encoded_bytes()) && has(b"RAZAR_EMBEDDED=", b"1")
+/// Whether an environment says that its process is of the embedded mesh: of the node by the state directory, a component by mesh and bus.
+fn is_of_mesh(environment: &[u8], dir: &Path, mesh: &str, server: &str) -> bool {
+    let get = |name: &str| {
+        let of_name = |v: &[u8]| v.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+        environment.split(|b| *b == 0).find_map(of_name)
+    };
+    let is = |name: &str, value: &[u8]| get(name).is_some_and(|v| v == value);
+    let of_node = is("RAZAR_STATE_DIR", dir.as_os_str().as_encoded_bytes()) && is("RAZAR_EMBEDDED", b"1");
+    let component = get("RAZAR_COMPONENT").is_some() && is("RAZAR_MESH", mesh.as_bytes()) && is("RAZAR_SERVER", server.as_bytes());
+    of_node || component && !server.is_empty()
 }
 
 fn open(pid: u32) -> Option<OwnedFd> {
@@ -292,6 +305,19 @@ mod tests {
         assert!(place(dir.path()).guard().is_none(), "another process with the same number");
         write("{}".to_owned());
         assert!(place(dir.path()).guard().is_none());
+    }
+
+    #[test]
+    fn processes_are_known_by_more_than_the_name_of_their_mesh() {
+        let of = |environment: &str| {
+            let environment = environment.replace(' ', "\0");
+            is_of_mesh(environment.as_bytes(), Path::new("/s/razar"), "razar", "nats://127.0.0.1:4222")
+        };
+        assert!(of("RAZAR_EMBEDDED=1 RAZAR_STATE_DIR=/s/razar X=1"));
+        assert!(of("RAZAR_COMPONENT=db RAZAR_MESH=razar RAZAR_SERVER=nats://127.0.0.1:4222"));
+        assert!(!of("RAZAR_COMPONENT=db RAZAR_MESH=razar RAZAR_SERVER=nats://127.0.0.1:4333"), "another bus");
+        assert!(!of("RAZAR_STATE_DIR=/s/razar"), "a person's shell");
+        assert!(!of(""), "a zombie");
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(crate) struct Waiter {
     pub(crate) target: String,
     goal: Goal,
     command_id: String,
+    mission_id: String,
     base: BTreeMap<Instance, Incarnation>,
     done: BTreeSet<Instance>,
     told_blocked: BTreeSet<Instance>,
@@ -53,8 +54,8 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// For a command that was accepted; `known` is the projection from before it was sent.
-    pub(crate) fn new(verb: &str, target: &str, command_id: &str, known: &[v1::ObservedComponent]) -> Self {
+    /// For a command that was accepted by `receipt`; `known` is the projection from before it was sent.
+    pub(crate) fn new(verb: &str, target: &str, receipt: &v1::Receipt, known: &[v1::ObservedComponent]) -> Self {
         let found = lookup::instances(known, target).unwrap_or_default();
         let of = |c: &&v1::ObservedComponent| {
             Some((lookup::instance_of(c)?, c.incarnation.as_ref().map(Incarnation::from).unwrap_or_default()))
@@ -62,7 +63,8 @@ impl Waiter {
         Self {
             target: target.to_owned(),
             goal: Goal::of(verb),
-            command_id: command_id.to_owned(),
+            command_id: receipt.command_id.clone(),
+            mission_id: receipt.mission_id.clone(),
             base: found.iter().filter_map(of).collect(),
             done: BTreeSet::new(),
             told_blocked: BTreeSet::new(),
@@ -78,7 +80,7 @@ impl Waiter {
         match self.goal {
             Goal::Told => self.told,
             _ if self.base.is_empty() => self.told,
-            _ => (self.done.len() == self.base.len()).then_some(Exit::Well),
+            Goal::Ready | Goal::Replaced | Goal::Stopped => (self.done.len() == self.base.len()).then_some(Exit::Well),
         }
     }
 
@@ -86,6 +88,9 @@ impl Waiter {
     pub(crate) fn apply(&mut self, event: &v1::Event) -> Vec<String> {
         if let Some(Fact::OperatorCommand(c)) = &event.fact {
             return if c.command_id == self.command_id { self.command(c, event) } else { Vec::new() };
+        }
+        if let Some(Fact::MissionCompleted(m)) = &event.fact {
+            return if m.mission_id == self.mission_id && self.goal == Goal::Told { self.mission(m, event) } else { Vec::new() };
         }
         let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return Vec::new() };
         let Some(base) = self.base.get(&instance).copied() else { return Vec::new() };
@@ -96,6 +101,11 @@ impl Waiter {
             Goal::Stopped | Goal::Told => true,
         };
         if newer && self.goal != Goal::Told { self.instance(event, &instance, now) } else { Vec::new() }
+    }
+
+    fn mission(&mut self, m: &v1::MissionCompleted, event: &v1::Event) -> Vec<String> {
+        self.told = Some(if m.outcome == "complete" { Exit::Well } else { Exit::NotWell });
+        vec![format!("mission {}", event::summary(event))]
     }
 
     fn command(&mut self, c: &v1::OperatorCommand, event: &v1::Event) -> Vec<String> {
@@ -115,7 +125,6 @@ impl Waiter {
     }
 
     fn instance(&mut self, event: &v1::Event, instance: &Instance, now: Incarnation) -> Vec<String> {
-        #[expect(clippy::wildcard_enum_match_arm, reason = "an outcome is one of these facts")]
         match (event.fact.as_ref(), self.goal) {
             (Some(Fact::ComponentReady(r)), Goal::Ready | Goal::Replaced) => {
                 self.done.insert(instance.clone());
@@ -140,8 +149,14 @@ impl Waiter {
     }
 
     /// Looks whether the goal holds by the projection: for what held already, and for events that were missed.
-    pub(crate) fn look(&mut self, known: &[v1::ObservedComponent]) -> Vec<String> {
+    pub(crate) fn look(&mut self, observed: &v1::Observed) -> Vec<String> {
         let mut lines = Vec::new();
+        let known = observed.components.as_slice();
+        let missions = observed.missions.iter().filter_map(|m| m.completed.as_ref());
+        if let Some(m) = missions.into_iter().find(|m| self.goal == Goal::Told && self.told.is_none() && m.mission_id == self.mission_id) {
+            let event = v1::Event { fact: Some(Fact::MissionCompleted(m.clone())), ..Default::default() };
+            return self.mission(m, &event);
+        }
         for c in known {
             let Some(instance) = lookup::instance_of(c) else { continue };
             let Some(base) = self.base.get(&instance) else { continue };
@@ -181,6 +196,14 @@ mod tests {
         }
     }
 
+    fn receipt() -> v1::Receipt {
+        v1::Receipt { command_id: "c1".to_owned(), accepted: true, ..Default::default() }
+    }
+
+    fn all(component: v1::ObservedComponent) -> v1::Observed {
+        v1::Observed { components: vec![component], ..Default::default() }
+    }
+
     fn event(generation: u64, fact: Fact) -> v1::Event {
         v1::Event {
             instance: Some(v1::InstanceId { component: "db".to_owned(), ordinal: 0 }),
@@ -197,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_restart_ends_with_ready_of_a_later_generation() {
-        let mut waiter = Waiter::new("restart", "db", "c1", &[observed(State::Ready, 1, "run")]);
+        let mut waiter = Waiter::new("restart", "db", &receipt(), &[observed(State::Ready, 1, "run")]);
         assert!(waiter.apply(&ready(1)).is_empty(), "the old one");
         assert_eq!(waiter.ended(), None);
         assert_eq!(waiter.apply(&ready(2)), ["db ready 2.1 in 0.71s"]);
@@ -206,15 +229,15 @@ mod tests {
 
     #[test]
     fn that_the_agent_is_done_is_not_yet_the_effect() {
-        let mut waiter = Waiter::new("restart", "db", "c1", &[observed(State::Ready, 1, "run")]);
+        let mut waiter = Waiter::new("restart", "db", &receipt(), &[observed(State::Ready, 1, "run")]);
         let told = |result: &str| {
             let command = v1::OperatorCommand { command_id: "c1".to_owned(), result: result.to_owned(), ..Default::default() };
             v1::Event { fact: Some(Fact::OperatorCommand(command)), ..Default::default() }
         };
         waiter.apply(&told("done"));
         assert_eq!(waiter.ended(), None);
-        assert!(waiter.look(&[observed(State::Ready, 1, "run")]).is_empty(), "nor is the old one");
-        assert_eq!(waiter.look(&[observed(State::Ready, 2, "run")]), ["db ready 2.1"]);
+        assert!(waiter.look(&all(observed(State::Ready, 1, "run"))).is_empty(), "nor is the old one");
+        assert_eq!(waiter.look(&all(observed(State::Ready, 2, "run"))), ["db ready 2.1"]);
         assert_eq!(waiter.ended(), Some(Exit::Well));
         waiter.apply(&told("failed"));
         assert_eq!(waiter.ended(), Some(Exit::NotWell));
@@ -222,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_the_new_one_is_the_outcome() {
-        let mut waiter = Waiter::new("start", "db", "c1", &[observed(State::Stopped, 1, "stop")]);
+        let mut waiter = Waiter::new("start", "db", &receipt(), &[observed(State::Stopped, 1, "stop")]);
         let failed = v1::ComponentFailed { restarts: 3, ..Default::default() };
         let lines = waiter.apply(&event(2, Fact::ComponentFailed(failed)));
         assert!(lines[0].starts_with("db failed 3 restarts"), "{lines:?}");
@@ -232,14 +255,29 @@ mod tests {
     #[test]
     fn what_is_stopped_already_is_an_outcome_at_once() {
         let stopped = observed(State::Stopped, 1, "stop");
-        let mut waiter = Waiter::new("stop", "db", "c1", std::slice::from_ref(&stopped));
-        assert_eq!(waiter.look(&[stopped]), ["db stopped 1.1"]);
+        let mut waiter = Waiter::new("stop", "db", &receipt(), std::slice::from_ref(&stopped));
+        assert_eq!(waiter.look(&all(stopped)), ["db stopped 1.1"]);
         assert_eq!(waiter.ended(), Some(Exit::Well));
     }
 
     #[test]
+    fn a_verb_that_begins_a_mission_ends_with_it() {
+        let receipt = v1::Receipt { mission_id: "m1".to_owned(), ..receipt() };
+        let mut waiter = Waiter::new("profile", "core", &receipt, &[]);
+        let completed = |outcome: &str| v1::MissionCompleted {
+            mission_id: "m1".to_owned(),
+            outcome: outcome.to_owned(),
+            failed: vec!["db".to_owned()],
+            ..Default::default()
+        };
+        let told = v1::Event { fact: Some(Fact::MissionCompleted(completed("incomplete"))), ..Default::default() };
+        assert_eq!(waiter.apply(&told), ["mission incomplete in 0.0ms: 0 ready, failed db"]);
+        assert_eq!(waiter.ended(), Some(Exit::NotWell));
+    }
+
+    #[test]
     fn a_verb_of_another_agent_ends_with_what_it_says() {
-        let mut waiter = Waiter::new("release", "db", "c1", &[observed(State::Quarantined, 1, "run")]);
+        let mut waiter = Waiter::new("release", "db", &receipt(), &[observed(State::Quarantined, 1, "run")]);
         let command = v1::OperatorCommand {
             command_id: "c1".to_owned(),
             verb: "release".to_owned(),

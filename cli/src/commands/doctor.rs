@@ -7,7 +7,7 @@ use crate::{
     console::{Console, Tone},
     exit::{Done, Exit},
     link::{Link, server},
-    mesh::{BROKER_VERSION, Place, broker_version, find_binary, find_broker, host_port, processes},
+    mesh::{BROKER_VERSION, Place, broker_version, find_binary, find_broker, host_port},
     ports,
     render::text::{bytes, count, escape},
     stack_file,
@@ -241,7 +241,7 @@ fn state(place: &Place, fix: bool) -> Vec<Finding> {
     if place.guard().is_some() {
         return findings;
     }
-    let left = processes(&place.dir);
+    let left = place.processes();
     if !left.is_empty() {
         let told: Vec<_> = left.iter().map(|(pid, name)| format!("{pid} ({})", escape(name))).collect();
         findings.push(Finding::warn(format!("no guard, but processes of the mesh: pid {}", told.join(", ")), "razar up: it adopts them"));

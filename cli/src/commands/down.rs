@@ -17,7 +17,7 @@ use crate::{
     exit::{Done, Exit, Failure},
     feed::{Feed, Item},
     link::{Link, server},
-    mesh::{Guard, Place, processes},
+    mesh::{Guard, Place},
     render::{
         event::subject_name,
         status::{SYSTEM_STACK, name_of},
@@ -152,17 +152,17 @@ fn living(reply: &v1::StatusReply) -> impl Iterator<Item = String> {
 
 async fn stack(link: &Link, console: &Console, global: &Global, limit: Duration, course: &mut Course) -> Result<(), Failure> {
     let plan = link.plan().await?;
-    if plan.stack.is_empty() {
-        return Ok(());
-    }
     let (before, _) = link.status().await?;
     course.living = living(&before).collect();
     course.total = course.living.len();
     let mut feed = Feed::new(link, link.events_after(">", &before));
-    let sent = send(link, "orchestrator", "down", &plan.stack, v1::Command::default()).await?;
-    let accepted = receipt(&sent, "orchestrator", console, &["down"], &plan.stack)?;
-    if global.no_wait {
-        return if console.json { console.message(sent.receipt()) } else { console.line(&accepted) };
+    // Nothing is in force while an earlier down still stops what lives: then there is only to wait.
+    if !plan.stack.is_empty() {
+        let sent = send(link, "orchestrator", "down", &plan.stack, v1::Command::default()).await?;
+        let accepted = receipt(&sent, "orchestrator", console, &["down"], &plan.stack)?;
+        if global.no_wait {
+            return if console.json { console.message(sent.receipt()) } else { console.line(&accepted) };
+        }
     }
     let deadline = tokio::time::Instant::now() + limit;
     let mut look = tokio::time::interval(LOOK_PERIOD);
@@ -211,7 +211,7 @@ async fn end_mesh(guard: &Guard, console: &Console, global: &Global, limit: Dura
     let place = Place::of(&global.mesh);
     let deadline = Instant::now() + LEFT_LIMIT;
     loop {
-        let left = processes(&place.dir);
+        let left = place.processes();
         if left.is_empty() {
             return Ok(());
         }

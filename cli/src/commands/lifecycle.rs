@@ -52,7 +52,7 @@ pub(crate) async fn run(verb: &str, args: Named, console: &Console, global: &Glo
         if console.json && global.no_wait {
             console.message(&sent.receipt)?;
         }
-        waiters.push(Waiter::new(verb, name, &sent.receipt.command_id, known));
+        waiters.push(Waiter::new(verb, name, &sent.receipt, known));
     }
     if global.no_wait {
         return Ok(worst);
@@ -126,8 +126,8 @@ pub(crate) async fn wait(link: &Link, mut feed: Feed, mut waiters: Vec<Waiter>, 
             },
             _ = look.tick() => {
                 if let Ok((reply, _)) = link.status().await {
-                    let known = reply.observed.as_ref().map(|o| o.components.as_slice()).unwrap_or_default();
-                    let lines: Vec<_> = waiters.iter_mut().filter(|w| w.ended().is_none()).flat_map(|w| w.look(known)).collect();
+                    let observed = reply.observed.unwrap_or_default();
+                    let lines: Vec<_> = waiters.iter_mut().filter(|w| w.ended().is_none()).flat_map(|w| w.look(&observed)).collect();
                     if !console.json {
                         console.lines(lines)?;
                     }
@@ -167,7 +167,7 @@ pub(crate) async fn profile(args: Profile, console: &Console, global: &Global) -
         return Ok(Exit::Well);
     }
     if sent.receipt().mission_id.is_empty() {
-        return wait(&link, feed, vec![Waiter::new("profile", &args.name, &sent.receipt().command_id, &[])], console, global).await;
+        return wait(&link, feed, vec![Waiter::new("profile", &args.name, sent.receipt(), &[])], console, global).await;
     }
     let mut boot = Boot::new(&sent.receipt().mission_id, std::time::SystemTime::now());
     let mut follow = mission::Follow { link: &link, console, feed, keys: None, limit: global.timeout.unwrap_or(TIMEOUT_DEFAULT) };

@@ -39,7 +39,7 @@ pub(crate) async fn run(command: Command, console: &Console, global: &Global) ->
         Command::Why(args) => why::run(&args, console, global).await,
         Command::Events(args) => events::run(&args, console, global).await,
         Command::Logs(args) => logs::run(&args, console, global).await,
-        Command::Command(args) => send::run(args, console, global).await,
+        Command::Send(args) => send::run(args, console, global).await,
         Command::Doctor(args) => doctor::run(&args, console, global).await,
         Command::Completions(args) => completions::run(&args, console),
     }

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: Send, console: &Console, global: &Global) -> Done 
     if global.no_wait {
         return Ok(Exit::Well);
     }
-    let waiter = Waiter::new(&args.verb, &args.target, &sent.receipt().command_id, known);
+    let waiter = Waiter::new(&args.verb, &args.target, sent.receipt(), known);
     wait(&link, feed, vec![waiter], console, global).await
 }
 
@@ -72,7 +72,7 @@ mod tests {
     fn print_is_what_the_nats_tool_takes() {
         let words = ["razar", "--server", "nats://h:1", "command", "orchestrator", "restart", "memory-store", "--reason", "upgrade", "--for", "2h"];
         let cli = Cli::from_arg_matches(&parser("razar").try_get_matches_from(words).unwrap()).unwrap();
-        let Command::Command(args) = cli.command else { panic!("another command") };
+        let Command::Send(args) = cli.command else { panic!("another command") };
         let command = v1::Command { reason: args.reason.clone(), r#for: args.r#for.map(duration), ..Default::default() };
         assert_eq!(
             as_nats(&args, &command, &cli.global).unwrap(),

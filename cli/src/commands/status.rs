@@ -35,11 +35,11 @@ pub(crate) async fn run(args: &Status, console: &Console, global: &Global) -> Do
     loop {
         console.clear();
         if let Err(failure) = once(args, console, &link).await {
-            match failure.exit {
-                // A watch outlives a registry that comes back.
-                Exit::OutOfReach => console.error(&failure.text),
-                _ => return Err(failure),
+            // A watch outlives a registry that comes back.
+            if failure.exit != Exit::OutOfReach {
+                return Err(failure);
             }
+            console.error(&failure.text);
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_PERIOD) => {}

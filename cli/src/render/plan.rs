@@ -111,7 +111,7 @@ components:
             [
                 "RANK WAVE COMPONENT CHAKRA NODE AFTER TAKES WHY",
                 "1    1    db        heart  a    -     -     P1; the only node",
-                "2    2    api       throat a    db    -     P0; the only node",
+                "2    2    api       throat a    db    -     P5; the only node",
                 "2 to start, 0 to stop; 2.00s expected (no boot is known; 1.00s guessed for each): db > api",
             ]
         );
@@ -131,7 +131,7 @@ components:
         };
         let lines = table(&planned(&history, running), false);
         assert_eq!(lines[0], "RANK WAVE COMPONENT CHAKRA NODE AFTER TAKES WHY");
-        assert!(lines[1].starts_with("2    2    api       throat a    db    0.30s update: P0; "), "{}", lines[1]);
+        assert!(lines[1].starts_with("2    2    api       throat a    db    0.30s update: P5; "), "{}", lines[1]);
         assert_eq!(lines[2], "3    -    gone      -      a    -     -     stop: no longer in the plan");
         assert_eq!(lines[3], "0 to start, 1 to update, 1 to stop, 1 kept; 0.30s expected (median of 5 boots): api");
     }

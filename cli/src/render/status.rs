@@ -126,7 +126,8 @@ impl Seen<'_> {
 
     /// Not wanted at present: stopped by hand, left by the profile, or on demand and idle.
     fn is_put_aside(&self) -> bool {
-        self.state == State::Stopped && self.mode() != "run" || self.mode() == "stop" && self.state == State::Waiting
+        let rests = matches!(self.state, State::Stopped | State::Waiting);
+        self.observed.process.is_none() && (self.mode() == "stop" || rests && self.mode() == "on_demand")
     }
 
     fn is_required(&self) -> bool {
@@ -214,7 +215,11 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
     let nothing = v1::Observed::default();
     let observed = reply.observed.as_ref().unwrap_or(&nothing);
     let everyone = seen(observed);
-    let (system, own): (Vec<_>, Vec<_>) = everyone.into_iter().partition(|s| s.observed.stack == SYSTEM_STACK);
+    let (system, mut own): (Vec<_>, Vec<_>) = everyone.into_iter().partition(|s| s.observed.stack == SYSTEM_STACK);
+    if let Some(stack) = stack_in_force(observed) {
+        // What is left of an earlier stack counts only while it lives.
+        own.retain(|s| s.observed.stack == stack || s.observed.process.is_some());
+    }
     let wanted: Vec<_> = own.iter().filter(|s| !s.is_put_aside()).collect();
     let mut unwell: Vec<_> = wanted.iter().copied().filter(|s| !s.is_ready()).collect();
     unwell.sort_by_key(|s| s.severity());
@@ -295,7 +300,8 @@ fn verdict(
 ) -> Line {
     let mesh = mesh_words(observed, bus);
     let line = |before: String, word: &str, tone, after: String| Line { before, word: word.to_owned(), tone, after };
-    let Some(stack) = own.first().map(|s| escape(&s.observed.stack)) else {
+    let first = || own.first().map(|s| s.observed.stack.as_str());
+    let Some(stack) = stack_in_force(observed).filter(|_| !own.is_empty()).or_else(first).map(escape) else {
         return line(String::new(), "no stack is in force", Tone::Quiet, format!("; {mesh}"));
     };
     let aside = own.len() - wanted.len();
@@ -316,7 +322,7 @@ fn verdict(
         Health::Well | Health::Degraded => ("degraded", Tone::Warn),
     };
     let began = |s: &&Seen<'_>| s.observed.incident_since.as_ref().or(s.observed.since.as_ref()).map(|at| since(at, now));
-    let long = unwell.iter().filter_map(|s| began(s)).max().map(|d| format!(" for {}", age(d))).unwrap_or_default();
+    let long = unwell.iter().filter_map(began).max().map(|d| format!(" for {}", age(d))).unwrap_or_default();
     let mut counts = vec![format!("{ready}/{total} ready")];
     for (state, word) in [(State::Failed, "failed"), (State::Quarantined, "quarantined"), (State::Unspecified, "unknown")] {
         let n = wanted.iter().filter(|s| s.state == state).count();
@@ -331,6 +337,12 @@ fn verdict(
         counts.push(format!("{} open", count(incidents.len(), "incident")));
     }
     line(format!("{stack}: "), word, tone, format!("{long}; {}{aside}", counts.join(", ")))
+}
+
+/// The stack that a mission put in force last; `None`: the missions tell of none.
+pub(crate) fn stack_in_force(observed: &v1::Observed) -> Option<&str> {
+    let stacks = observed.missions.iter().rev().filter_map(|m| m.started.as_ref()).map(|s| s.stack.as_str());
+    stacks.into_iter().find(|s| !s.is_empty())
 }
 
 fn mission_runs(observed: &v1::Observed, stack: &str) -> bool {
