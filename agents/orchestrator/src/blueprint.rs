@@ -4,6 +4,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use razar_bus_schema::{ids::Instance, v1};
+use razar_stack::{NodeFacts, PlanError, ResolveError, Resolved, StackDocument};
+
+/// Why a stack document gives no blueprint.
+#[derive(Debug, thiserror::Error)]
+pub enum BlueprintError {
+    /// There is no such profile, or its components do not go together.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Its order cannot be made.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
 
 /// One profile of a stack revision.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -35,6 +47,45 @@ pub struct Part {
     pub spec: v1::ComponentSpec,
     /// Hash of the specification.
     pub spec_hash: String,
+}
+
+impl Blueprint {
+    /// The blueprint of a profile (empty: every component). `revision` is the document's content hash.
+    ///
+    /// # Errors
+    /// When there is no such profile, or the document was not checked before it was stored.
+    pub fn of(document: &StackDocument, revision: &str, profile: &str) -> Result<Self, BlueprintError> {
+        let mut resolved = document.resolve(profile)?;
+        let specs = std::mem::take(&mut resolved.components);
+        // Only the order is asked for here, so the labels are left out: places change with every node that comes and goes.
+        resolved.components = specs.iter().cloned().map(|spec| v1::ComponentSpec { node_labels: Vec::new(), ..spec }).collect();
+        let order = if specs.is_empty() { BTreeMap::new() } else { ranks(&resolved)? };
+        let parts = specs.into_iter().map(|spec| {
+            let (rank, wave) = order.get(&spec.name).copied().unwrap_or_default();
+            let spec_hash = razar_stack::spec_hash(&spec);
+            (spec.name.clone(), Part { rank, wave, spec, spec_hash })
+        });
+        Ok(Self {
+            stack: resolved.name,
+            revision: revision.to_owned(),
+            profile: profile.to_owned(),
+            parallel_starts: resolved.parallel_starts,
+            timeout: resolved.timeout,
+            failed_boots: resolved.failed_boots,
+            parts: parts.collect(),
+        })
+    }
+}
+
+/// Rank of the first replica, and wave, of each component.
+fn ranks(resolved: &Resolved) -> Result<BTreeMap<String, (u32, u32)>, PlanError> {
+    let anywhere = NodeFacts { name: "anywhere".to_owned(), ..NodeFacts::default() };
+    let plan = razar_stack::plan(resolved, &[anywhere], &razar_stack::History::default(), &BTreeMap::new())?;
+    let mut order = BTreeMap::new();
+    for row in plan.rows {
+        order.entry(row.component).or_insert((row.rank, row.wave));
+    }
+    Ok(order)
 }
 
 impl Part {

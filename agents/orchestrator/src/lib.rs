@@ -4,5 +4,11 @@
 //! Out: `desired.*` in `intents`, `missions`, and the events desired_changed, mission_started, mission_completed, profile_switched,
 //! operator_command, escalated. Generations never fall, records are never deleted, a command takes effect once.
 
+mod actions;
+pub mod agent;
 pub mod blueprint;
+pub mod config;
+mod numbers;
 pub mod policy;
+
+pub use policy::AGENT;

@@ -20,7 +20,8 @@ use std::{
 use razar_bus_schema::{bucket, ids::Instance, v1};
 
 pub use self::{
-    commands::{PENDING_MAX, Pending},
+    commands::{PENDING_MAX, Pending, VERBS},
+    events::AGENT,
     facts::{CommandFacts, Facts, MissionFacts, NodeView, View},
 };
 use crate::blueprint::Blueprint;

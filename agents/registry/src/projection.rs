@@ -49,6 +49,24 @@ impl std::fmt::Display for Key {
     }
 }
 
+impl Key {
+    /// Reads a key of the bucket; `None`: none that the projection could have.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<Self> {
+        let (form, rest) = key.split_once('.')?;
+        match form {
+            "components" => {
+                let (component, ordinal) = rest.split_once('.')?;
+                Some(Self::Component(Instance::new(component, ordinal.parse().ok()?)))
+            }
+            "nodes" => Some(Self::Node(rest.to_owned())),
+            "agents" => rest.split_once('.').map(|(kind, id)| Self::Agent(kind.to_owned(), id.to_owned())),
+            "missions" => Some(Self::Mission(rest.to_owned())),
+            _ => None,
+        }
+    }
+}
+
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folded {

@@ -26,7 +26,7 @@ const DOWN_TIMEOUT: Duration = Duration::from_secs(600);
 /// A drop of more than one component in so many needs `approve`: 20 %.
 const DROP_UNAPPROVED_ONE_IN: usize = 5;
 /// Verbs that this agent knows.
-const VERBS: [&str; 6] = ["apply", "profile", "start", "stop", "restart", "down"];
+pub const VERBS: [&str; 6] = ["apply", "profile", "start", "stop", "restart", "down"];
 
 /// A command that is not answered yet.
 #[derive(Debug, Clone, PartialEq)]

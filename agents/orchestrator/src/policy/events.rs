@@ -13,7 +13,7 @@ use razar_bus_schema::{
 use super::{Identity, State};
 
 /// Kind of this agent, in ids, subjects and records.
-pub(super) const AGENT: &str = "orchestrator";
+pub const AGENT: &str = "orchestrator";
 /// Characters of a mission's id.
 const MISSION_ID_CHARS: usize = 16;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use razar_bus_schema::{event::Kind as _, v1};
+use razar_bus_schema::{event::Kind as _, ids::is_name, v1};
 
 use super::{ENTITIES_MAX, Key, Projection};
 
@@ -44,7 +44,7 @@ impl Projection {
         let Some(place) = &event.node_sequence else {
             return Some(event.id.is_empty() || self.seen.first_time(stream_sequence, &event.id));
         };
-        if !self.nodes.contains_key(&place.node) && self.nodes.len() >= ENTITIES_MAX {
+        if !is_name(&place.node) || (!self.nodes.contains_key(&place.node) && self.nodes.len() >= ENTITIES_MAX) {
             return None;
         }
         let node = self.nodes.entry(place.node.clone()).or_default();

@@ -1,7 +1,7 @@
 //! The fold of facts about nodes, agents and missions.
 
 use razar_bus_schema::{
-    ids::{Incarnation, Instance},
+    ids::{Incarnation, Instance, is_name},
     v1::{self, InstanceState, event::Fact},
 };
 
@@ -10,7 +10,7 @@ use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, Folded, Key, MISSIONS_KEPT, Proj
 impl Projection {
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     pub(super) fn fold_node(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
-        let Some(name) = node_name(event, fact) else { return Folded::Incomplete };
+        let Some(name) = node_name(event, fact).filter(|name| is_name(name)) else { return Folded::Incomplete };
         if !self.nodes.contains_key(&name) && self.nodes.len() >= ENTITIES_MAX {
             return Folded::Incomplete;
         }
@@ -58,7 +58,7 @@ impl Projection {
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     pub(super) fn fold_agent(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
         match fact {
-            Fact::AgentStarted(started) if !started.kind.is_empty() && !started.id.is_empty() => {
+            Fact::AgentStarted(started) if is_name(&started.kind) && is_name(&started.id) => {
                 let key = (started.kind.clone(), started.id.clone());
                 let agent =
                     v1::ObservedAgent { started: Some(started.clone()), started_at: event.time, down: false, last_sequence: sequence };
@@ -92,7 +92,7 @@ impl Projection {
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     pub(super) fn fold_mission(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
         match fact {
-            Fact::MissionStarted(started) => {
+            Fact::MissionStarted(started) if is_name(&started.mission_id) => {
                 self.prune_components(started);
                 let place = self.missions.last_key_value().map_or(0, |(place, _)| place + 1);
                 let mission = v1::ObservedMission {

@@ -1,0 +1,121 @@
+//! Carries out what was decided: one task for each action that waits, one [`Outcome`] from each. Decides nothing.
+
+use std::{sync::Arc, time::SystemTime};
+
+use prost::Message as _;
+use razar_agent_kit::{SpanRecord, Spans};
+use razar_bus::{Bus, BusError};
+use razar_bus_schema::{
+    bucket::IntentKey,
+    ids::{Instance, parse_traceparent, span_id},
+    stream::Store,
+    time::system_time,
+    v1,
+};
+use razar_stack::{DOCUMENT_BYTES_MAX, ResolveError, StackDocument};
+
+use crate::{
+    blueprint::{Blueprint, BlueprintError},
+    policy::{EndedMission, LoadError, MissionsValue, Outcome, WriteError},
+};
+
+/// Reads a stack revision and makes its blueprint.
+pub(crate) async fn load(bus: Bus, revision: String, profile: String) -> Outcome {
+    let read = bus.objects(Store::Stacks).get(&revision, DOCUMENT_BYTES_MAX).await;
+    let result = match read {
+        Ok(Some(bytes)) => blueprint(&bytes, &revision, &profile).map(Arc::new),
+        Ok(None) => Err(refused("unknown_revision", format!("no stack revision {revision} is stored"))),
+        Err(error @ BusError::TooLarge { .. }) => Err(refused("malformed", error.to_string())),
+        Err(error) => {
+            tracing::warn!(%error, revision, "the stack revision cannot be read yet");
+            Err(LoadError::Unavailable(error.to_string()))
+        }
+    };
+    Outcome::Loaded { revision, profile, result }
+}
+
+fn refused(code: &str, text: String) -> LoadError {
+    LoadError::Refused(code.to_owned(), text, Vec::new())
+}
+
+fn blueprint(bytes: &[u8], revision: &str, profile: &str) -> Result<Blueprint, LoadError> {
+    let document = StackDocument::from_bytes(bytes).map_err(|e| refused("malformed", e.to_string()))?;
+    let hash = document.revision().map_err(|e| refused("malformed", e.to_string()))?;
+    if hash != revision {
+        return Err(refused("malformed", format!("what is stored as {revision} has the hash {hash}")));
+    }
+    if razar_stack::names::RESERVED_STACKS.contains(&document.name.as_str()) {
+        return Err(refused("reserved", format!("{} is no name for a stack", document.name)));
+    }
+    if let Some(name) = document.components.keys().find(|name| razar_stack::names::is_reserved(name)) {
+        return Err(refused("reserved", format!("{name} is the name of a part of the mesh")));
+    }
+    Blueprint::of(&document, revision, profile).map_err(|e| match e {
+        BlueprintError::Resolve(ResolveError::UnknownProfile { ref nearest, .. }) => {
+            LoadError::Refused("unknown_profile".to_owned(), e.to_string(), nearest.iter().cloned().collect())
+        }
+        BlueprintError::Resolve(_) | BlueprintError::Plan(_) => refused("malformed", e.to_string()),
+    })
+}
+
+/// Writes `desired` records as one batch.
+pub(crate) async fn write_desired(bus: Bus, writes: Vec<(Instance, v1::Intent, u64)>) -> Outcome {
+    let batch: Vec<_> = writes.iter().map(|(i, intent, expected)| (IntentKey::Desired(i.clone()), intent.clone(), *expected)).collect();
+    let result = bus.put_intents(&batch).await.map_err(|e| write_error(&e, "intents"));
+    Outcome::WroteDesired(writes, result)
+}
+
+/// Writes into `missions` as one batch.
+pub(crate) async fn write_missions(bus: Bus, writes: Vec<(MissionsValue, u64)>) -> Outcome {
+    let batch = writes.iter().map(|(value, expected)| (value.key(), encode(value).into(), *expected)).collect();
+    let result = bus.bucket(Store::Missions).put_batch(batch).await.map_err(|e| write_error(&e, "missions"));
+    Outcome::WroteMissions(writes, result)
+}
+
+fn write_error(error: &BusError, bucket: &str) -> WriteError {
+    tracing::warn!(%error, bucket, "a decision was not written");
+    if error.outcome_unknown() { WriteError::Unknown } else { WriteError::Conflict }
+}
+
+fn encode(value: &MissionsValue) -> Vec<u8> {
+    match value {
+        MissionsValue::Plan(plan) => plan.encode_to_vec(),
+        MissionsValue::History(history) => history.encode_to_vec(),
+        MissionsValue::Brief(_, brief) => brief.encode_to_vec(),
+    }
+}
+
+/// What a key of `missions` holds; `None`: nothing that is known here.
+pub(crate) fn decode(key: &str, bytes: &[u8]) -> Option<MissionsValue> {
+    match key.split_once('.') {
+        None if key == razar_bus_schema::bucket::PLAN_KEY => v1::Mission::decode(bytes).ok().map(MissionsValue::Plan),
+        Some(("history", _)) => v1::BootHistory::decode(bytes).ok().map(MissionsValue::History),
+        Some(("brief", slot)) => Some(MissionsValue::Brief(slot.parse().ok()?, v1::MissionBrief::decode(bytes).ok()?)),
+        _ => None,
+    }
+}
+
+/// The spans of a mission: its root, and under it the plan from the command to the last record.
+pub(crate) fn tell_spans(spans: &Spans, ended: &EndedMission) {
+    let Some((trace, root)) = parse_traceparent(&ended.trace.traceparent) else { return };
+    let at = |t: &prost_types::Timestamp| -> SystemTime { system_time(t) };
+    let (start, planned, end) = (at(&ended.started_at), at(&ended.planned_at), at(&ended.ended_at));
+    let completed = &ended.completed;
+    let count = |names: &[String]| i64::try_from(names.len()).unwrap_or(i64::MAX);
+    let failed = (completed.outcome != "complete").then(|| completed.outcome.clone());
+    let mission = SpanRecord::new(trace, root, "mission", start, end)
+        .with("razar.mission", completed.mission_id.clone())
+        .with("razar.stack", ended.started.stack.clone())
+        .with("razar.profile", ended.started.profile.clone())
+        .with("razar.outcome", completed.outcome.clone())
+        .with("razar.ready", count(&completed.ready))
+        .with("razar.failed", count(&completed.failed))
+        .error(failed);
+    spans.record(mission);
+    let id = span_id(&format!("plan:{}", completed.mission_id));
+    let plan = SpanRecord::new(trace, id, "plan", start, planned)
+        .under(root)
+        .with("razar.to_start", count(&ended.started.to_start))
+        .with("razar.to_stop", count(&ended.started.to_stop));
+    spans.record(plan);
+}
