@@ -107,9 +107,9 @@ pub fn read<T: DeserializeOwned + Default>(
     };
     let settings = match parsed.as_ref().and_then(|f| f.settings.clone()) {
         None => T::default(),
-        Some(table) => {
-            toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| ConfigError::File { path: path.to_owned(), why: e.to_string() })?
-        }
+        Some(table) => toml::Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| ConfigError::File { path: path.to_owned(), why: e.to_string() })?,
     };
     let of_file = |pick: fn(&File) -> Option<String>| parsed.as_ref().and_then(pick);
     let value = |name: &str, pick: fn(&File) -> Option<String>| env(name).or_else(|| of_file(pick));

@@ -146,11 +146,7 @@ async fn start<T>(
     let bus = bus.await.map_err(StartError::Config)?;
     watch_bus(&bus, health.clone());
     register(&bus, &metrics);
-    let http = if serves {
-        Some(http::serve(config.http, health.clone(), metrics.clone()).await.map_err(StartError::Io)?)
-    } else {
-        None
-    };
+    let http = if serves { Some(http::serve(config.http, health.clone(), metrics.clone()).await.map_err(StartError::Io)?) } else { None };
     tracing::info!(kind, version, replica = config.replica, http = http.map(|a| a.to_string()), spans = spans.is_on(), "started");
     Ok(Agent { kind, version, config, settings, bus, spans, metrics, health, ticker, shutdown, http })
 }

@@ -87,9 +87,10 @@ impl Bucket {
     /// # Errors
     /// When the bus is down or the bucket does not exist.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, BusError> {
-        Ok(self.newest(key).await?.and_then(|(revision, value, stored)| {
-            value.map(|value| Entry { key: key.to_owned(), value, revision, stored })
-        }))
+        Ok(self
+            .newest(key)
+            .await?
+            .and_then(|(revision, value, stored)| value.map(|value| Entry { key: key.to_owned(), value, revision, stored })))
     }
 
     /// Newest revision of `key`, with its value unless that is a marker.
@@ -161,7 +162,11 @@ impl Bucket {
     }
 
     pub(crate) async fn write(&self, key: &str, headers: HeaderMap, value: Bytes) -> Result<u64, BusError> {
-        let answer = self.bus.request_raw(&self.subject(key), Some(headers), value, REQUEST_LIMIT).await.map_err(|e| e.or_missing(self.store.label()))?;
+        let answer = self
+            .bus
+            .request_raw(&self.subject(key), Some(headers), value, REQUEST_LIMIT)
+            .await
+            .map_err(|e| e.or_missing(self.store.label()))?;
         read_answer::<PubAck>(&answer.payload, key).map(|ack| ack.seq)
     }
 
@@ -217,7 +222,14 @@ impl Bucket {
     #[must_use]
     pub fn watch_keys(&self, pattern: &str) -> BucketWatch {
         let reads = ordered::read(&self.bus, self.store, self.subject(pattern), Plan::Latest { again: RELIST });
-        BucketWatch { reads, prefix: self.prefix.clone(), seen: BTreeMap::new(), ready: VecDeque::with_capacity(2), newest: 0, whole: false }
+        BucketWatch {
+            reads,
+            prefix: self.prefix.clone(),
+            seen: BTreeMap::new(),
+            ready: VecDeque::with_capacity(2),
+            newest: 0,
+            whole: false,
+        }
     }
 }
 

@@ -256,10 +256,8 @@ impl Bus {
     /// # Errors
     /// When the bus is down or does not answer in time.
     pub async fn flush(&self) -> Result<(), BusError> {
-        self.limited("flush", "", REQUEST_LIMIT, async {
-            self.inner.client.flush().await.map_err(|e| BusError::Client(e.to_string()))
-        })
-        .await
+        self.limited("flush", "", REQUEST_LIMIT, async { self.inner.client.flush().await.map_err(|e| BusError::Client(e.to_string())) })
+            .await
     }
 
     /// Ends the connection in the order that loses nothing: flush, drain, wait for the end. Stop the intake and await
@@ -350,7 +348,12 @@ impl Bus {
 
     /// Waits until connected, for as long as it takes; false: this process closed the bus.
     pub(crate) async fn until_up(&self) -> bool {
-        self.connection().wait_for(Connection::is_up).await.is_ok() && !*self.inner.closed.borrow()
+        let (mut connection, mut closed) = (self.connection(), self.inner.closed.clone());
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => false,
+            up = connection.wait_for(Connection::is_up) => up.is_ok(),
+        }
     }
 
     /// Counts a message that nobody can read.

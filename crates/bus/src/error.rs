@@ -94,9 +94,12 @@ impl BusError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Down | Self::Timeout { .. } | Self::NoResponders { .. } | Self::Missing { .. } | Self::Broker { .. } | Self::Client(_) => {
-                true
-            }
+            Self::Down
+            | Self::Timeout { .. }
+            | Self::NoResponders { .. }
+            | Self::Missing { .. }
+            | Self::Broker { .. }
+            | Self::Client(_) => true,
             Self::Conflict { .. }
             | Self::Duplicate
             | Self::Denied { .. }

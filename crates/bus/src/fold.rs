@@ -125,9 +125,7 @@ impl EventFold {
     fn take(&mut self, raw: Raw) {
         let (sequence, pending) = (raw.sequence, raw.pending);
         let item = match v1::Event::decode(raw.payload.clone()) {
-            Ok(event) => {
-                FoldItem::Event { sequence, event: Box::new(event), pending, stored: raw.stored, traceparent: raw.traceparent() }
-            }
+            Ok(event) => FoldItem::Event { sequence, event: Box::new(event), pending, stored: raw.stored, traceparent: raw.traceparent() },
             Err(error) => {
                 self.bus.count_dead_letter();
                 FoldItem::DeadLetter { sequence, why: error.to_string(), bytes: raw.payload.len(), subject: raw.subject }

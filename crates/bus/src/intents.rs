@@ -5,7 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use razar_bus_schema::{bucket::IntentKey, stream::Store, v1};
 
-use crate::{Bus, BusError, BucketWatch, WatchItem};
+use crate::{BucketWatch, Bus, BusError, WatchItem};
 
 /// What a watch of intents tells.
 #[derive(Debug)]
@@ -81,9 +81,8 @@ impl Bus {
                 bucket.put_cas(&key.to_string(), intent.encode_to_vec().into(), *expected).await.map(|revision| vec![revision])
             }
             several => {
-                let writes = several.iter().map(|(key, intent, expected)| {
-                    (key.to_string(), Bytes::from(intent.encode_to_vec()), *expected)
-                });
+                let writes =
+                    several.iter().map(|(key, intent, expected)| (key.to_string(), Bytes::from(intent.encode_to_vec()), *expected));
                 bucket.put_batch(writes.collect()).await
             }
         }

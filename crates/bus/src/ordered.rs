@@ -104,7 +104,14 @@ enum End {
 impl Reader {
     async fn run(mut self) {
         let mut pause = RETRY_MIN;
-        while self.bus.until_up().await {
+        loop {
+            let up = tokio::select! {
+                up = self.bus.until_up() => up,
+                () = self.out.closed() => false,
+            };
+            if !up {
+                return;
+            }
             match self.begin().await {
                 Ok(Some((subscriber, name))) => {
                     pause = RETRY_MIN;
@@ -132,9 +139,10 @@ impl Reader {
         let info = info(&self.bus, self.store).await?;
         let epoch = epoch_or_created(&info);
         let head = info.state.last_sequence;
-        // A tail that was lost, or facts that fell out of the stream while this reader was away: what was read no longer holds.
-        let lost = head < self.last || (self.last > 0 && info.state.messages > 0 && info.state.first_sequence > self.last + 1);
-        let anew = self.epoch.as_ref() != Some(&epoch) || (lost && matches!(self.plan, Plan::Fold { .. }));
+        // Facts that fell out of the stream while this reader was away, or a tail that the broker lost: what was read no longer holds.
+        let missed = self.last > 0 && info.state.messages > 0 && info.state.first_sequence > self.last + 1;
+        let missed = missed && matches!(self.plan, Plan::Fold { .. });
+        let anew = self.epoch.as_ref() != Some(&epoch) || head < self.last || missed;
         if anew {
             self.last = 0;
         }
@@ -233,11 +241,14 @@ impl Reader {
         if message.status != Some(StatusCode::IDLE_HEARTBEAT) {
             return true;
         }
-        if let Some(reply) = &message.reply {
-            let answered = self.bus.inner.client.publish(reply.clone(), Bytes::new());
+        let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(async_nats::HeaderValue::as_str);
+        // Asked for flow control, or reminded of it in a heartbeat since the answer was lost.
+        let asked = message.reply.as_ref().map(ToString::to_string).or_else(|| header("Nats-Consumer-Stalled").map(str::to_owned));
+        if let Some(reply) = asked {
+            let answered = self.bus.inner.client.publish(reply, Bytes::new());
             return tokio::time::timeout(crate::REQUEST_LIMIT, answered).await.is_ok();
         }
-        let delivered = message.headers.as_ref().and_then(|h| h.get("Nats-Last-Consumer")).and_then(|v| v.as_str().parse::<u64>().ok());
+        let delivered = header("Nats-Last-Consumer").and_then(|v| v.parse::<u64>().ok());
         delivered.is_none_or(|delivered| delivered == consumed)
     }
 
@@ -261,7 +272,6 @@ fn raw(message: Message) -> Option<(Raw, u64)> {
         (info.stream_sequence, info.consumer_sequence, info.pending, SystemTime::from(info.published))
     };
     let message = message.message;
-    let raw =
-        Raw { subject: message.subject.to_string(), headers: message.headers, payload: message.payload, sequence, pending, stored };
+    let raw = Raw { subject: message.subject.to_string(), headers: message.headers, payload: message.payload, sequence, pending, stored };
     Some((raw, consumer_sequence))
 }

@@ -1,4 +1,4 @@
-//! A nats-server on a random loopback port with its data in a temporary folder; it ends with the test.
+//! The fixture of every package that needs a broker: a nats-server on a random loopback port with its data in a temporary folder; it ends with the test.
 
 use std::{
     net::TcpListener,
@@ -9,10 +9,6 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use razar_bus::{Bus, Config};
-use razar_bus_schema::{
-    event::{Kind, node_event_id},
-    v1,
-};
 
 /// Longest that any test waits for something that must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -109,11 +105,6 @@ impl Broker {
         razar_bus::provision(&bus).await?;
         Ok(bus)
     }
-
-    /// A client of the library itself, as any other program has it.
-    pub(crate) async fn stranger(&self) -> Result<async_nats::Client> {
-        Ok(async_nats::connect(format!("127.0.0.1:{}", self.port)).await?)
-    }
 }
 
 impl Drop for Broker {
@@ -126,18 +117,4 @@ impl Drop for Broker {
 /// Fails a test that waits in vain.
 pub(crate) async fn soon<T>(what: &str, op: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(SOON, op).await.with_context(|| format!("waited in vain for: {what}"))
-}
-
-/// The event with `sequence` in a node's journal.
-pub(crate) fn event(sequence: u64) -> v1::Event {
-    let fact = v1::event::Fact::ComponentReady(v1::ComponentReady::default());
-    v1::Event {
-        id: node_event_id("a", "e1", sequence),
-        kind: fact.kind().to_owned(),
-        chakra: "heart".to_owned(),
-        instance: Some(v1::InstanceId { component: "api".to_owned(), ordinal: 0 }),
-        node_sequence: Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence }),
-        fact: Some(fact),
-        ..v1::Event::default()
-    }
 }

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use razar_bus::{BusError, CommandItem, CommandSource, ReceivedCommand};
 use razar_bus_schema::{time::timestamp, v1};
 
-use crate::broker::{Broker, SOON, soon};
+use crate::{
+    broker::{Broker, SOON, soon},
+    played::stranger,
+};
 
 async fn received(source: &mut CommandSource) -> Result<ReceivedCommand> {
     match soon("a command", source.next()).await? {
@@ -26,7 +29,7 @@ async fn a_json_command_of_any_client_gets_a_json_receipt() -> Result<()> {
     let bus = broker.provisioned().await?;
     let mut source = bus.serve_commands("orchestrator").await?;
     bus.flush().await?;
-    let stranger = broker.stranger().await?;
+    let stranger = stranger(&broker).await?;
     let asking = tokio::spawn(async move {
         let payload = Bytes::from_static(br#"{"reason":"new model"}"#);
         stranger.request("razar.command.orchestrator.restart.memory-store", payload).await
@@ -91,7 +94,7 @@ async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
         ("razar.command.orchestrator.restart.api", long.into_bytes(), "malformed"),
         ("razar.command.orchestrator.restart.api", late, "expired"),
     ];
-    let stranger = broker.stranger().await?;
+    let stranger = stranger(&broker).await?;
     for (subject, payload, expected) in cases {
         let asker = stranger.clone();
         let asking = tokio::spawn(async move { asker.request(subject, payload.into()).await });
@@ -114,7 +117,7 @@ async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()
     let bus = broker.provisioned().await?;
     let mut first = bus.serve_commands("orchestrator").await?;
     bus.flush().await?;
-    let stranger = broker.stranger().await?;
+    let stranger = stranger(&broker).await?;
     stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"{}")).await?;
     stranger.flush().await?;
     let command = received(&mut first).await?;

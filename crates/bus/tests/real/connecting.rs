@@ -7,7 +7,10 @@ use bytes::Bytes;
 use razar_bus::{Bus, BusError, Config, Connection, Start};
 use tokio::io::AsyncWriteExt;
 
-use crate::broker::{Broker, SOON, event, free_port, soon};
+use crate::{
+    broker::{Broker, SOON, free_port, soon},
+    played::event,
+};
 
 #[tokio::test]
 async fn a_broker_that_comes_later_is_found() -> Result<()> {
@@ -79,7 +82,8 @@ async fn an_old_server_is_refused_in_plain_words() -> Result<()> {
 
 #[tokio::test]
 async fn what_the_broker_forbids_is_an_error_not_a_wait() -> Result<()> {
-    let more = r#"authorization { users: [ { user: a, password: b, permissions: { publish: { deny: ["razar.event.>", "razar.log.>"] } } } ] }"#;
+    let more =
+        r#"authorization { users: [ { user: a, password: b, permissions: { publish: { deny: ["razar.event.>", "razar.log.>"] } } } ] }"#;
     let broker = Broker::with(more)?;
     let mut config = broker.config();
     config.servers = vec![format!("nats://a:b@127.0.0.1:{}", broker.port)];

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use razar_bus::{Bus, BusError, EventFold, EventPublisher, FoldItem, Start, WINDOW, provision};
 use razar_bus_schema::stream::Store;
 
-use crate::broker::{Broker, SOON, event, soon};
+use crate::{
+    broker::{Broker, SOON, soon},
+    played::{event, stranger},
+};
 
 fn journal_sequence(item: &FoldItem) -> Option<u64> {
     match item {
@@ -64,7 +67,9 @@ async fn an_event_is_stored_once_and_folded_with_its_trace() -> Result<()> {
             assert_eq!(*read, event(1));
             assert!(traceparent.starts_with("00-0af7"));
         }
-        other @ (FoldItem::Event { .. } | FoldItem::Reset { .. } | FoldItem::DeadLetter { .. } | FoldItem::CaughtUp { .. }) => panic!("{other:?}"),
+        other @ (FoldItem::Event { .. } | FoldItem::Reset { .. } | FoldItem::DeadLetter { .. } | FoldItem::CaughtUp { .. }) => {
+            panic!("{other:?}")
+        }
     }
     Ok(())
 }
@@ -73,7 +78,7 @@ async fn an_event_is_stored_once_and_folded_with_its_trace() -> Result<()> {
 async fn rubbish_is_a_dead_letter_and_is_passed_over() -> Result<()> {
     let broker = Broker::start()?;
     let bus = broker.provisioned().await?;
-    let stranger = broker.stranger().await?;
+    let stranger = stranger(&broker).await?;
     stranger.publish("razar.event.heart.api.component_ready", Bytes::from_static(b"\xff\xff")).await?;
     stranger.flush().await?;
     until_head(&bus, 1).await?;
@@ -176,7 +181,7 @@ async fn a_recreated_stream_resets_the_fold() -> Result<()> {
     let mut fold = bus.fold_events(Start::Beginning);
     assert_eq!(read_until(&mut fold, 3).await?, [1, 2, 3]);
     let before = bus.epoch(Store::Events).await?;
-    async_nats::jetstream::new(broker.stranger().await?).delete_stream("razar_events").await?;
+    async_nats::jetstream::new(stranger(&broker).await?).delete_stream("razar_events").await?;
     assert!(matches!(bus.publish_event(&event(4), "").await, Err(BusError::Missing { .. })));
     provision(&bus).await?;
     let now = bus.epoch(Store::Events).await?;

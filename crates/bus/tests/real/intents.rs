@@ -5,7 +5,10 @@ use bytes::Bytes;
 use razar_bus::{BusError, IntentItem, IntentRecord, IntentWatch, provision};
 use razar_bus_schema::{bucket::IntentKey, ids::Instance, stream::Store, v1};
 
-use crate::broker::{Broker, soon};
+use crate::{
+    broker::{Broker, soon},
+    played::stranger,
+};
 
 fn desired(component: &str, generation: u64) -> (IntentKey, v1::Intent) {
     let want = v1::intent::Want::Desired(v1::Desired { generation, ..v1::Desired::default() });
@@ -122,7 +125,7 @@ async fn a_recreated_bucket_has_a_new_epoch() -> Result<()> {
     let mut watch = bus.watch_intents();
     let IntentItem::Epoch(before) = next(&mut watch).await? else { panic!("the epoch comes first") };
     assert!(matches!(next(&mut watch).await?, IntentItem::Settled { .. }));
-    async_nats::jetstream::new(broker.stranger().await?).delete_stream("KV_razar_intents").await?;
+    async_nats::jetstream::new(stranger(&broker).await?).delete_stream("KV_razar_intents").await?;
     provision(&bus).await?;
     let (key, intent) = desired("api", 3);
     bus.put_intents(&[(key, intent, 0)]).await?;

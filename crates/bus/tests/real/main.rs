@@ -6,5 +6,6 @@ mod connecting;
 mod events;
 mod intents;
 mod leases;
+mod played;
 mod queries;
 mod stores;

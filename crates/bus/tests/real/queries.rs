@@ -7,7 +7,10 @@ use bytes::Bytes;
 use razar_bus::{BusError, QueryServer};
 use razar_bus_schema::v1;
 
-use crate::broker::{Broker, SOON, soon};
+use crate::{
+    broker::{Broker, SOON, soon},
+    played::stranger,
+};
 
 async fn serve(mut server: QueryServer) {
     while let Some(query) = server.next().await {
@@ -35,7 +38,7 @@ async fn questions_are_answered_in_their_own_form() -> Result<()> {
     assert_eq!(reply.node, "a");
     let refused = asker.ask::<_, v1::PingReply>(&subjects.node("a", "logs"), &v1::WhyRequest::default(), SOON).await;
     assert_eq!(refused, Err(BusError::Broker { code: 404, why: "no such instance".to_owned() }));
-    let stranger = broker.stranger().await?;
+    let stranger = stranger(&broker).await?;
     let json = stranger.request(subjects.node("a", "why"), Bytes::from_static(b"{}")).await?;
     assert_eq!(json.payload.as_ref(), br#"{"node":"a"}"#);
     let rubbish = stranger.request(subjects.node("a", "why"), Bytes::from_static(b"\xff\xff")).await?;

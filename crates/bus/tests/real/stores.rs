@@ -5,7 +5,10 @@ use bytes::Bytes;
 use razar_bus::{BusError, provision};
 use razar_bus_schema::stream::Store;
 
-use crate::broker::{Broker, soon};
+use crate::{
+    broker::{Broker, soon},
+    played::stranger,
+};
 
 #[tokio::test]
 async fn provisioning_again_changes_nothing() -> Result<()> {
@@ -30,7 +33,7 @@ async fn provisioning_again_changes_nothing() -> Result<()> {
 async fn streams_are_as_the_contract_says() -> Result<()> {
     let broker = Broker::with("server_name: one")?;
     broker.provisioned().await?;
-    let context = async_nats::jetstream::new(broker.stranger().await?);
+    let context = async_nats::jetstream::new(stranger(&broker).await?);
     let config = |name: &'static str| {
         let context = context.clone();
         async move { anyhow::Ok(context.get_stream(name).await?.get_info().await?.config) }
@@ -56,7 +59,7 @@ async fn a_changed_setting_is_brought_back_and_the_epoch_stays() -> Result<()> {
     let broker = Broker::start()?;
     let bus = broker.provisioned().await?;
     let epoch = bus.epoch(Store::Events).await?;
-    let context = async_nats::jetstream::new(broker.stranger().await?);
+    let context = async_nats::jetstream::new(stranger(&broker).await?);
     let mut config = context.get_stream("razar_events").await?.get_info().await?.config;
     config.max_bytes = 1_000_000;
     context.update_stream(config).await?;
