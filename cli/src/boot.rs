@@ -272,6 +272,9 @@ impl Boot {
 
     /// `[5/12 1.7s] starting embedder litellm; waiting api(litellm) web`
     pub(crate) fn footer(&self, now: SystemTime) -> String {
+        if self.lanes.is_empty() {
+            return String::new();
+        }
         let elapsed = now.duration_since(self.began).unwrap_or_default().as_secs_f64();
         let mut parts = Vec::new();
         let names = |stage| self.in_stage(stage).map(|(n, _)| n.clone()).collect::<Vec<_>>().join(" ");

@@ -55,7 +55,7 @@ impl Link {
         let server = server(global, facts.as_ref());
         match Self::connect(&global.mesh, &server).await {
             Ok(link) => Ok(link),
-            Err(why) => Err(away(console, &server, &why, facts.as_ref()).await),
+            Err(why) => Err(away(console, &server, &why, facts.as_ref(), place.guard().is_some()).await),
         }
     }
 
@@ -186,7 +186,7 @@ fn issuer() -> String {
 }
 
 /// The bus is away: who holds its port, what the node says on its own endpoint, what to type.
-async fn away(console: &Console, server: &str, why: &str, facts: Option<&Facts>) -> Failure {
+async fn away(console: &Console, server: &str, why: &str, facts: Option<&Facts>, guarded: bool) -> Failure {
     let address = host_port(server).map_or_else(|| server.to_owned(), |(host, port)| format!("{host}:{port}"));
     let mut text = format!("bus away: {address} {why}; the mesh's state is unknown");
     if why == NOT_NATS
@@ -195,18 +195,15 @@ async fn away(console: &Console, server: &str, why: &str, facts: Option<&Facts>)
     {
         text.push_str(&format!("\nport {port} is held by {holder}"));
     }
-    let mut lives = false;
     if let Some(facts) = facts.filter(|f| !f.node_http.is_empty()) {
         match http::get(&facts.node_http, "/readyz").await {
-            Ok((_, body)) => {
-                lives = true;
-                text.push_str(&format!("\nnode {} says on /readyz: {}", escape(&facts.node), readyz_words(&body)));
-            }
+            Ok((_, body)) => text.push_str(&format!("\nnode {} says on /readyz: {}", escape(&facts.node), readyz_words(&body))),
             Err(e) => text.push_str(&format!("\nnode {} does not answer on {}: {e}", escape(&facts.node), escape(&facts.node_http))),
         }
     }
     let failure = Failure::new(Exit::OutOfReach, text);
-    if lives { failure } else { failure.next(console.command(&["up"])) }
+    // A mesh whose guard lives mends itself; another `up` would not help it.
+    if guarded { failure } else { failure.next(console.command(&["up"])) }
 }
 
 /// What a node's `/readyz` says: its sentence, or its facts as they are.
@@ -215,6 +212,10 @@ pub(crate) fn readyz_words(body: &str) -> String {
     let sentence = ["says", "text", "reason", "why", "message"].iter().find_map(|k| value.get(*k)?.as_str()).filter(|s| !s.is_empty());
     if let Some(sentence) = sentence {
         return escape(sentence);
+    }
+    if let Some(Value::Object(reasons)) = value.get("reasons") {
+        let told: Vec<_> = reasons.values().filter_map(Value::as_str).map(escape).collect();
+        return if told.is_empty() { "ready".to_owned() } else { told.join(", ") };
     }
     let one = |(key, value): (&String, &Value)| {
         let told = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -230,6 +231,8 @@ mod tests {
     #[test]
     fn a_node_is_quoted_by_its_sentence_or_its_facts() {
         assert_eq!(readyz_words(r#"{"ready":true,"says":"12 of 12 run, healing goes on"}"#), "12 of 12 run, healing goes on");
+        assert_eq!(readyz_words(r#"{"ready":false,"reasons":{"bus":"the bus is away"}}"#), "the bus is away");
+        assert_eq!(readyz_words(r#"{"ready":true,"reasons":{}}"#), "ready");
         assert_eq!(readyz_words(r#"{"bus":"down","journalled":37}"#), "bus down, journalled 37");
         assert_eq!(readyz_words("ok\n"), "ok");
     }

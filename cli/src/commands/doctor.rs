@@ -165,20 +165,18 @@ async fn stack(file: &Path, link: Option<&Link>) -> Vec<Finding> {
     };
     let running = |name: &str| ours.components.iter().any(|c| c.process.is_some() && c.instance.as_ref().is_some_and(|i| i.component == name));
     let mut findings = Vec::new();
-    let mut free = 0;
     for (name, spec) in loaded.document.components.iter().filter(|(name, _)| !running(name)) {
         for (at, port) in spec.ports.iter().enumerate() {
             let Ok(port) = u16::try_from(*port) else { continue };
-            let Some(holder) = ports::holder(port) else {
-                free += 1;
-                continue;
-            };
+            let Some(holder) = ports::holder(port) else { continue };
             let line = loaded.place(&["components", name, "ports", &at.to_string()]).map(|p| format!(":{}", p.line)).unwrap_or_default();
             let what = format!("port {port} of {name}: held by {holder}, not ours");
             findings.push(Finding::fail(what, format!("stop it, or {}{line}", file.display())));
         }
     }
-    findings.push(Finding::ok(format!("{}: {} free", file.display(), count(free, "port"))));
+    if findings.is_empty() {
+        findings.push(Finding::ok(format!("no port of {} is held by others", file.display())));
+    }
     findings
 }
 

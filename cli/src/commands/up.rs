@@ -1,8 +1,14 @@
 //! `up`: a sound file, a running mesh, the stack applied, its boot followed; then, in the foreground, its events until told otherwise.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
 
-use razar_bus_schema::{stream::Store, v1};
+use razar_bus_schema::{
+    stream::Store,
+    v1::{self, event::Fact},
+};
 
 use crate::{
     args::{Global, Up},
@@ -20,7 +26,7 @@ use crate::{
     mesh::{Place, host_port},
     ports,
     render::{
-        event::news,
+        event::{evidence, exit_status, news, recovery_news, subject_name},
         status::{SYSTEM_STACK, mesh_words, name_of},
         text::escape,
         time::{clock, seconds},
@@ -74,7 +80,10 @@ pub(crate) async fn run(args: Up, console: &Console, global: &Global) -> Done {
     let exit = match end {
         End::Ended => mission::finish(&boot, console)?,
         End::Late => return Err(mission::late(&boot, console, follow.limit)),
-        End::Detached => return Ok(Exit::Well),
+        End::Detached => {
+            console.note("detached; the boot goes on");
+            return Ok(Exit::Well);
+        }
         End::Interrupted => return down::after_interrupt(&link, console, global).await,
     };
     if args.detach {
@@ -120,6 +129,7 @@ async fn invite(link: &Link, console: &Console) -> Result<(), Failure> {
 /// Follows events until somebody says otherwise.
 async fn foreground(mut follow: Follow<'_>, console: &Console, global: &Global, exit: Exit) -> Done {
     let mut asked = Asked::listen()?;
+    let mut causes = BTreeMap::new();
     loop {
         tokio::select! {
             item = follow.feed.next() => match item {
@@ -127,7 +137,12 @@ async fn foreground(mut follow: Follow<'_>, console: &Console, global: &Global, 
                     if event.stack == SYSTEM_STACK && !console.verbose {
                         continue;
                     }
-                    let Some(text) = news(&event) else { continue };
+                    note_cause(&mut causes, &event);
+                    let told = causes.get(&subject_name(&event)).and_then(|cause| recovery_news(&event, cause));
+                    if told.is_some() {
+                        causes.remove(&subject_name(&event));
+                    }
+                    let Some(text) = told.or_else(|| news(&event)) else { continue };
                     if console.json {
                         console.message(&*event)?;
                     } else {
@@ -151,6 +166,17 @@ async fn foreground(mut follow: Follow<'_>, console: &Console, global: &Global, 
             },
         }
     }
+}
+
+/// Remembers how an instance's incident began, for the line that ends it.
+fn note_cause(causes: &mut BTreeMap<String, String>, event: &v1::Event) {
+    let cause = match &event.fact {
+        Some(Fact::ComponentExited(e)) => exit_status(e.status.as_ref()),
+        Some(Fact::ComponentUnresponsive(u)) => u.evidence.as_ref().map(evidence).unwrap_or_default(),
+        _ => return,
+    };
+    // What came first opened the incident: a hang, not the kill that ends it.
+    causes.entry(subject_name(event)).or_insert(cause);
 }
 
 /// A connection to a mesh that answers; starts the embedded one where none runs.
@@ -209,6 +235,13 @@ fn free(address: &str, console: &Console) -> Result<(), Failure> {
     Err(Failure::new(Exit::OutOfReach, text).next(console.command(&["--server", &other, "up"])))
 }
 
+/// Whether a node has joined and the agents that answer are told of: then the counts are true.
+fn is_whole(reply: &v1::StatusReply) -> bool {
+    let Some(observed) = &reply.observed else { return false };
+    let told = |kind: &str| observed.agents.iter().any(|a| !a.down && a.started.as_ref().is_some_and(|s| s.kind == kind));
+    observed.nodes.iter().any(|n| !n.lost) && told("registry") && told("orchestrator")
+}
+
 async fn wait_for_mesh(
     place: &Place,
     global: &Global,
@@ -233,10 +266,8 @@ async fn wait_for_mesh(
         if let Some(connected) = &link {
             let (status, plan) = (connected.status().await, connected.plan().await);
             match (status, plan) {
-                (Ok((reply, _)), Ok(_)) if reply.observed.as_ref().is_some_and(|o| !o.nodes.is_empty()) => {
-                    return link.ok_or_else(|| Failure::new(Exit::OutOfReach, last));
-                }
-                (Ok(_), Ok(_)) => last = "no node has joined".to_owned(),
+                (Ok((reply, _)), Ok(_)) if is_whole(&reply) => return link.ok_or_else(|| Failure::new(Exit::OutOfReach, last)),
+                (Ok(_), Ok(_)) => last = "not every agent and node is known yet".to_owned(),
                 (Err(failure), _) | (_, Err(failure)) => last = failure.text,
             }
         }

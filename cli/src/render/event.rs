@@ -84,7 +84,17 @@ pub(crate) fn summary(event: &v1::Event) -> String {
         Some(fact) => process_fact(fact).or_else(|| healing_fact(fact)).or_else(|| mesh_fact(fact)).unwrap_or_default(),
         None => "of a newer version".to_owned(),
     };
-    if told.is_empty() { reason() } else { told }
+    match &event.fact {
+        _ if told.is_empty() => reason(),
+        // Here the Reason says what the fact does not: the cause.
+        Some(Fact::Recovered(_)) => with(told, &reason()),
+        Some(Fact::OperatorCommand(c)) if c.result == "refused" || c.result == "failed" => with(told, &reason()),
+        _ => told,
+    }
+}
+
+fn with(told: String, reason: &str) -> String {
+    if reason.is_empty() { told } else { format!("{told}: {reason}") }
 }
 
 /// Facts about a component's process.
@@ -266,16 +276,20 @@ fn mission(m: &v1::MissionCompleted) -> String {
     format!("{} in {}: {}", word(&m.outcome), span(of(m.took.as_ref())), parts.join(", "))
 }
 
+/// As [`news`], where the caller knows how the incident began: `redis recovered 52ms local: signal 9`.
+pub(crate) fn recovery_news(event: &v1::Event, cause: &str) -> Option<String> {
+    let Some(Fact::Recovered(r)) = &event.fact else { return None };
+    let starts = if r.starts > 1 { format!(", {} starts", r.starts) } else { String::new() };
+    Some(format!("{} recovered {} {}{starts}: {cause}", subject_name(event), span(of(r.took.as_ref())), word(&r.rung)))
+}
+
 /// One line for `up` once the stack runs: `redis recovered 52ms local: signal 9`. `None` for what needs nobody's eye.
 pub(crate) fn news(event: &v1::Event) -> Option<String> {
     let name = subject_name(event);
     let what = summary(event);
     #[expect(clippy::wildcard_enum_match_arm, reason = "what is not news is left to `events`")]
     let verb = match event.fact.as_ref()? {
-        Fact::Recovered(_) => {
-            let why = event.reason.as_ref().map(|r| escape(&r.text)).filter(|t| !t.is_empty());
-            return Some(why.map_or_else(|| format!("{name} recovered {what}"), |why| format!("{name} recovered {what}: {why}")));
-        }
+        Fact::Recovered(_) => "recovered",
         Fact::ComponentReady(_) => "ready",
         Fact::ComponentUnready(_) => "unready",
         Fact::ComponentExited(_) => "exited",
@@ -394,6 +408,13 @@ mod tests {
         assert_eq!(summary(&newer), "all in sync");
         newer.fact = None;
         assert_eq!(summary(&newer), "of a newer version");
+    }
+
+    #[test]
+    fn a_recovery_is_told_with_how_it_began() {
+        let recovered = event(Fact::Recovered(v1::Recovered { rung: "local".to_owned(), took: wire(52), starts: 1 }));
+        assert_eq!(recovery_news(&recovered, "signal 9").unwrap(), "redis recovered 52ms local: signal 9");
+        assert_eq!(recovery_news(&event(Fact::GreatSpiral(v1::GreatSpiral {})), "x"), None);
     }
 
     #[test]

@@ -12,11 +12,12 @@ use super::{
 /// The table and the sentence that ends it. With something running, rows that stay as they are show only when `all` are asked for.
 pub(crate) fn table(plan: &Plan, all: bool) -> Vec<String> {
     let running = plan.rows.iter().any(|r| r.change != Change::Start) || !plan.stops.is_empty();
+    let changes = plan.rows.iter().any(|r| r.change != Change::Keep) || !plan.stops.is_empty();
     let shown: Vec<&Row> = plan.rows.iter().filter(|r| all || !running || r.change != Change::Keep).collect();
     let mut lines = Vec::new();
     if !shown.is_empty() || !plan.stops.is_empty() {
         let mut rows = vec![["RANK", "WAVE", "COMPONENT", "CHAKRA", "NODE", "AFTER", "TAKES", "WHY"].map(str::to_owned).to_vec()];
-        rows.extend(shown.iter().map(|r| cells(r, running)));
+        rows.extend(shown.iter().map(|r| cells(r, running && changes)));
         rows.extend(plan.stops.iter().map(|s| {
             let name = razar_bus_schema::ids::Instance::new(s.component.clone(), s.ordinal).to_string();
             let none = String::new;
@@ -28,9 +29,9 @@ pub(crate) fn table(plan: &Plan, all: bool) -> Vec<String> {
     lines
 }
 
-fn cells(row: &Row, running: bool) -> Vec<String> {
+fn cells(row: &Row, with_change: bool) -> Vec<String> {
     let change = match row.change {
-        _ if !running => "",
+        _ if !with_change => "",
         Change::Start => "start: ",
         Change::Update => "update: ",
         Change::Keep => "keep: ",

@@ -165,7 +165,7 @@ impl Seen<'_> {
             let by = format!("blocked by {}", blockers(&c.blocked_by));
             return match (self.state, &c.last_exit) {
                 (State::Unready, _) => format!("{by}; runs on"),
-                (State::Waiting, Some(exit)) if exit.code != Some(0) => format!("{by}; its {} cost no budget", exit_status(Some(exit))),
+                (State::Waiting, Some(exit)) if exit.code.is_some_and(|code| code != 0) => format!("{by}; its {} cost no budget", exit_status(Some(exit))),
                 _ => by,
             };
         }

@@ -1,5 +1,6 @@
 //! A broker with a stand-in for registry, orchestrator and one node, which answer what a test puts into them: what the commands say
 //! is tested here, what agents decide in their own crates.
+#![expect(clippy::unwrap_used, reason = "a test fails loudly")]
 
 use std::{
     net::TcpListener,
