@@ -1,6 +1,7 @@
 //! Commands: read from the stream COMMANDS by a durable consumer that all replicas of an agent share, answered by a receipt, and
 //! acknowledged only after. Effectively once: by the command's id, which the agent's records keep.
-//! JetStream does not store where a request wants its answer, so every replica also listens to the commands themselves and remembers that.
+//! JetStream does not store where a request wants its answer. Razar's own askers say it in a header; for those of any other client every
+//! replica also listens to the commands themselves and remembers it.
 
 use std::{
     collections::VecDeque,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use async_nats::{
-    HeaderMap, StatusCode, Subscriber,
+    HeaderMap, Request, StatusCode, Subscriber,
     jetstream::{
         consumer::{AckPolicy, DeliverPolicy, pull},
         message::Message as StreamMessage,
@@ -27,7 +28,11 @@ use razar_bus_schema::{
     v1,
 };
 
-use crate::{Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT, connection::jittered, provision::unique};
+use crate::{
+    Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT,
+    connection::{check_size, jittered},
+    provision::unique,
+};
 
 /// A command is not taken up later than this after it was stored, whatever it says.
 pub const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
@@ -49,6 +54,10 @@ const INBOXES_MAX: usize = 1024;
 const HEARD_LIMIT: Duration = Duration::from_millis(100);
 /// How often it is asked whether it has.
 const HEARD_POLL: Duration = Duration::from_millis(1);
+/// Header in which our own askers say where they want the receipt: it is stored with the command.
+const REPLY: &str = "Razar-Reply";
+/// The only subjects that a stored header may name: a command must not make an agent publish anywhere else.
+const INBOX_PREFIX: &str = "_INBOX.";
 /// Pause after a failed try to pull.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -97,6 +106,8 @@ struct Answer {
     agent: String,
     inboxes: Arc<Inboxes>,
     key: Key,
+    /// Told by the command itself.
+    inbox: Option<String>,
     json: bool,
     ack: String,
 }
@@ -185,8 +196,13 @@ impl Bus {
         if !command.traceparent.is_empty() {
             headers.insert(TRACEPARENT, command.traceparent.as_str());
         }
+        let inbox = self.inner.client.new_inbox();
+        headers.insert(REPLY, inbox.as_str());
+        let payload = Bytes::from(command.encode_to_vec());
+        check_size(payload.len())?;
         let subject = self.subjects().command(agent, verb, target);
-        let answer = self.request_raw(&subject, Some(headers), command.encode_to_vec().into(), limit).await?;
+        let request = Request::new().headers(headers).payload(payload).inbox(inbox);
+        let answer = self.request_with(&subject, request, limit).await?;
         json::from_payload(&answer.payload).map_err(|e| BusError::Malformed { what: "the receipt".to_owned(), why: e.to_string() })
     }
 }
@@ -310,15 +326,16 @@ impl CommandSource {
         let subject = message.subject.to_string();
         let payload = message.payload;
         let bytes = payload.len();
-        let header = message.headers.as_ref().and_then(|h| h.get(TRACEPARENT)).map(|v| v.as_str().to_owned());
+        let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
+        let (trace, inbox) = (header(TRACEPARENT), header(REPLY).filter(|i| i.starts_with(INBOX_PREFIX)));
         let key = (subject.clone(), payload.clone());
         let json = payload.first() == Some(&b'{');
-        let answer = Answer { bus: self.bus.clone(), agent: self.agent.clone(), inboxes: self.inboxes.clone(), key, json, ack };
+        let answer = Answer { bus: self.bus.clone(), agent: self.agent.clone(), inboxes: self.inboxes.clone(), key, inbox, json, ack };
         let (code, why, id) = match read(&self.bus, &subject, &payload, sequence, stored) {
             Ok(read) if SystemTime::now() <= read.expires => {
                 let mut command = read.command;
                 let field = std::mem::take(&mut command.traceparent);
-                let traceparent = header.unwrap_or(field);
+                let traceparent = trace.unwrap_or(field);
                 command.traceparent.clone_from(&traceparent);
                 let (verb, target) = (read.verb, read.target);
                 let received = ReceivedCommand { verb, target, command, stored, traceparent, repeated, answer };
@@ -414,7 +431,11 @@ impl ReceivedCommand {
 
 impl Answer {
     /// Where the answer is wanted. The listener's copy of the command takes another way than the stream's, and may come after it.
-    async fn heard(&self) -> Option<String> {
+    async fn wanted_at(&self) -> Option<String> {
+        if let Some(inbox) = &self.inbox {
+            self.inboxes.take(&self.key);
+            return Some(inbox.clone());
+        }
         let until = Instant::now() + HEARD_LIMIT;
         loop {
             match self.inboxes.take(&self.key) {
@@ -426,7 +447,7 @@ impl Answer {
 
     /// At most once: who asks again gets the same receipt by the command's id.
     async fn send(&self, receipt: &v1::Receipt) {
-        let Some(inbox) = self.heard().await else { return };
+        let Some(inbox) = self.wanted_at().await else { return };
         let bytes = match json::to_json(receipt) {
             Ok(text) if self.json => Bytes::from(text),
             _ => Bytes::from(receipt.encode_to_vec()),

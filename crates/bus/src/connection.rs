@@ -305,7 +305,7 @@ impl Bus {
         }
     }
 
-    /// A request with headers; the answer's bytes.
+    /// A request with headers; the answer.
     pub(crate) async fn request_raw(
         &self,
         subject: &str,
@@ -314,10 +314,16 @@ impl Bus {
         limit: Duration,
     ) -> Result<async_nats::Message, BusError> {
         check_size(payload.len())?;
-        let mut request = Request::new().payload(payload).timeout(Some(limit));
+        let mut request = Request::new().payload(payload);
         if let Some(headers) = headers {
             request = request.headers(headers);
         }
+        self.request_with(subject, request, limit).await
+    }
+
+    /// A request as the library has it.
+    pub(crate) async fn request_with(&self, subject: &str, request: Request, limit: Duration) -> Result<async_nats::Message, BusError> {
+        let request = request.timeout(Some(limit));
         let op = async {
             self.inner.client.send_request(subject.to_owned(), request).await.map_err(|e| match e.kind() {
                 RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.to_owned() },
