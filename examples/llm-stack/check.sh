@@ -8,7 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 razar=${RAZAR:-../../bin/razar}
 # A mesh of its own: one that you run goes on undisturbed (but the stack's ports have to be free).
 RAZAR_STATE_DIR=$(mktemp -d)
-export RAZAR_STATE_DIR RAZAR_MESH=llm-stack-check RAZAR_SERVER=${RAZAR_SERVER:-nats://127.0.0.1:14222}
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+RAZAR_SERVER=${RAZAR_SERVER:-nats://127.0.0.1:$(free_port)}
+export RAZAR_STATE_DIR RAZAR_MESH=llm-stack-check RAZAR_SERVER
 boot=${BOOT:-300s}
 patience_seconds=120
 passed=0
@@ -69,11 +71,11 @@ nothing_is_left() {
 finish() {
   local status=$?
   if [ $status -ne 0 ] || [ $failed -gt 0 ]; then
-    "$razar" status --all || true
-    "$razar" events --since 15m || true
-    "$razar" logs --since 15m litellm agent postgres 2>&1 | tail -n 60 || true
+    timeout 20 "$razar" status --all || true
+    timeout 20 "$razar" events --since 15m || true
+    timeout 20 "$razar" logs --since 15m litellm agent postgres 2>&1 | tail -n 60 || true
   fi
-  "$razar" down >/dev/null 2>&1 || true
+  timeout 90 "$razar" down >/dev/null 2>&1 || true
   rm -rf "$RAZAR_STATE_DIR"
   exit $status
 }
