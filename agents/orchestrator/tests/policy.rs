@@ -40,6 +40,22 @@ fn a_boot_is_one_batch_and_one_mission() {
     assert_eq!(world.history("api").takes.len(), 1);
 }
 
+/// A successor could no longer say what a mission was to start once the records are written.
+/// Mutation caught: `differences` does not wait for the mission's beginning to be told.
+#[test]
+fn a_mission_is_told_before_its_records_are_written() {
+    let mut world = World::with_node();
+    let revision = world.store(&blueprint("demo", "", &THREE));
+    world.deaf = true;
+    world.apply("c1", "demo", &revision);
+    world.run();
+    assert_eq!(world.plan().stack_revision, revision);
+    assert!(world.intents.is_empty());
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.intents.len(), 3);
+}
+
 #[test]
 fn deciding_again_asks_for_nothing_twice() {
     let mut world = booted(&THREE);
@@ -49,7 +65,7 @@ fn deciding_again_asks_for_nothing_twice() {
 }
 
 /// Rule: a command is settled in the record before it is acknowledged, and a redelivered one has no second effect (story 11).
-/// Mutation caught: `is_settled` answers false, or `settled_with` leaves the id out.
+/// Mutation caught: `is_settled` answers false, or `raised` leaves the id out.
 #[test]
 fn a_redelivered_command_has_no_second_effect() {
     // The holder dies after each possible number of effects; the command comes again to its successor.
@@ -67,6 +83,26 @@ fn a_redelivered_command_has_no_second_effect() {
     }
 }
 
+/// The same where the record is told and the command is not, and EVENTS takes nothing: only the record knows of the command.
+/// Mutation caught: `next_command` does not ask `is_settled`.
+#[test]
+fn the_record_alone_is_enough_to_know_a_command() {
+    let mut world = booted(&THREE);
+    world.dies_after = Some(2);
+    world.command("c2", "restart", "api", v1::Command::default());
+    while world.deaths == 0 {
+        world.step();
+    }
+    assert_eq!(world.desired("api").generation, 2);
+    assert!(world.results("c2").is_empty());
+    world.deaf = true;
+    world.run_for(Duration::from_secs(1));
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.desired("api").generation, 2);
+    assert_eq!(world.results("c2"), ["accepted", "done"]);
+}
+
 /// As above, for a command that changes the plan. Mutation caught: `settled_with` leaves the id out.
 #[test]
 fn an_apply_survives_the_end_of_its_holder_anywhere() {
@@ -78,6 +114,11 @@ fn an_apply_survives_the_end_of_its_holder_anywhere() {
         world.run();
         assert_eq!(world.generations().into_values().collect::<Vec<_>>(), [1, 1, 1], "died after {dies_after} effects");
         assert_eq!(world.count("mission_started"), 1);
+        let to_start = world.events.iter().find_map(|e| match &e.fact {
+            Some(Fact::MissionStarted(m)) => Some(m.to_start.clone()),
+            _ => None,
+        });
+        assert_eq!(to_start.unwrap(), ["db", "api", "web"], "died after {dies_after} effects");
         assert_eq!(world.completions().len(), 1);
         assert_eq!(world.results("c1"), ["accepted", "done"], "died after {dies_after} effects");
         assert_eq!(world.receipt("c1").mission_id, world.plan().mission_id);
@@ -86,7 +127,7 @@ fn an_apply_survives_the_end_of_its_holder_anywhere() {
 }
 
 /// Rule: a record is overwritten only when the event that tells of it is in EVENTS (story 11); the world asserts it at each write.
-/// Mutation caught: `is_told` answers true, or `plan_is_told` does.
+/// Mutation caught: `raise` does not ask `is_told`.
 #[test]
 fn an_untold_record_is_not_overwritten() {
     let mut world = booted(&THREE);
@@ -107,7 +148,23 @@ fn an_untold_record_is_not_overwritten() {
     assert_eq!(world.desired("db").mode(), RunMode::Stop);
 }
 
-/// The same for the plan. Mutation caught: `write_plan` without `plan_is_told`.
+/// The same for what follows from the plan: a restart that is not told yet is not overwritten by a new journal's placement.
+/// Mutation caught: `reconcile` does not ask `is_told`.
+#[test]
+fn an_untold_record_waits_with_the_rest_of_the_plan() {
+    let mut world = booted(&THREE);
+    world.deaf = true;
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    world.join("a", "e2");
+    world.run();
+    assert_eq!(world.desired("db").node_epoch, "e1", "no node sees half a plan");
+    world.deaf = false;
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(["db", "api", "web"].map(|c| world.desired(c).node_epoch), ["e2", "e2", "e2"]);
+}
+
+/// The same for the plan. Mutation caught: `write_plan` without `plan_is_told`, or `settled_with` leaves the id out.
 #[test]
 fn an_untold_plan_is_not_overwritten() {
     let mut world = booted(&THREE);
@@ -207,6 +264,7 @@ fn an_update_touches_only_what_changed() {
     let after: Vec<u64> = world.intents.values().map(|(r, _)| *r).collect();
     assert_eq!(after.iter().zip(&revisions).filter(|(a, b)| a != b).count(), 1);
     assert_eq!(world.completions().len(), 2);
+    assert_eq!((world.history("api").takes.len(), world.history("db").takes.len()), (2, 1), "what ran on took nothing");
 }
 
 #[test]
@@ -445,6 +503,29 @@ fn failed_boots_are_counted_and_people_are_told_at_the_third() {
     world.apply("c4", "demo", &revision);
     world.run();
     assert_eq!((world.history("api").failed_boots, world.plan().mission_id), (0, world.history("api").last_good_mission));
+}
+
+/// Mutation caught: `end_mission` does not wait for the escalations.
+#[test]
+fn a_boot_is_not_remembered_before_people_are_told_of_it() {
+    let mut world = World::with_node();
+    world.bad.insert("db".to_owned());
+    let revision = world.store(&blueprint("demo", "", &["db"]));
+    for boot in 1..=2 {
+        world.apply(&format!("c{boot}"), "demo", &revision);
+        world.run();
+    }
+    world.apply("c3", "demo", &revision);
+    while world.completions().len() < 3 {
+        world.step();
+        world.nodes_act();
+    }
+    world.deaf = true;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.history("db").failed_boots, 2);
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.history("db").failed_boots, world.count("escalated")), (3, 1));
 }
 
 #[test]

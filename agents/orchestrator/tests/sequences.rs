@@ -1,6 +1,6 @@
 //! Random sequences of commands, failures and deaths: generations never fall (the world asserts it at each write, with CAS and telling),
 //! what is desired converges to what was asked for last, and the orchestrator comes to rest.
-#![expect(clippy::panic, clippy::unwrap_used, reason = "a test may fail loudly, its helpers too")]
+#![expect(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail loudly, its helpers too")]
 #[expect(dead_code, reason = "shared with the tests by name")]
 mod world;
 

@@ -167,7 +167,7 @@ async fn leader(bus: &Bus) -> Result<String> {
 async fn the_bucket_is_what_the_stream_says_whatever_happens_to_either() -> Result<()> {
     let broker = Broker::start()?;
     let bus = broker.provisioned().await?;
-    let mut replicas = vec![Replica::start(&broker, "r1")?, Replica::start(&broker, "r2")?];
+    let mut replicas = [Replica::start(&broker, "r1")?, Replica::start(&broker, "r2")?];
     let mut teller = Teller::new(&bus);
     for n in 0..40 {
         teller.life(&format!("c{n}"), 1).await;

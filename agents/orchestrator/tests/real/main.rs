@@ -1,5 +1,10 @@
 //! The orchestrator as a process, against a real broker, with a node played by the test: boots, deaths of the leader, redeliveries.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may fail loudly, its helpers too"
+)]
 
 #[path = "../../../../crates/bus/tests/real/broker.rs"]
 mod broker;
@@ -78,7 +83,7 @@ async fn a_killed_leader_is_followed_without_repetition() -> Result<()> {
     let broker = Broker::start()?;
     let bus = broker.provisioned().await?;
     let _node = PlayedNode::start(&bus, "a", "e1");
-    let mut replicas = vec![Replica::start(&broker, "o1")?, Replica::start(&broker, "o2")?];
+    let mut replicas = [Replica::start(&broker, "o1")?, Replica::start(&broker, "o2")?];
     let mut told = Follower::start(&bus);
     let mut generation = 0;
     for round in 0..3_u64 {
