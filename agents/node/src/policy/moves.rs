@@ -125,6 +125,11 @@ impl Node {
         } else {
             by.iter().any(bad) || (!inst.blocked_told.is_empty() && !by.is_empty())
         };
+        if inst.state == State::Completed {
+            // Its readiness has said that nothing blocks it; said after that, it would read as waiting again.
+            inst.blocked_told.clear();
+            return;
+        }
         let ended = by.is_empty() && !inst.blocked_told.is_empty();
         if (due && inst.blocked_told != by) || ended {
             inst.blocked_told = by.to_vec();
