@@ -188,7 +188,10 @@ mod tests {
     #[test]
     fn a_suggestion_is_a_whole_command_with_the_program_as_typed() {
         let console = Console::new("./razar".to_owned(), false, false, false, Zone::Utc);
-        assert_eq!(console.command(&["release", "reranker", "--note", "what was mended"]), "./razar release reranker --note 'what was mended'");
+        assert_eq!(
+            console.command(&["release", "reranker", "--note", "what was mended"]),
+            "./razar release reranker --note 'what was mended'"
+        );
     }
 
     #[test]

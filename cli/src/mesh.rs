@@ -228,7 +228,8 @@ fn is_zombie(pid: u32) -> bool {
 /// A binary of this release: in `$RAZAR_BIN_DIR`, beside this program (links followed too), or on PATH.
 pub(crate) fn find_binary(name: &str) -> Option<PathBuf> {
     let exe = std::env::current_exe().ok();
-    let beside = exe.iter().flat_map(|e| [e.parent().map(Path::to_owned), e.canonicalize().ok().and_then(|e| Some(e.parent()?.to_owned()))]);
+    let beside =
+        exe.iter().flat_map(|e| [e.parent().map(Path::to_owned), e.canonicalize().ok().and_then(|e| Some(e.parent()?.to_owned()))]);
     let named = std::env::var_os("RAZAR_BIN_DIR").map(PathBuf::from);
     named.into_iter().chain(beside.flatten()).map(|dir| dir.join(name)).find(|p| p.is_file()).or_else(|| on_path(name))
 }

@@ -57,9 +57,8 @@ impl Waiter {
     /// For a command that was accepted by `receipt`; `known` is the projection from before it was sent.
     pub(crate) fn new(verb: &str, target: &str, receipt: &v1::Receipt, known: &[v1::ObservedComponent]) -> Self {
         let found = lookup::instances(known, target).unwrap_or_default();
-        let of = |c: &&v1::ObservedComponent| {
-            Some((lookup::instance_of(c)?, c.incarnation.as_ref().map(Incarnation::from).unwrap_or_default()))
-        };
+        let of =
+            |c: &&v1::ObservedComponent| Some((lookup::instance_of(c)?, c.incarnation.as_ref().map(Incarnation::from).unwrap_or_default()));
         Self {
             target: target.to_owned(),
             goal: Goal::of(verb),

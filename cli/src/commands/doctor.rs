@@ -114,9 +114,10 @@ fn broker() -> Finding {
         Err(failure) => Finding::fail(failure.text.trim_end_matches("; fix: make tools"), "make tools"),
         Ok(path) => match broker_version(&path) {
             None => Finding::fail(format!("{} does not say its version", path.display()), "make tools"),
-            Some(v) if v < BROKER_VERSION => {
-                Finding::fail(format!("{} is {}.{}.{}: older than {a}.{b}.{c}, it can lose acknowledged data", path.display(), v.0, v.1, v.2), "make tools")
-            }
+            Some(v) if v < BROKER_VERSION => Finding::fail(
+                format!("{} is {}.{}.{}: older than {a}.{b}.{c}, it can lose acknowledged data", path.display(), v.0, v.1, v.2),
+                "make tools",
+            ),
             Some(v) => Finding::ok(format!("nats-server {}.{}.{} at {}", v.0, v.1, v.2, path.display())),
         },
     }
@@ -163,7 +164,8 @@ async fn stack(file: &Path, link: Option<&Link>) -> Vec<Finding> {
         Some(link) => link.status().await.ok().and_then(|(reply, _)| reply.observed).unwrap_or_default(),
         None => razar_bus_schema::v1::Observed::default(),
     };
-    let running = |name: &str| ours.components.iter().any(|c| c.process.is_some() && c.instance.as_ref().is_some_and(|i| i.component == name));
+    let running =
+        |name: &str| ours.components.iter().any(|c| c.process.is_some() && c.instance.as_ref().is_some_and(|i| i.component == name));
     let mut findings = Vec::new();
     for (name, spec) in loaded.document.components.iter().filter(|(name, _)| !running(name)) {
         for (at, port) in spec.ports.iter().enumerate() {
@@ -279,7 +281,9 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("razar.yaml");
-        let text = format!("name: demo\ncomponents:\n  db:\n    chakra: heart\n    command: [/bin/db]\n    ports: [{port}]\n    readiness: none\n");
+        let text = format!(
+            "name: demo\ncomponents:\n  db:\n    chakra: heart\n    command: [/bin/db]\n    ports: [{port}]\n    readiness: none\n"
+        );
         std::fs::write(&file, text).unwrap();
         let findings = stack(&file, None).await;
         let me = std::process::id();

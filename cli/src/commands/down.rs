@@ -139,7 +139,9 @@ impl Course {
     /// `11 stopped, worker killed (ignored SIGTERM for 10s)`
     fn told(&self) -> String {
         let mut parts = vec![format!("{} stopped", self.stopped.len())];
-        let killed = |(name, took): &(String, Duration)| format!("{name} killed (ignored its signal for {})", exact(Duration::from_secs(took.as_secs())));
+        let killed = |(name, took): &(String, Duration)| {
+            format!("{name} killed (ignored its signal for {})", exact(Duration::from_secs(took.as_secs())))
+        };
         parts.extend(self.killed.iter().map(killed));
         parts.join(", ")
     }

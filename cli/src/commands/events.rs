@@ -140,7 +140,10 @@ async fn last(at: &Place<'_>, console: &Console) -> Done {
             if kept.is_empty() {
                 console.note(&format!("no event matches {}", at.pattern));
             }
-            return kept.iter().try_for_each(|(sequence, event)| show(*sequence, event, console, at.link.bus.subjects())).map(|()| Exit::Well);
+            return kept
+                .iter()
+                .try_for_each(|(sequence, event)| show(*sequence, event, console, at.link.bus.subjects()))
+                .map(|()| Exit::Well);
         }
         window = window.saturating_mul(8);
     }

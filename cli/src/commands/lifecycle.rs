@@ -13,7 +13,10 @@ use crate::{
     feed::{Feed, Item},
     link::Link,
     outcome::Waiter,
-    render::{text::escape, time::{exact, span}},
+    render::{
+        text::escape,
+        time::{exact, span},
+    },
 };
 
 /// Longest wait for an outcome unless `--timeout` says otherwise.

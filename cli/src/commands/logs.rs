@@ -178,12 +178,8 @@ async fn wanted(names: &[String], link: &Link) -> Result<Vec<Wanted>, Failure> {
 async fn tails(wanted: &[Wanted], link: &Link, lines: u32, follow: bool) -> Result<Vec<v1::LogLine>, Failure> {
     let mut all = Vec::new();
     for w in wanted {
-        let request = v1::LogTailRequest {
-            component: w.component.clone(),
-            ordinal: w.ordinal,
-            lines,
-            follow: follow.then(|| duration(FOLLOW)),
-        };
+        let request =
+            v1::LogTailRequest { component: w.component.clone(), ordinal: w.ordinal, lines, follow: follow.then(|| duration(FOLLOW)) };
         let reply = link.logs(&w.node, &request).await?;
         if reply.unknown {
             return Err(Failure::new(Exit::NotWell, format!("node {} does not know {}.{} yet", w.node, w.component, w.ordinal)));

@@ -7,12 +7,7 @@ use std::{
 };
 
 use prost::Message;
-use razar_bus_schema::{
-    ids::Instance,
-    stream::Store,
-    time::std_duration,
-    v1,
-};
+use razar_bus_schema::{ids::Instance, stream::Store, time::std_duration, v1};
 use razar_stack::{Change, DOCUMENT_BYTES_MAX, History, NodeFacts, Plan as StackPlan, Running, StackDocument, plan};
 
 use crate::{

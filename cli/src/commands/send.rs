@@ -18,12 +18,8 @@ use crate::{
 /// # Errors
 /// Exit 77 when it is refused, 75 when there is no outcome in time, 69 when the mesh is away.
 pub(crate) async fn run(args: Send, console: &Console, global: &Global) -> Done {
-    let command = v1::Command {
-        reason: args.reason.clone(),
-        note: args.note.clone(),
-        r#for: args.r#for.map(duration),
-        ..Default::default()
-    };
+    let command =
+        v1::Command { reason: args.reason.clone(), note: args.note.clone(), r#for: args.r#for.map(duration), ..Default::default() };
     let target_is_sound = args.target.split('.').all(|t| t == "_" || razar_bus_schema::ids::is_name(t));
     if !target_is_sound {
         return Err(Failure::new(Exit::Arguments, format!("`{}` is no target: api, api.1, a stack, a profile or _", escape(&args.target))));
@@ -70,7 +66,8 @@ mod tests {
 
     #[test]
     fn print_is_what_the_nats_tool_takes() {
-        let words = ["razar", "--server", "nats://h:1", "command", "orchestrator", "restart", "memory-store", "--reason", "upgrade", "--for", "2h"];
+        let words =
+            ["razar", "--server", "nats://h:1", "command", "orchestrator", "restart", "memory-store", "--reason", "upgrade", "--for", "2h"];
         let cli = Cli::from_arg_matches(&parser("razar").try_get_matches_from(words).unwrap()).unwrap();
         let Command::Send(args) = cli.command else { panic!("another command") };
         let command = v1::Command { reason: args.reason.clone(), r#for: args.r#for.map(duration), ..Default::default() };

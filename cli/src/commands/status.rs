@@ -106,10 +106,8 @@ async fn one(args: &Status, name: &str, console: &Console, link: &Link, reply: &
         } else {
             show(c, known, console, link).await?;
         }
-        let only = v1::StatusReply {
-            observed: Some(v1::Observed { components: vec![(*c).clone()], ..Default::default() }),
-            ..Default::default()
-        };
+        let only =
+            v1::StatusReply { observed: Some(v1::Observed { components: vec![(*c).clone()], ..Default::default() }), ..Default::default() };
         let exit = match report(&only, SystemTime::now(), Duration::ZERO, false).health {
             Health::Well => Exit::Well,
             Health::Degraded => Exit::NotWell,
@@ -139,12 +137,8 @@ async fn show(c: &v1::ObservedComponent, known: &[v1::ObservedComponent], consol
             Ok(reply) => why = Some(reply).filter(|r| !r.unknown),
             Err(failure) => console.note(&failure.text),
         }
-        let request = v1::LogTailRequest {
-            component: instance.component.clone(),
-            ordinal: instance.ordinal,
-            lines: LOG_LINES,
-            ..Default::default()
-        };
+        let request =
+            v1::LogTailRequest { component: instance.component.clone(), ordinal: instance.ordinal, lines: LOG_LINES, ..Default::default() };
         lines = link.logs(&c.node, &request).await.map(|r| r.lines).unwrap_or_default();
     }
     console.lines(detail(c, why.as_ref(), known, SystemTime::now()))?;

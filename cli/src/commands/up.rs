@@ -60,17 +60,16 @@ pub(crate) async fn run(args: Up, console: &Console, global: &Global) -> Done {
     stored.map_err(|e| Failure::new(Exit::OutOfReach, format!("the stack could not be stored: {e}")))?;
     let (before, _) = link.status().await?;
     let feed = Feed::new(&link, link.events_after(">", &before));
-    let command = v1::Command {
-        stack_revision: revision,
-        profile,
-        fresh: args.fresh,
-        approve: args.approve,
-        ..Default::default()
-    };
+    let command = v1::Command { stack_revision: revision, profile, fresh: args.fresh, approve: args.approve, ..Default::default() };
     let sent = send(&link, "orchestrator", "apply", &document.name, command).await?;
-    let accepted = receipt(&sent, "orchestrator", console, &["up"], &document.name).map_err(|f| refused(f, sent.receipt(), &args, console))?;
+    let accepted =
+        receipt(&sent, "orchestrator", console, &["up"], &document.name).map_err(|f| refused(f, sent.receipt(), &args, console))?;
     if global.no_wait || sent.receipt().mission_id.is_empty() {
-        if console.json { console.message(sent.receipt())? } else { console.line(&accepted)? }
+        if console.json {
+            console.message(sent.receipt())?
+        } else {
+            console.line(&accepted)?
+        }
         return Ok(Exit::Well);
     }
     let keys = if args.detach || console.json { None } else { Keys::listen() };
@@ -112,7 +111,8 @@ async fn invite(link: &Link, console: &Console) -> Result<(), Failure> {
     }
     let (reply, _) = link.status().await?;
     let observed = reply.observed.unwrap_or_default();
-    let needed = |name: &str| observed.components.iter().any(|c| c.desired.as_ref().is_some_and(|d| d.depends_on.iter().any(|n| n == name)));
+    let needed =
+        |name: &str| observed.components.iter().any(|c| c.desired.as_ref().is_some_and(|d| d.depends_on.iter().any(|n| n == name)));
     let own = observed.components.iter().filter(|c| c.stack != SYSTEM_STACK && c.process.is_some());
     let quickest = own.min_by_key(|c| {
         let took = c.last_took.as_ref().map(|d| (d.seconds, d.nanos)).unwrap_or((i64::MAX, 0));
@@ -206,7 +206,11 @@ async fn mesh(console: &Console, global: &Global) -> Result<Link, Failure> {
     let link = link?;
     let (reply, round_trip) = link.status().await?;
     let text = ready_line(&reply, began.elapsed(), round_trip);
-    if console.json { console.note(&text) } else { console.line(&text)? }
+    if console.json {
+        console.note(&text)
+    } else {
+        console.line(&text)?
+    }
     Ok(link)
 }
 
@@ -227,7 +231,10 @@ fn free(address: &str, console: &Console) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Arguments, format!("`{}` is no address: nats://127.0.0.1:4222", escape(address))));
     };
     if !matches!(host.as_str(), "127.0.0.1" | "localhost" | "::1") {
-        return Err(Failure::new(Exit::OutOfReach, format!("no mesh answers on {}, and one there cannot be started from here", escape(address))));
+        return Err(Failure::new(
+            Exit::OutOfReach,
+            format!("no mesh answers on {}, and one there cannot be started from here", escape(address)),
+        ));
     }
     let Some(holder) = ports::holder(port) else { return Ok(()) };
     let other = ports::free_near(port).map_or_else(|| address.to_owned(), |p| format!("nats://127.0.0.1:{p}"));

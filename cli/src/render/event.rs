@@ -231,7 +231,13 @@ fn healing_fact(fact: &Fact) -> Option<String> {
             let fix = if q.suggested_fix.is_empty() { String::new() } else { format!("; fix: {}", escape(&q.suggested_fix)) };
             format!("{long}, {}{fix}", word(&q.issue_type))
         }
-        Fact::Released(r) => if r.note.is_empty() { word(&r.mode) } else { format!("{}: {}", word(&r.mode), quote(&r.note)) },
+        Fact::Released(r) => {
+            if r.note.is_empty() {
+                word(&r.mode)
+            } else {
+                format!("{}: {}", word(&r.mode), quote(&r.note))
+            }
+        }
         Fact::Escalated(e) => format!("{} {}", escape(&e.severity), escape(&e.about)),
         _ => return None,
     })

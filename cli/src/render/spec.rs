@@ -16,7 +16,12 @@ use super::{
 };
 
 /// The lines of `status NAME`. `known` is everybody, for the states of the dependencies; `why` is the node's answer, if there is one.
-pub(crate) fn detail(c: &v1::ObservedComponent, why: Option<&v1::WhyReply>, known: &[v1::ObservedComponent], now: SystemTime) -> Vec<String> {
+pub(crate) fn detail(
+    c: &v1::ObservedComponent,
+    why: Option<&v1::WhyReply>,
+    known: &[v1::ObservedComponent],
+    now: SystemTime,
+) -> Vec<String> {
     let spec = why.and_then(|w| w.spec.as_ref());
     let mut lines = vec![headline(c, now)];
     let mut field = |name: &str, value: String| {
@@ -83,7 +88,9 @@ pub(crate) fn probe_words(probe: &v1::Probe, readiness: bool) -> String {
     let timeout = if readiness { Duration::from_secs(5) } else { PERIOD };
     let host = |host: &str| if host.is_empty() { "127.0.0.1".to_owned() } else { escape(host) };
     let what = match &probe.check {
-        Some(Check::Http(h)) => format!("http {}:{}{}", host(&h.host), h.port, if h.path.is_empty() { "/".to_owned() } else { escape(&h.path) }),
+        Some(Check::Http(h)) => {
+            format!("http {}:{}{}", host(&h.host), h.port, if h.path.is_empty() { "/".to_owned() } else { escape(&h.path) })
+        }
         Some(Check::Tcp(t)) => format!("tcp {}:{}", host(&t.host), t.port),
         Some(Check::Exec(e)) => format!("exec {}", escape(&e.command.join(" "))),
         Some(Check::Grpc(g)) => format!("grpc {}:{} {}", host(&g.host), g.port, escape(&g.service)).trim_end().to_owned(),

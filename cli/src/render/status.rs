@@ -165,7 +165,9 @@ impl Seen<'_> {
             let by = format!("blocked by {}", blockers(&c.blocked_by));
             return match (self.state, &c.last_exit) {
                 (State::Unready, _) => format!("{by}; runs on"),
-                (State::Waiting, Some(exit)) if exit.code.is_some_and(|code| code != 0) => format!("{by}; its {} cost no budget", exit_status(Some(exit))),
+                (State::Waiting, Some(exit)) if exit.code.is_some_and(|code| code != 0) => {
+                    format!("{by}; its {} cost no budget", exit_status(Some(exit)))
+                }
                 _ => by,
             };
         }
@@ -273,9 +275,7 @@ fn chakra_lines(wanted: &[&Seen<'_>]) -> Vec<Line> {
     }
     let mut rows: Vec<(usize, Vec<String>)> = chakras
         .into_iter()
-        .map(|(chakra, (ready, names))| {
-            (chakra_order(&chakra), vec![chakra, format!("{ready}/{}", names.len()), names.join(" ")])
-        })
+        .map(|(chakra, (ready, names))| (chakra_order(&chakra), vec![chakra, format!("{ready}/{}", names.len()), names.join(" ")]))
         .collect();
     rows.sort_by_key(|(order, _)| *order);
     let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
@@ -361,7 +361,8 @@ pub(crate) fn mesh_words(observed: &v1::Observed, bus: Duration) -> String {
     };
     let agents = alive(agents.len(), down, "agent", "down");
     let nodes = alive(observed.nodes.len(), lost, "node", "lost");
-    let dead = if observed.dead_letters > 0 { format!(", {}", count(observed.dead_letters as usize, "dead letter")) } else { String::new() };
+    let dead =
+        if observed.dead_letters > 0 { format!(", {}", count(observed.dead_letters as usize, "dead letter")) } else { String::new() };
     format!("mesh: {agents}, {nodes}, bus {}{dead}", span(bus))
 }
 

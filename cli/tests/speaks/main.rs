@@ -143,7 +143,14 @@ async fn following_goes_on_with_what_happens() -> Result<()> {
 
 #[tokio::test]
 async fn why_is_the_nodes_table_and_logs_are_merged() -> Result<()> {
-    let line = v1::WhyLine { rule: 8, name: "else run".to_owned(), says: "run".to_owned(), writer: "node a".to_owned(), won: true, ..Default::default() };
+    let line = v1::WhyLine {
+        rule: 8,
+        name: "else run".to_owned(),
+        says: "run".to_owned(),
+        writer: "node a".to_owned(),
+        won: true,
+        ..Default::default()
+    };
     let why = v1::WhyReply { lines: vec![line], verdict: "redis is ready".to_owned(), ..Default::default() };
     let log = |component: &str, ms: u64, text: &str| v1::LogLine {
         component: component.to_owned(),
@@ -153,7 +160,10 @@ async fn why_is_the_nodes_table_and_logs_are_merged() -> Result<()> {
     };
     let logs = vec![log("redis", 2, "second"), log("db", 1, "first")];
     let mesh = Mesh::start(World { components: vec![component("redis"), component("db")], why, logs, ..World::default() }).await?;
-    assert_eq!(mesh.razar(&["why", "redis"]).await?.out, "   RULE     SAYS WRITER AGE REASON\n8> else run run  node a -   -\nredis is ready\n");
+    assert_eq!(
+        mesh.razar(&["why", "redis"]).await?.out,
+        "   RULE     SAYS WRITER AGE REASON\n8> else run run  node a -   -\nredis is ready\n"
+    );
     assert!(mesh.razar(&["why"]).await?.out.starts_with("nothing is wrong at the root; demo: 2/2 ready"));
     let said = mesh.razar(&["logs", "redis", "db"]).await?;
     assert_eq!(said.out, "00:00:00.001 db.0    | first\n00:00:00.002 redis.0 | second\n", "{}", said.err);
@@ -164,7 +174,8 @@ const STACK: &str = "name: demo\ncomponents:\n  db: { chakra: heart, command: [/
 
 fn boot(outcome: &str) -> Vec<v1::Event> {
     let to_start = vec!["db".to_owned()];
-    let began = Fact::MissionStarted(v1::MissionStarted { mission_id: "m1".to_owned(), stack: "demo".to_owned(), to_start, ..Default::default() });
+    let began =
+        Fact::MissionStarted(v1::MissionStarted { mission_id: "m1".to_owned(), stack: "demo".to_owned(), to_start, ..Default::default() });
     let ended = Fact::MissionCompleted(v1::MissionCompleted {
         mission_id: "m1".to_owned(),
         outcome: outcome.to_owned(),
@@ -208,7 +219,8 @@ async fn up_stores_the_stack_applies_it_and_follows_the_boot() -> Result<()> {
     assert_eq!((said.exit, said.err.as_str()), (0, ""));
     let (verb, target, command) = mesh.world.lock().unwrap().commands[0].clone();
     assert_eq!((verb.as_str(), target.as_str()), ("apply", "demo"));
-    let stored = mesh.bus.objects(razar_bus_schema::stream::Store::Stacks).get(&command.stack_revision, 1 << 20).await?.context("stored")?;
+    let stored =
+        mesh.bus.objects(razar_bus_schema::stream::Store::Stacks).get(&command.stack_revision, 1 << 20).await?.context("stored")?;
     assert_eq!(razar_bus_schema::ids::sha256_hex(&stored), command.stack_revision);
     Ok(())
 }

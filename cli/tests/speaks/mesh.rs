@@ -68,9 +68,13 @@ impl Mesh {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let config = folder.path().join("server.conf");
         let store = folder.path().join("store");
-        std::fs::write(&config, format!("host: 127.0.0.1\nport: {port}\nmax_payload: 262144\njetstream {{ store_dir: \"{}\" }}\n", store.display()))?;
+        std::fs::write(
+            &config,
+            format!("host: 127.0.0.1\nport: {port}\nmax_payload: 262144\njetstream {{ store_dir: \"{}\" }}\n", store.display()),
+        )?;
         let log = std::fs::File::create(folder.path().join("log"))?;
-        let broker = Command::new(server_binary()?).arg("-c").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let broker =
+            Command::new(server_binary()?).arg("-c").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let server = format!("nats://127.0.0.1:{port}");
         let config = Config { servers: vec![server.clone()], mesh: "razar".to_owned(), name: "stand-in".to_owned(), credentials: None };
         let bus = Bus::connect(config).await?;
