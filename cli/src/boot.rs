@@ -170,6 +170,10 @@ impl Boot {
 
     fn instance_fact(&mut self, event: &v1::Event, fact: &Fact, at: SystemTime) -> Vec<String> {
         let Some(id) = &event.instance else { return Vec::new() };
+        // What an earlier boot left in the stream is not of this one; clocks of other nodes may differ, so the mission's name counts too.
+        if at < self.began && event.mission_id != self.mission {
+            return Vec::new();
+        }
         let name = Instance::new(escape(&id.component), id.ordinal).to_string();
         let offset = self.offset(at);
         if let Fact::DesiredChanged(d) = fact {
@@ -458,6 +462,10 @@ mod tests {
         let mut boot = Boot::new("m1", at(0));
         boot.apply(&mission(&["db"]));
         assert!(boot.apply(&ready(5, "stranger", 5)).is_empty());
+        let mut earlier = ready(5, "db", 5);
+        earlier.time = Some(razar_bus_schema::time::timestamp(at(0) - Duration::from_secs(60)));
+        assert!(boot.apply(&earlier).is_empty(), "of an earlier boot");
+        assert_eq!(boot.ready_count(), 0);
         let mut other = completed(9, &["db"], &[]);
         if let Some(Fact::MissionCompleted(m)) = &mut other.fact {
             m.mission_id = "m0".to_owned();

@@ -29,6 +29,12 @@ const NOT_NATS: &str = "does not speak NATS";
 /// A question is answered from memory.
 pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
 
+/// A registry that has just started folds a hundred thousand events in a few seconds.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often it is asked whether it has.
+const CATCH_UP_POLL: Duration = Duration::from_millis(10);
+
 /// A connection to the mesh.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -89,6 +95,25 @@ impl Link {
         let request = v1::StatusRequest { components: Vec::new(), system: true };
         let reply = self.ask("registry", "status", &request).await?;
         Ok((reply, asked.elapsed()))
+    }
+
+    /// As [`Link::status`], once the registry has folded all that was in the stream: what is waited for from then on is new.
+    ///
+    /// # Errors
+    /// Exit 69 when the registry does not answer, or does not catch up.
+    pub(crate) async fn caught_up(&self) -> Result<v1::StatusReply, Failure> {
+        let began = Instant::now();
+        loop {
+            let (reply, _) = self.status().await?;
+            if reply.lag == 0 {
+                return Ok(reply);
+            }
+            if began.elapsed() > CATCH_UP_LIMIT {
+                let text = format!("the registry is {} events behind, and what is new is unknown", reply.lag);
+                return Err(Failure::new(Exit::OutOfReach, text));
+            }
+            tokio::time::sleep(CATCH_UP_POLL).await;
+        }
     }
 
     /// The plan in force.

@@ -154,7 +154,7 @@ fn living(reply: &v1::StatusReply) -> impl Iterator<Item = String> {
 
 async fn stack(link: &Link, console: &Console, global: &Global, limit: Duration, course: &mut Course) -> Result<(), Failure> {
     let plan = link.plan().await?;
-    let (before, _) = link.status().await?;
+    let before = link.caught_up().await?;
     course.living = living(&before).collect();
     course.total = course.living.len();
     let mut feed = Feed::new(link, link.events_after(">", &before));

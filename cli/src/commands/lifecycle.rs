@@ -37,7 +37,7 @@ pub(crate) struct Sent {
 /// Exit 77 when one is refused, 75 when an outcome does not come in time, 69 when the mesh is away.
 pub(crate) async fn run(verb: &str, args: Named, console: &Console, global: &Global) -> Done {
     let link = Link::open(console, global).await?;
-    let (before, _) = link.status().await?;
+    let before = link.caught_up().await?;
     let known = before.observed.as_ref().map(|o| o.components.as_slice()).unwrap_or_default();
     let feed = Feed::new(&link, link.events_after(">", &before));
     let mut waiters = Vec::new();
@@ -158,7 +158,7 @@ pub(crate) async fn wait(link: &Link, mut feed: Feed, mut waiters: Vec<Waiter>, 
 /// Exit 77 when it is refused, 75 when the mission does not end in time, 69 when the mesh is away.
 pub(crate) async fn profile(args: Profile, console: &Console, global: &Global) -> Done {
     let link = Link::open(console, global).await?;
-    let (before, _) = link.status().await?;
+    let before = link.caught_up().await?;
     let feed = Feed::new(&link, link.events_after(">", &before));
     let command = v1::Command { reason: args.reason.clone(), ..Default::default() };
     let sent = send(&link, "orchestrator", "profile", &args.name, command).await?;

@@ -29,7 +29,7 @@ pub(crate) async fn run(args: Send, console: &Console, global: &Global) -> Done 
         return Ok(Exit::Well);
     }
     let link = Link::open(console, global).await?;
-    let (before, _) = link.status().await?;
+    let before = link.caught_up().await?;
     let known = before.observed.as_ref().map(|o| o.components.as_slice()).unwrap_or_default();
     let feed = Feed::new(&link, link.events_after(">", &before));
     let sent = send(&link, &args.agent, &args.verb, &args.target, command).await?;

@@ -58,7 +58,7 @@ pub(crate) async fn run(args: Up, console: &Console, global: &Global) -> Done {
     let link = mesh(console, global).await?;
     let stored = link.bus.objects(Store::Stacks).put(&revision, &bytes).await;
     stored.map_err(|e| Failure::new(Exit::OutOfReach, format!("the stack could not be stored: {e}")))?;
-    let (before, _) = link.status().await?;
+    let before = link.caught_up().await?;
     let feed = Feed::new(&link, link.events_after(">", &before));
     let command = v1::Command { stack_revision: revision, profile, fresh: args.fresh, approve: args.approve, ..Default::default() };
     let sent = send(&link, "orchestrator", "apply", &document.name, command).await?;
@@ -244,7 +244,7 @@ fn free(address: &str, console: &Console) -> Result<(), Failure> {
 
 /// Whether a node has joined and the agents that answer are told of: then the counts are true.
 fn is_whole(reply: &v1::StatusReply) -> bool {
-    let Some(observed) = &reply.observed else { return false };
+    let Some(observed) = reply.observed.as_ref().filter(|_| reply.lag == 0) else { return false };
     let told = |kind: &str| observed.agents.iter().any(|a| !a.down && a.started.as_ref().is_some_and(|s| s.kind == kind));
     observed.nodes.iter().any(|n| !n.lost) && told("registry") && told("orchestrator")
 }
