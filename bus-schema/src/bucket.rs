@@ -72,6 +72,9 @@ pub fn lease_key(agent: &str, shard: u32) -> String {
 /// Key in `missions` of the plan in force.
 pub const PLAN_KEY: &str = "plan";
 
+/// Name in the object store `stacks` of the newest snapshot of registry's projection, an `Observed`.
+pub const REGISTRY_SNAPSHOT: &str = "snapshot-registry";
+
 /// Key in `missions` of a component's history over boots.
 #[must_use]
 pub fn history_key(component: &str) -> String {

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::SystemTime};
 
 use prost::Message as _;
-use razar_agent_kit::{SpanRecord, Spans};
-use razar_bus::{Bus, BusError};
+use razar_agent_kit::{SpanKind, SpanRecord, Spans};
+use razar_bus::{Bus, BusError, ReceivedCommand};
 use razar_bus_schema::{
-    bucket::IntentKey,
+    bucket::{IntentKey, REGISTRY_SNAPSHOT},
     ids::{Instance, parse_traceparent, span_id},
     stream::Store,
     time::system_time,
@@ -16,8 +16,11 @@ use razar_stack::{DOCUMENT_BYTES_MAX, ResolveError, StackDocument};
 
 use crate::{
     blueprint::{Blueprint, BlueprintError},
-    policy::{EndedMission, LoadError, MissionsValue, Outcome, WriteError},
+    policy::{EndedMission, LoadError, MissionsValue, Outcome, WriteError, mission_trace},
 };
+
+/// Largest snapshot: every entity that the projection may have, at a few kilobytes each.
+const SNAPSHOT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reads a stack revision and makes its blueprint.
 pub(crate) async fn load(bus: Bus, revision: String, profile: String) -> Outcome {
@@ -32,6 +35,12 @@ pub(crate) async fn load(bus: Bus, revision: String, profile: String) -> Outcome
         }
     };
     Outcome::Loaded { revision, profile, result }
+}
+
+/// The newest snapshot of registry's projection; `None`: there is none, or none that can be read.
+pub(crate) async fn snapshot(bus: &Bus) -> Result<Option<v1::Observed>, BusError> {
+    let bytes = bus.objects(Store::Stacks).get(REGISTRY_SNAPSHOT, SNAPSHOT_BYTES_MAX).await?;
+    Ok(bytes.and_then(|bytes| v1::Observed::decode(bytes.as_slice()).ok()))
 }
 
 fn refused(code: &str, text: String) -> LoadError {
@@ -93,6 +102,27 @@ pub(crate) fn decode(key: &str, bytes: &[u8]) -> Option<MissionsValue> {
         Some(("brief", slot)) => Some(MissionsValue::Brief(slot.parse().ok()?, v1::MissionBrief::decode(bytes).ok()?)),
         _ => None,
     }
+}
+
+/// The span of a command that was decided: under its sender's, or in its mission's trace.
+pub(crate) fn tell_command_span(spans: &Spans, mesh: &str, command: &ReceivedCommand, receipt: &v1::Receipt, taken: SystemTime) {
+    let own = || parse_traceparent(&mission_trace(mesh, &receipt.mission_id).traceparent).filter(|_| !receipt.mission_id.is_empty());
+    let Some((trace, parent)) = parse_traceparent(&command.traceparent).or_else(own) else { return };
+    let id = span_id(&format!("command:{}", command.command.command_id));
+    let template = "razar.command.<agent>.<verb>.<target>";
+    let span = SpanRecord::new(trace, id, format!("process {template}"), taken, SystemTime::now())
+        .under(parent)
+        .kind(SpanKind::Consumer)
+        .with("messaging.system", "nats")
+        .with("messaging.operation.name", "process")
+        .with("messaging.operation.type", "process")
+        .with("messaging.destination.template", template)
+        .with("messaging.message.id", command.command.command_id.clone())
+        .with("razar.verb", command.verb.clone())
+        .with("razar.target", command.target.clone())
+        .with("razar.mission", receipt.mission_id.clone())
+        .error((!receipt.accepted).then(|| receipt.code.clone()));
+    spans.record(span);
 }
 
 /// The spans of a mission: its root, and under it the plan from the command to the last record.

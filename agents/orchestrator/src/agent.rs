@@ -33,6 +33,10 @@ const OUTCOMES_MAX: usize = 256;
 const INPUTS_IN_A_ROW: usize = 256;
 /// Pause after the heads could not be read.
 const HEADS_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before the snapshot is asked for again: a start that waits for the broker goes on as soon as it is there.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a start waits for the snapshot before it does without.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
 /// The lease is given back within this time at the end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -100,12 +104,14 @@ struct Orchestrator {
     numbers: Numbers,
     done: mpsc::Sender<Done>,
     began: Instant,
-    held: HashMap<u64, ReceivedCommand>,
+    held: HashMap<u64, (ReceivedCommand, SystemTime)>,
     tokens: u64,
     offered: u64,
     missions_applied: u64,
     missions_head: Option<u64>,
     heads_asked: Option<(HeadsWanted, Instant)>,
+    /// The registry's snapshot, over which the stream is folded.
+    snapshot: Option<v1::Observed>,
 }
 
 /// Runs the orchestrator until it is asked to end.
@@ -117,6 +123,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let (done, outcomes) = mpsc::channel(OUTCOMES_MAX);
     let lease = bus.lease(lease_key(AGENT, 0), agent.config.replica.clone(), agent.settings.lease_ttl())?;
     let endpoints = [("plan", bus.subjects().query(AGENT, "plan"))];
+    let snapshot = snapshot(&agent).await;
     let mut sources = Sources {
         events: bus.fold_events(Start::Beginning),
         intents: bus.watch_intents(),
@@ -152,6 +159,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         missions_applied: 0,
         missions_head: None,
         heads_asked: None,
+        snapshot,
         agent,
     };
     orchestrator.connection_changed(&mut sources);
@@ -159,6 +167,25 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     while orchestrator.turn(&mut sources).await {}
     orchestrator.lease.release(RELEASE_LIMIT).await;
     Ok(())
+}
+
+/// The registry's newest snapshot, if the broker has one to give soon: what has run for longer than EVENTS keeps a fact is in it alone.
+async fn snapshot(agent: &Agent<Settings>) -> Option<v1::Observed> {
+    let began = Instant::now();
+    let mut shutdown = agent.shutdown.clone();
+    while began.elapsed() < SNAPSHOT_LIMIT && !shutdown.is_asked() {
+        agent.ticker.tick();
+        match tokio::time::timeout(TICK_INTERVAL, actions::snapshot(&agent.bus)).await {
+            Ok(Ok(snapshot)) => return snapshot,
+            Ok(Err(error)) => tracing::debug!(%error, "the snapshot cannot be read yet"),
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SNAPSHOT_PAUSE) => {}
+            () = shutdown.asked() => {}
+        }
+    }
+    None
 }
 
 impl Orchestrator {
@@ -216,6 +243,9 @@ impl Orchestrator {
             FoldItem::Reset { epoch } => {
                 tracing::info!(epoch, "events are folded from their beginning");
                 self.state.apply_reset();
+                if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
+                    self.state.apply_snapshot(snapshot, self.now());
+                }
                 self.authority.events_reset();
                 self.agent.health.hold("events", "events are not folded to the head yet");
             }
@@ -308,7 +338,7 @@ impl Orchestrator {
                     verdict: None,
                 };
                 tracing::info!(command = pending.id, verb = pending.verb, target = pending.target, repeated = received.repeated, "command");
-                self.held.insert(self.tokens, *received);
+                self.held.insert(self.tokens, (*received, SystemTime::now()));
                 self.state.apply_command(pending);
             }
             CommandItem::Refused { subject, code, why, bytes, sequence } => {
@@ -432,7 +462,8 @@ impl Orchestrator {
             }
             Action::Answer { token, verb, receipt } => {
                 self.numbers.answered(&verb, receipt.accepted);
-                if let Some(received) = self.held.remove(&token) {
+                if let Some((received, taken)) = self.held.remove(&token) {
+                    actions::tell_command_span(&self.agent.spans, &self.agent.config.mesh, &received, &receipt, taken);
                     tokio::spawn(async move {
                         if let Err(error) = received.settle(*receipt).await {
                             tracing::debug!(%error, "a command will come again");

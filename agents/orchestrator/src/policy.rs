@@ -21,7 +21,7 @@ use razar_bus_schema::{bucket, ids::Instance, v1};
 
 pub use self::{
     commands::{PENDING_MAX, Pending, VERBS},
-    events::AGENT,
+    events::{AGENT, mission_trace},
     facts::{CommandFacts, Facts, MissionFacts, NodeView, View},
 };
 use crate::blueprint::Blueprint;
@@ -296,6 +296,11 @@ impl State {
                 self.facts.note_generation(instance, desired.generation);
             }
         }
+    }
+
+    /// The newest snapshot of registry's projection of this stream, after a reset: the base that the stream is folded over.
+    pub fn apply_snapshot(&mut self, snapshot: &v1::Observed, now: Now) {
+        self.facts.seed(snapshot, now);
     }
 
     /// An event of EVENTS.

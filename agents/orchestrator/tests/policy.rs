@@ -103,7 +103,7 @@ fn the_record_alone_is_enough_to_know_a_command() {
     assert_eq!(world.results("c2"), ["accepted", "done"]);
 }
 
-/// As above, for a command that changes the plan. Mutation caught: `settled_with` leaves the id out.
+/// As above, for a command that changes the plan, up to the end of its mission.
 #[test]
 fn an_apply_survives_the_end_of_its_holder_anywhere() {
     for dies_after in 0..60 {
@@ -583,6 +583,34 @@ fn briefs_are_kept_in_a_ring() {
         world.run();
     }
     assert_eq!(world.missions.keys().filter(|k| k.starts_with("brief.")).count(), 20);
+}
+
+/// EVENTS keeps a fact for 30 days; what has run untouched for longer is known by the registry's snapshot.
+#[test]
+fn what_events_no_longer_keep_is_known_by_the_snapshot() {
+    let mut world = booted(&THREE);
+    let joined = v1::NodeJoined { node_epoch: "e1".to_owned(), ..Default::default() };
+    world.snapshot.nodes = vec![v1::ObservedNode { name: "a".to_owned(), joined: Some(joined), ..Default::default() }];
+    for event in &world.events {
+        if let Some(Fact::DesiredChanged(desired)) = &event.fact {
+            world.snapshot.components.push(v1::ObservedComponent {
+                instance: event.instance.clone(),
+                incarnation: Some(v1::Incarnation { generation: 1, start: 1 }),
+                state: v1::InstanceState::Ready.into(),
+                desired: Some(desired.clone()),
+                ..Default::default()
+            });
+        }
+    }
+    world.events.clear();
+    world.restart();
+    world.run();
+    assert!(world.events.is_empty(), "nothing is told again");
+    let revision = world.store(&blueprint("demo", "", &["db", "api>db", "web>api", "new"]));
+    world.apply("c2", "demo", &revision);
+    world.run();
+    assert_eq!(world.generations().into_values().collect::<Vec<_>>(), [1, 1, 1, 1]);
+    assert_eq!(world.results("c2"), ["accepted", "done"], "what runs on is known to be ready");
 }
 
 #[test]

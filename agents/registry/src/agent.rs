@@ -32,6 +32,8 @@ const INPUTS_IN_A_ROW: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The lease is given back within this time at the end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+/// Pause before the snapshot is asked for again: a start that waits for the broker goes on as soon as it is there.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(20);
 /// How long a start waits for the snapshot before it folds from the beginning.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
 /// Dead letters that are to be told; more are only counted.
@@ -201,7 +203,7 @@ async fn begin(agent: &Agent<Settings>) -> Option<v1::Observed> {
             Err(_) => {}
         }
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(SNAPSHOT_PAUSE) => {}
             () = shutdown.asked() => {}
         }
     }

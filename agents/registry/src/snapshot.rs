@@ -2,16 +2,14 @@
 
 use prost::Message as _;
 use razar_bus::{Bus, BusError};
-use razar_bus_schema::{stream::Store, v1};
+use razar_bus_schema::{bucket::REGISTRY_SNAPSHOT, stream::Store, v1};
 
-/// Name in the object store.
-const NAME: &str = "snapshot-registry";
 /// Largest snapshot: every entity that the projection may have, at a few kilobytes each.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The newest snapshot; `None`: there is none, or none that can be read.
 pub(crate) async fn newest(bus: &Bus) -> Result<Option<v1::Observed>, BusError> {
-    let Some(bytes) = bus.objects(Store::Stacks).get(NAME, BYTES_MAX).await? else { return Ok(None) };
+    let Some(bytes) = bus.objects(Store::Stacks).get(REGISTRY_SNAPSHOT, BYTES_MAX).await? else { return Ok(None) };
     match v1::Observed::decode(bytes.as_slice()) {
         Ok(snapshot) => Ok(Some(snapshot)),
         Err(error) => {
@@ -23,5 +21,5 @@ pub(crate) async fn newest(bus: &Bus) -> Result<Option<v1::Observed>, BusError> 
 
 /// Stores a snapshot over the one before.
 pub(crate) async fn store(bus: &Bus, snapshot: &v1::Observed) -> Result<(), BusError> {
-    bus.objects(Store::Stacks).put(NAME, &snapshot.encode_to_vec()).await
+    bus.objects(Store::Stacks).put(REGISTRY_SNAPSHOT, &snapshot.encode_to_vec()).await
 }

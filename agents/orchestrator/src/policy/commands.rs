@@ -407,12 +407,17 @@ impl State {
     pub(super) fn plan_is_told(&self) -> bool {
         let Some(plan) = self.plan() else { return true };
         let began = plan.ended || self.facts.mission(&plan.mission_id).is_some();
-        began && plan.settled_command_ids.last().is_none_or(|last| self.is_taken(last))
+        began && plan.settled_command_ids.last().is_none_or(|last| self.is_taken(last) || ended_by(plan, last))
     }
 
     pub(super) fn is_taken(&self, command: &str) -> bool {
         self.facts.command(command).is_some() || self.facts.is_told(&command_event_id(command, false))
     }
+}
+
+/// Whether a command began the mission that the plan says has ended: it was told then, before the end was written.
+pub(super) fn ended_by(plan: &v1::Mission, command: &str) -> bool {
+    plan.ended && mission_id(&plan.stack_revision, &plan.profile, command) == plan.mission_id
 }
 
 fn wanted_profile(p: &Pending) -> String {

@@ -25,7 +25,8 @@ pub(super) fn mission_id(revision: &str, profile: &str, command: &str) -> String
 }
 
 /// Trace of a mission: its root span's context, computed from its id.
-pub(super) fn mission_trace(mesh: &str, mission: &str) -> v1::TraceContext {
+#[must_use]
+pub fn mission_trace(mesh: &str, mission: &str) -> v1::TraceContext {
     let subject = format!("mission:{mesh}:{mission}");
     v1::TraceContext { traceparent: traceparent(trace_id(&subject), span_id(&subject)), tracestate: String::new() }
 }

@@ -114,7 +114,10 @@ pub struct Facts {
     places: BTreeMap<String, Places>,
     nodes: BTreeMap<String, NodeView>,
     views: BTreeMap<Instance, View>,
-    desired: BTreeMap<Instance, v1::DesiredChanged>,
+    /// Told last of each instance, with the id of the event.
+    desired: BTreeMap<Instance, (String, v1::DesiredChanged)>,
+    /// As the snapshot knows it.
+    seeded: BTreeMap<Instance, v1::DesiredChanged>,
     floors: BTreeMap<Instance, u64>,
     missions: VecDeque<MissionFacts>,
     commands: BTreeMap<String, CommandFacts>,
@@ -125,6 +128,35 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What the registry's snapshot knows of nodes, instances, missions and what was told to be desired: EVENTS keeps a fact for 30
+    /// days, and what has run untouched for longer is known by the snapshot alone. The whole stream is folded over it.
+    pub(super) fn seed(&mut self, snapshot: &v1::Observed, now: Now) {
+        for node in snapshot.nodes.iter().take(ENTITIES_MAX) {
+            let Some(joined) = &node.joined else { continue };
+            let labels = joined.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
+            let view = NodeView { epoch: joined.node_epoch.clone(), labels, lost: node.lost, ..NodeView::default() };
+            self.nodes.insert(node.name.clone(), view);
+        }
+        for component in snapshot.components.iter().take(ENTITIES_MAX) {
+            let Some(instance) = component.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
+            let incarnation = component.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+            self.note_generation(&instance, incarnation.generation);
+            if let Some(desired) = &component.desired {
+                self.note_generation(&instance, desired.generation);
+                self.seeded.insert(instance.clone(), desired.clone());
+            }
+            let why = component.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
+            let view =
+                View { incarnation, state: component.state(), since: component.since, took: component.last_took, why, ..View::default() };
+            self.views.insert(instance, view);
+        }
+        for mission in &snapshot.missions {
+            let Some(started) = &mission.started else { continue };
+            let completed = mission.completed.clone().map(|c| (c, None));
+            self.missions.push_back(MissionFacts { started: started.clone(), sequence: 0, seen: now.mono, completed });
+        }
+    }
+
     pub(super) fn apply(&mut self, sequence: u64, event: &v1::Event, now: Now) {
         if sequence <= self.applied {
             return;
@@ -188,12 +220,13 @@ impl Facts {
             Fact::DesiredChanged(desired) => {
                 if let Some(instance) = instance {
                     self.note_generation(&instance, desired.generation);
-                    if self.desired.get(&instance).is_none_or(|d| d.generation <= desired.generation) {
-                        self.desired.insert(instance, desired.clone());
+                    if self.desired.get(&instance).is_none_or(|(_, d)| d.generation <= desired.generation) {
+                        self.desired.insert(instance, (event.id.clone(), desired.clone()));
                     }
                 }
             }
             Fact::MissionStarted(started) => {
+                self.missions.retain(|m| m.started.mission_id != started.mission_id);
                 self.missions.push_back(MissionFacts { started: started.clone(), sequence, seen: now.mono, completed: None });
                 if self.missions.len() > MISSIONS_MAX {
                     self.missions.pop_front();
@@ -316,7 +349,12 @@ impl Facts {
     /// What was told last of what is desired of an instance.
     #[must_use]
     pub fn told_desired(&self, instance: &Instance) -> Option<&v1::DesiredChanged> {
-        self.desired.get(instance)
+        self.desired.get(instance).map(|(_, desired)| desired).or_else(|| self.seeded.get(instance))
+    }
+
+    /// Id of the event that told it; `None`: it is known by the snapshot alone.
+    pub(super) fn told_desired_by(&self, instance: &Instance) -> Option<&str> {
+        self.desired.get(instance).map(|(id, _)| id.as_str())
     }
 
     /// Missions, oldest first.

@@ -10,7 +10,7 @@ use razar_bus_schema::{
 
 use super::{
     CommandFacts, Now, Record, State,
-    commands::is_target,
+    commands::{ended_by, is_target},
     events::{command_event_id, fact_id},
     reconcile::stopped_by_hand,
 };
@@ -154,7 +154,8 @@ impl State {
 
     /// The command that the plan settled last, if nothing is told of it and it is not waiting here.
     fn untold_settled(&self) -> Option<&str> {
-        let last = self.plan()?.settled_command_ids.last()?;
+        let plan = self.plan()?;
+        let last = plan.settled_command_ids.last().filter(|last| !ended_by(plan, last))?;
         let waits = self.pending.iter().any(|p| p.id == *last);
         (!waits && !self.is_taken(last) && !self.facts.is_told(&command_event_id(last, false))).then_some(last.as_str())
     }

@@ -10,8 +10,8 @@ use razar_bus_schema::{
 };
 
 use super::{
-    Action, INSTANCES_MAX, Now, RECORD_SETTLED_MAX, Record, State,
-    events::{DOWN, LEFT_PLAN, desired_id, mission_trace},
+    Action, INSTANCES_MAX, NodeView, Now, RECORD_SETTLED_MAX, Record, State,
+    events::{DOWN, LEFT_PLAN, desired_changed, desired_id, mission_trace},
 };
 use crate::blueprint::{Blueprint, Part};
 
@@ -41,9 +41,26 @@ impl State {
         (!writes.is_empty() && !untold).then_some(Action::WriteDesired(writes))
     }
 
+    /// Whether the event that tells of a record is in EVENTS: by its id, or, where EVENTS no longer keeps it, by the snapshot's word.
     pub(super) fn is_told(&self, record: &Record) -> bool {
         let id = &record.intent.told_by_event_id;
-        id.is_empty() || self.facts.is_told(id)
+        id.is_empty() || self.facts.is_told(id) || self.was_told(record).unwrap_or(false)
+    }
+
+    fn was_told(&self, record: &Record) -> Option<bool> {
+        let desired = record.desired()?;
+        let instance = desired.instance.as_ref().and_then(|i| Instance::try_from(i).ok())?;
+        if let Some(id) = self.facts.told_desired_by(&instance) {
+            return Some(id == record.intent.told_by_event_id);
+        }
+        let told = self.facts.told_desired(&instance).filter(|told| told.generation == desired.generation)?;
+        Some(*told == desired_changed(desired, desired.spec.as_ref()?, record.intent.reason.as_ref()))
+    }
+
+    /// Whether a node has told what it holds for this bucket: it said so, or it was written to in this journal before.
+    fn has_told(&self, name: &str, node: &NodeView) -> bool {
+        let written = |d: &v1::Desired| d.node == name && d.node_epoch == node.epoch;
+        node.inventory_of.as_ref() == Some(&self.bucket_epoch) || self.records.values().filter_map(Record::desired).any(written)
     }
 
     /// Every record that differs from the plan, in order of rank, what stops last.
@@ -180,7 +197,7 @@ impl State {
                 None => return Some(stay),
                 Some(node) if node.lost => return Some(stay),
                 Some(node) if fits(&record.node) => {
-                    if node.epoch == record.node_epoch || node.inventory_of.as_ref() != Some(&self.bucket_epoch) {
+                    if node.epoch == record.node_epoch || !self.has_told(&record.node, node) {
                         return Some(stay);
                     }
                     let why = "its node has a new journal".to_owned();
@@ -189,11 +206,7 @@ impl State {
                 Some(_) => {}
             }
         }
-        let usable = self
-            .facts
-            .nodes()
-            .iter()
-            .filter(|(name, node)| !node.lost && node.inventory_of.as_ref() == Some(&self.bucket_epoch) && fits(name));
+        let usable = self.facts.nodes().iter().filter(|(name, node)| !node.lost && self.has_told(name, node) && fits(name));
         let (name, node) = usable.min_by_key(|(name, _)| (load.get(*name).copied().unwrap_or(0), (*name).clone()))?;
         *load.entry(name.clone()).or_default() += 1;
         let why = if self.facts.nodes().len() == 1 { "the only node" } else { "the least loaded node that will do" };

@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) dies_after: Option<usize>,
     /// EVENTS takes nothing that the orchestrator publishes.
     pub(crate) deaf: bool,
+    /// The registry's snapshot.
+    pub(crate) snapshot: v1::Observed,
     pub(crate) deaths: usize,
     pub(crate) batches: usize,
     state: State,
@@ -105,6 +107,7 @@ impl World {
             slow: BTreeSet::new(),
             dies_after: None,
             deaf: false,
+            snapshot: v1::Observed::default(),
             deaths: 0,
             batches: 0,
             state: State::new(Identity::default()),
@@ -284,6 +287,7 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.state = State::new(Identity { mesh: "razar".to_owned(), replica: format!("r{}", self.deaths) });
         self.cursor = 0;
+        self.state.apply_snapshot(&self.snapshot, self.now);
         self.read();
         self.redeliver();
     }
