@@ -81,6 +81,9 @@ pub struct Inst {
     pub reason: String,
     /// Newest incarnation.
     pub incarnation: Incarnation,
+    /// Highest incarnation that may have been used, at or above the newest: numbers are skipped after an unclean end, and a newer
+    /// generation may be remembered before the life that it replaces has ended.
+    pub used: Incarnation,
     /// Its process while one lives.
     pub process: Option<v1::ProcessIdentity>,
     /// Specification that the newest incarnation was started with.
@@ -160,6 +163,7 @@ impl Inst {
             since: now,
             reason: "known, not yet wanted".to_owned(),
             incarnation: Incarnation::default(),
+            used: Incarnation::default(),
             process: None,
             started_spec: None,
             started_hash: String::new(),

@@ -34,6 +34,7 @@ impl Node {
             let mut inst = Inst::new(id.clone(), now.mono);
             inst.generation = memory.generation;
             inst.incarnation = Incarnation::new(memory.generation, memory.start);
+            inst.used = inst.incarnation;
             inst.state = settled_state(memory.state());
             inst.fence = Place { epoch: memory.bucket_epoch.clone(), revision: memory.revision };
             inst.budget.short_lives = memory.short_lives;
@@ -72,10 +73,15 @@ impl Node {
         let id = Instance::try_from(planned.instance.as_ref()?).ok()?;
         let incarnation = Incarnation::from(planned.incarnation.as_ref()?);
         let inst = self.instances.entry(id.clone()).or_insert_with(|| Inst::new(id.clone(), now.mono));
+        if inst.process.is_some() && inst.incarnation > incarnation {
+            return None;
+        }
         let memory = inst.remembered.clone().unwrap_or_default();
         let same = inst.wanted.as_ref().filter(|w| w.desired.spec_hash == planned.spec_hash);
         let spec = same.map(|w| w.spec.clone()).or_else(|| inst.wanted.as_ref().map(|w| w.spec.clone()));
-        inst.incarnation = inst.incarnation.max(incarnation);
+        // What was found bears the number that it was started with, however far the numbers have gone on since.
+        inst.incarnation = incarnation;
+        inst.used = inst.used.max(incarnation);
         inst.generation = inst.generation.max(incarnation.generation);
         inst.process = process;
         inst.started_hash.clone_from(&planned.spec_hash);
@@ -135,10 +141,11 @@ fn memory_of(inst: &Inst, now: Now) -> v1::InstanceMemory {
         let same = old_restarts.iter().find(|o| monotonic(o, now).abs_diff(*at) < SAME);
         keep(*at, same)
     });
+    let used = inst.used.max(inst.incarnation);
     v1::InstanceMemory {
         instance: Some((&inst.id).into()),
         generation: inst.generation,
-        start: if inst.incarnation.generation == inst.generation { inst.incarnation.start } else { 0 },
+        start: if used.generation == inst.generation { used.start } else { 0 },
         state: inst.state.into(),
         restarts: restarts.collect(),
         short_lives: inst.budget.short_lives,

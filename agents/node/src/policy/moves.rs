@@ -381,9 +381,10 @@ impl Node {
         let Some(inst) = self.instances.get_mut(id) else { return };
         let Some(wanted) = inst.wanted.clone() else { return };
         let local = matches!(inst.state, State::Exited | State::Backoff);
-        let generation = wanted.desired.generation;
-        let start = if generation > inst.incarnation.generation { self.config.start_floor + 1 } else { inst.incarnation.start + 1 };
-        inst.incarnation = Incarnation::new(generation.max(inst.incarnation.generation), start);
+        let (generation, used) = (wanted.desired.generation, inst.used.max(inst.incarnation));
+        let start = if generation > used.generation { self.config.start_floor + 1 } else { used.start + 1 };
+        inst.incarnation = Incarnation::new(generation.max(used.generation), start);
+        inst.used = inst.incarnation;
         if local {
             inst.budget.spend(now.mono);
         } else {

@@ -191,3 +191,30 @@ fn why_marks_the_rule_that_won() {
     assert_eq!(won, [(4, "wait", "db is starting, must be ready")]);
     b.input(Input::View(ViewChange::Settled));
 }
+
+#[test]
+fn what_is_adopted_keeps_its_number_while_a_newer_generation_waits_for_its_end() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.desire(&desired(&component("api", &[]), 2, 1));
+    b.settle();
+    assert_eq!(b.state("api"), State::Stopping);
+    b.take();
+    b.restart_agent(&[]);
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Stopping, "1.1"));
+    b.exit("api", 0);
+    assert!(b.take().contains(&"spawn api@2.1".to_owned()));
+}
+
+#[test]
+fn after_a_power_cut_what_ran_is_told_dead_and_numbers_go_on_a_block_further() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.take();
+    for memory in b.memories.values_mut() {
+        memory.start += 1024;
+    }
+    b.restart_agent(&[("api", 1)]);
+    let log = b.take();
+    assert!(log.contains(&"component_exited api@1.1".to_owned()) && log.contains(&"spawn api@1.1026".to_owned()), "{log:?}");
+}
