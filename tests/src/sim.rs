@@ -1,0 +1,27 @@
+//! The mesh in one thread, from a seed: the policies of node, orchestrator and registry as they are, around them a simulated bus, two
+//! clocks per machine, disks, processes, and an operator, all of which fail as the fault catalogue says. After every step the
+//! invariants of the reliability contract are asserted by an oracle that shares no code with the policies.
+//! No IO, no threads, no real time: the same seed gives the same story, line by line.
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a simulation is a test: it may fail loudly"
+)]
+
+pub mod bus;
+pub mod calm;
+pub mod checks;
+pub mod disk;
+pub mod faults;
+pub mod host;
+pub mod operator;
+pub mod oracle;
+pub mod process;
+pub mod random;
+pub mod replica;
+pub mod run;
+pub mod stack;
+pub mod story;
+pub mod world;

@@ -1,0 +1,285 @@
+//! What must never happen, asked after every step: the invariants of the reliability contract, with the oracle's help.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use prost::Message as _;
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, InstanceState as State, RunMode, event::Fact, intent::Want},
+};
+use razar_node::policy::{Action, Spawn};
+use razar_orchestrator::policy::PENDING_MAX;
+use razar_registry::projection::Projection;
+
+use super::world::World;
+
+/// Something that must never have happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Invariant.
+    pub invariant: String,
+    /// What happened.
+    pub text: String,
+}
+
+/// What is remembered for the invariants over the whole mesh.
+#[derive(Debug, Default)]
+pub struct Checks {
+    /// The first violation.
+    pub violation: Option<Violation>,
+    /// Words told of each command: first words, last words, in this epoch of EVENTS.
+    words: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>,
+    /// Commands that took effect on an instance's record, in this epoch of the bucket.
+    settled: BTreeSet<(String, String)>,
+    /// Commands that took effect in the plan.
+    pub settled_in_plan: BTreeSet<String>,
+    /// Receipts by command.
+    pub receipts: BTreeMap<String, Vec<v1::Receipt>>,
+    events_epoch: u64,
+    /// Starts made in all.
+    pub starts: u64,
+    /// Kills for silence.
+    pub kills: u64,
+}
+
+impl Checks {
+    /// The bucket of intents was made anew.
+    pub fn intents_recreated(&mut self) {
+        self.settled.clear();
+    }
+}
+
+impl World {
+    /// Notes the first violation.
+    pub fn violated(&mut self, invariant: &str, text: String) {
+        if self.checks.violation.is_none() {
+            self.say("CHECK", format_args!("{invariant}: {text}"));
+            self.checks.violation = Some(Violation { invariant: invariant.to_owned(), text });
+        }
+    }
+
+    /// After every step: queues are bounded.
+    pub(super) fn check_step(&mut self) {
+        let over = self.replicas.iter().any(|r| r.state.waiting_commands() > PENDING_MAX);
+        if over {
+            self.violated("I16", "more commands wait than the bound allows".to_owned());
+        }
+    }
+
+    /// What a node is about to do, against the states that it was in.
+    pub(super) fn check_decision(&mut self, h: usize, before: &[State], actions: &[Action]) {
+        let now = self.now;
+        let host = &mut self.hosts[h];
+        let Some(agent) = &host.agent else { return };
+        let (node, oracle) = (&agent.node, &mut host.oracle);
+        let mut wrong: Option<(&str, String)> = None;
+        for (inst, was) in node.instances().zip(before.iter().copied()) {
+            let spawned = actions.iter().any(|a| matches!(a, Action::Spawn(s) if s.instance == inst.id));
+            let newer = oracle.desired(&inst.id).map_or(0, |d| d.generation) > oracle.last.get(&inst.id).map_or(0, |l| l.incarnation.generation);
+            let replaced = oracle.replaces(&inst.id);
+            let spec = oracle.desired(&inst.id).and_then(|d| d.spec.clone()).unwrap_or_default();
+            let lost = !inst.lives() && !oracle.unmet(node, &inst.id, &spec).is_empty();
+            if spawned && matches!(was, State::Exited | State::Backoff) && !newer && !replaced {
+                wrong = wrong.or(oracle.restarts_locally(&inst.id, now).map(|why| ("I7", why)));
+            }
+            if was == State::Failed && (spawned || inst.state == State::Waiting) && !newer && !replaced && !lost {
+                let text = format!("{} leaves failed for {:?} without a cause", inst.id, inst.state);
+                wrong = wrong.or(Some(("failed", text)));
+            }
+            let put_down = matches!(inst.state, State::Stopped | State::Quarantined);
+            if lost || put_down || (newer && !inst.lives()) {
+                oracle.forgive(&inst.id);
+            }
+        }
+        if let Some((invariant, text)) = wrong {
+            self.violated(invariant, text);
+        }
+    }
+
+    /// A start.
+    pub(super) fn check_spawn(&mut self, h: usize, spawn: &Spawn) {
+        self.checks.starts += 1;
+        let wrong = self.spawn_fault(h, spawn);
+        if let Some((invariant, text)) = wrong {
+            self.violated(invariant, format!("start of {}@{}: {text}", spawn.instance, spawn.incarnation));
+        }
+    }
+
+    fn spawn_fault(&self, h: usize, spawn: &Spawn) -> Option<(&'static str, String)> {
+        let (host, id, life) = (&self.hosts[h], &spawn.instance, spawn.incarnation);
+        let oracle = &host.oracle;
+        let Some(desired) = oracle.desired(id) else { return Some(("I13", "no record asks for it".to_owned())) };
+        if desired.node != host.name || desired.node_epoch != host.journal.disk.epoch {
+            return Some(("epoch", format!("its record names {} {}", desired.node, desired.node_epoch)));
+        }
+        if desired.generation != life.generation {
+            return Some(("I4", format!("its record is of generation {}", desired.generation)));
+        }
+        if desired.mode() != RunMode::Run {
+            return Some(("I13", format!("its record says {:?}", desired.mode())));
+        }
+        if oracle.isolated(id) {
+            return Some(("quarantine", "it is quarantined".to_owned()));
+        }
+        if let Some(other) = host.procs_of(id).next() {
+            return Some(("I3", format!("{} lives", other.incarnation)));
+        }
+        let twin = self.hosts.iter().flat_map(|o| o.procs_of(id)).find(|p| p.incarnation.generation == life.generation);
+        if let Some(twin) = twin {
+            return Some(("I3", format!("{} of the same generation lives elsewhere", twin.incarnation)));
+        }
+        if let Some(last) = oracle.last.get(id).filter(|l| l.incarnation >= life) {
+            return Some(("identity", format!("{} was used before", last.incarnation)));
+        }
+        let node = &host.agent.as_ref()?.node;
+        let unmet = oracle.unmet(node, id, &spawn.spec);
+        if !unmet.is_empty() {
+            return Some(("gate", format!("conditions of {unmet:?} do not hold")));
+        }
+        for dependency in &spawn.spec.depends_on {
+            let holding = node.instances().filter(|i| i.id.component == dependency.component).find_map(|i| {
+                let (order, received) = oracle.order(&i.id)?;
+                let hold = order.hold_dependents.as_ref().map(razar_bus_schema::time::std_duration)?;
+                (!order.ended && received + hold > self.now + Duration::from_millis(1)).then(|| i.id.clone())
+            });
+            if let Some(holding) = holding {
+                return Some(("hold", format!("held while {holding} recovers")));
+            }
+        }
+        let memory = host.journal.disk.memories.get(id);
+        let done = memory.is_some_and(|m| {
+            m.completed_spec_hash == desired.spec_hash && !(desired.fresh && m.completed_generation < desired.generation)
+        });
+        (spawn.spec.one_shot && done).then(|| ("one-shot", "it ran already with this specification".to_owned()))
+    }
+
+    /// The polite signal.
+    pub(super) fn check_signal(&mut self, h: usize, id: &Instance, life: Incarnation) {
+        let now = self.now;
+        if let Some(why) = self.hosts[h].oracle.signals(id, life, now) {
+            let mono = self.clocks(h).mono;
+            let node = self.hosts[h].agent.as_ref().map(|a| &a.node);
+            let inst = node.and_then(|n| n.instance(id)).map(|i| (i.reason.clone(), i.dependencies.clone(), node.map(|n| n.verdict(i, mono))));
+            self.violated("I13", format!("{why}; the node says {inst:?}"));
+        }
+    }
+
+    /// SIGKILL.
+    pub(super) fn check_kill(&mut self, h: usize, id: &Instance, life: Incarnation) {
+        self.checks.kills += 1;
+        if let Some(why) = self.hosts[h].oracle.kills(id, life, self.now) {
+            self.violated("I10", why);
+        }
+    }
+
+    /// An event is stored for the first time within the window.
+    pub(super) fn stored(&mut self, event: &v1::Event) {
+        if self.checks.events_epoch != self.broker.events.epoch {
+            self.checks.events_epoch = self.broker.events.epoch;
+            self.checks.words.clear();
+        }
+        match &event.fact {
+            Some(Fact::OperatorCommand(told)) => {
+                let (first, last) = self.checks.words.entry(told.command_id.clone()).or_default();
+                let terminal = matches!(told.result.as_str(), "done" | "failed");
+                (if terminal { &mut *last } else { &mut *first }).insert(told.result.clone());
+                let contradicts = first.len() > 1 || last.len() > 1 || (first.contains("refused") && !last.is_empty());
+                if contradicts {
+                    let text = format!("command {} is told {first:?} and {last:?}", told.command_id);
+                    self.violated("I2", text);
+                }
+            }
+            Some(Fact::ComponentFailed(_) | Fact::ComponentReady(_) | Fact::ComponentExited(_)) => self.ladder_sees(event),
+            _ => {}
+        }
+    }
+
+    /// A record of what is desired is about to be overwritten, or written first.
+    pub(super) fn check_desired_write(&mut self, id: &Instance, intent: &v1::Intent) {
+        let generation = |i: &v1::Intent| match &i.want {
+            Some(Want::Desired(d)) => d.generation,
+            _ => 0,
+        };
+        let key = format!("desired.{}", id.key());
+        let old = self.broker.intents.entries.get(&key).and_then(|(_, i)| i.clone());
+        if let Some(old) = &old {
+            if generation(intent) < generation(old) {
+                self.violated("I4", format!("the generation of {id} falls from {} to {}", generation(old), generation(intent)));
+            }
+            if !old.told_by_event_id.is_empty() && !self.broker.ever_stored.contains(&old.told_by_event_id) {
+                self.violated("told", format!("the record of {id} is overwritten before it was told of"));
+            }
+        }
+        let before = old.map(|o| o.settled_command_ids.clone()).unwrap_or_default();
+        for command in intent.settled_command_ids.iter().filter(|c| !before.contains(c)) {
+            if !self.checks.settled.insert((id.to_string(), command.clone())) {
+                self.violated("I2", format!("command {command} took effect on {id} twice"));
+            }
+        }
+    }
+
+    /// A receipt is on its way to its sender.
+    pub(super) fn check_receipt(&mut self, receipt: &v1::Receipt) {
+        let told = self.broker.events.stored.iter().any(|s| {
+            matches!(&s.event.fact, Some(Fact::OperatorCommand(c)) if c.command_id == receipt.command_id)
+        });
+        if !told && !self.faults.had(super::faults::Fault::EventsLost) {
+            self.violated("ack", format!("command {} is answered before it is told of", receipt.command_id));
+        }
+        let others = self.checks.receipts.entry(receipt.command_id.clone()).or_default();
+        if others.iter().any(|o| o.accepted != receipt.accepted) && !self.faults.had(super::faults::Fault::EventsLost) {
+            self.violated("I2", format!("command {} is accepted and refused", receipt.command_id));
+            return;
+        }
+        others.push(receipt.clone());
+    }
+
+    /// Every registry's projection is what a fold from the beginning gives; copies of events make no difference.
+    pub fn check_projections(&mut self) {
+        let epoch = format!("events-{}", self.broker.events.epoch);
+        let (mut whole, mut once) = (Projection::new(&epoch), Projection::new(&epoch));
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        for stored in &self.broker.events.stored {
+            let _ = whole.apply(stored.sequence, &stored.event);
+            if seen.insert(&stored.event.id) {
+                let _ = once.apply(stored.sequence, &stored.event);
+            } else {
+                once.dead_letter(stored.sequence);
+            }
+        }
+        let mut once = once.observed();
+        once.dead_letters = 0;
+        let bytes = whole.observed().encode_to_vec();
+        if bytes != once.encode_to_vec() {
+            let text = format!("copies of events change the projection: {}", difference(&whole.observed(), &once));
+            self.violated("I1", text);
+            return;
+        }
+        for r in 0..self.registries.len() {
+            let registry = &self.registries[r];
+            let current = registry.alive && registry.projection.applied_sequence() == self.broker.events.head();
+            if current && registry.projection.stream_epoch() == epoch && registry.projection.observed().encode_to_vec() != bytes {
+                let text = format!("registry {r} differs from a fold anew: {}", difference(&registry.projection.observed(), &whole.observed()));
+                self.violated("projection", text);
+                return;
+            }
+        }
+    }
+}
+
+fn difference(a: &v1::Observed, b: &v1::Observed) -> String {
+    for (x, y) in a.components.iter().zip(&b.components) {
+        if x != y {
+            return format!("{x:?}\n  {y:?}");
+        }
+    }
+    for (x, y) in a.nodes.iter().zip(&b.nodes) {
+        if x != y {
+            return format!("{x:?}\n  {y:?}");
+        }
+    }
+    format!("{} {} components, {} {} unknown", a.components.len(), b.components.len(), a.unknown_events, b.unknown_events)
+}

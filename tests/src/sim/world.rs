@@ -1,0 +1,306 @@
+//! The world: everything in it, its one queue of happenings in order of time, and the loop that lets them happen one by one.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use razar_node::policy::Input;
+use razar_orchestrator::policy::{Action, Outcome, Pending};
+
+use super::{
+    bus::{Broker, Client},
+    checks::Checks,
+    faults::Faults,
+    host::{Host, ProbeAsked, Step},
+    operator::Operator,
+    random::Rng,
+    replica::{Registry, Replica},
+    stack::Stacks,
+    story::Story,
+};
+
+/// The wall clock at the beginning, seconds since 1970.
+pub const WALL_AT_START_SECONDS: u64 = 1_800_000_000;
+
+/// Something that happens at an instant.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Happening {
+    Strike,
+    BrokerUp,
+    LineMended(Client),
+    Connect(Client),
+    Feed(Client, u64),
+    AgentStarts(usize),
+    NodeTimer(usize, u64),
+    NodeInput(usize, u64, Box<Input>),
+    NodeBuries(usize),
+    ProbeEnds(usize, u64, Box<ProbeAsked>),
+    ProcStep(usize, u32, Step),
+    OutboxSends(usize, u64),
+    OutboxArrives(usize, u64, u64, Vec<Arc<razar_bus_schema::v1::Event>>),
+    OutboxReply(usize, u64, u64, bool),
+    ReplicaStarts(usize),
+    ReplicaLease(usize, u64),
+    ReplicaTurn(usize, u64),
+    ReplicaSends(usize, u64, Box<Action>),
+    ReplicaReply(usize, u64, Box<Outcome>),
+    CommandsDue,
+    CommandArrives(usize, u64, Box<Pending>),
+    RegistryStarts(usize),
+    OperatorActs,
+    LadderActs(razar_bus_schema::ids::Instance),
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    /// The seed.
+    pub seed: u64,
+    /// True time since the beginning.
+    pub now: Duration,
+    /// Steps so far.
+    pub steps: u64,
+    /// Which faults there are.
+    pub faults: Faults,
+    /// The story so far.
+    pub story: Story,
+    /// The broker.
+    pub broker: Broker,
+    /// Machines.
+    pub hosts: Vec<Host>,
+    /// Replicas of the orchestrator.
+    pub replicas: Vec<Replica>,
+    /// Replicas of the registry.
+    pub registries: Vec<Registry>,
+    /// The operator.
+    pub operator: Operator,
+    /// What may be put in force.
+    pub stacks: Stacks,
+    /// What must never happen.
+    pub checks: Checks,
+    /// Randomness of the faults.
+    pub chaos: Rng,
+    /// Randomness of the lines.
+    pub net: Rng,
+    /// Randomness of the processes.
+    pub luck: Rng,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    numbers: u64,
+}
+
+impl World {
+    /// The world of a seed at its beginning.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::of(seed, "world");
+        let count = *rng.pick(&[1, 1, 1, 2, 3]);
+        let names: Vec<String> = ["a", "b", "c"].iter().take(count).map(|n| (*n).to_owned()).collect();
+        let stacks = Stacks::random(&mut Rng::of(seed, "stack"), &names);
+        let mut world = Self {
+            seed,
+            now: Duration::ZERO,
+            steps: 0,
+            faults: Faults::random(&mut Rng::of(seed, "faults")),
+            story: Story::default(),
+            broker: Broker::default(),
+            hosts: names.iter().map(|name| Host::new(name)).collect(),
+            replicas: (0..2).map(Replica::new).collect(),
+            registries: (0..2).map(|_| Registry::default()).collect(),
+            operator: Operator::new(seed),
+            stacks,
+            checks: Checks::default(),
+            chaos: Rng::of(seed, "chaos"),
+            net: Rng::of(seed, "net"),
+            luck: Rng::of(seed, "luck"),
+            queue: BTreeMap::new(),
+            numbers: 0,
+        };
+        for h in 0..world.hosts.len() {
+            world.broker.links.insert(Client::Host(h), Default::default());
+            world.later(Duration::from_millis(1), Happening::AgentStarts(h));
+        }
+        for r in 0..world.replicas.len() {
+            world.broker.links.insert(Client::Replica(r), Default::default());
+            world.later(Duration::from_millis(2), Happening::ReplicaStarts(r));
+        }
+        for r in 0..world.registries.len() {
+            world.broker.links.insert(Client::Registry(r), Default::default());
+            world.later(Duration::from_millis(2), Happening::RegistryStarts(r));
+        }
+        world.later(Duration::from_millis(50), Happening::OperatorActs);
+        world.later(Duration::from_secs(3), Happening::Strike);
+        world
+    }
+
+    /// A line of the story.
+    pub fn say(&mut self, who: &str, what: fmt::Arguments<'_>) {
+        self.story.tell(self.now, format_args!("{who}"), what);
+    }
+
+    /// A number that was not given before.
+    pub fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    /// Lets this happen after `wait`.
+    pub fn later(&mut self, wait: Duration, happening: Happening) {
+        self.at(self.now + wait, happening);
+    }
+
+    /// Lets this happen at `at`.
+    pub fn at(&mut self, at: Duration, happening: Happening) {
+        let number = self.number();
+        self.queue.insert((at.max(self.now), number), happening);
+    }
+
+    /// The wall clock of a machine whose clock is wrong by `skew` seconds.
+    #[must_use]
+    pub fn wall(&self, skew: i64) -> SystemTime {
+        let seconds = WALL_AT_START_SECONDS.saturating_add_signed(skew);
+        UNIX_EPOCH + Duration::from_secs(seconds) + self.now
+    }
+
+    /// How long a message takes.
+    pub fn latency(&mut self) -> Duration {
+        if self.faults.on(super::faults::Fault::SlowLine) && self.net.per_mille(20) {
+            return self.net.millis(100, 3_000);
+        }
+        self.net.span(Duration::from_micros(80), Duration::from_millis(3))
+    }
+
+    /// Everything until `end` happens, or until something must never have happened.
+    pub fn run_until(&mut self, end: Duration, steps_max: u64) {
+        while self.checks.violation.is_none() && self.steps < steps_max {
+            let Some(entry) = self.queue.first_entry() else { break };
+            if entry.key().0 > end {
+                break;
+            }
+            let ((at, _), happening) = entry.remove_entry();
+            self.now = at;
+            self.steps += 1;
+            self.happen(happening);
+            self.check_step();
+        }
+        if self.checks.violation.is_none() {
+            self.now = self.now.max(end);
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Strike => self.strike(),
+            Happening::BrokerUp => self.broker_up(),
+            Happening::LineMended(client) => self.line_mended(client),
+            Happening::Connect(client) => self.connect(client),
+            Happening::Feed(client, connection) => self.feed(client, connection),
+            Happening::AgentStarts(h) => self.start_agent(h),
+            Happening::NodeTimer(h, life) => self.node_timer(h, life),
+            Happening::NodeInput(h, life, input) => self.node_input(h, life, input),
+            Happening::NodeBuries(h) => self.bury(h),
+            Happening::ProbeEnds(h, life, asked) => self.probe_ends(h, life, asked),
+            Happening::ProcStep(h, pid, step) => self.proc_step(h, pid, step),
+            Happening::OutboxSends(h, life) => self.outbox_sends(h, life),
+            Happening::OutboxArrives(h, life, request, events) => self.outbox_arrives(h, life, request, events),
+            Happening::OutboxReply(h, life, request, stored) => self.outbox_reply(h, life, request, stored),
+            Happening::ReplicaStarts(r) => self.start_replica(r),
+            Happening::ReplicaLease(r, life) => self.replica_lease(r, life),
+            Happening::ReplicaTurn(r, life) => self.replica_turn(r, life),
+            Happening::ReplicaSends(r, life, action) => self.replica_arrives(r, life, *action),
+            Happening::ReplicaReply(r, life, outcome) => self.replica_reply(r, life, *outcome),
+            Happening::CommandsDue => self.commands_due(),
+            Happening::CommandArrives(r, life, pending) => self.command_arrives(r, life, *pending),
+            Happening::RegistryStarts(r) => self.start_registry(r),
+            Happening::OperatorActs => self.operator_acts(),
+            Happening::LadderActs(instance) => self.ladder_acts(&instance),
+        }
+    }
+
+    fn broker_up(&mut self) {
+        if !self.broker.up {
+            self.say("bus", format_args!("broker up"));
+            self.broker.up = true;
+            let clients: Vec<Client> = self.broker.links.keys().copied().collect();
+            clients.into_iter().for_each(|client| self.reconnect_soon(client));
+        }
+    }
+
+    fn line_mended(&mut self, client: Client) {
+        self.broker.links.entry(client).or_default().cut = false;
+        self.reconnect_soon(client);
+    }
+
+    /// Connects a client again in a while.
+    pub fn reconnect_soon(&mut self, client: Client) {
+        let wait = self.net.millis(1, 2_000);
+        self.later(wait, Happening::Connect(client));
+    }
+
+    fn connect(&mut self, client: Client) {
+        let lives = match client {
+            Client::Host(h) => self.hosts[h].agent.is_some(),
+            Client::Replica(r) => self.replicas[r].alive,
+            Client::Registry(r) => self.registries[r].alive,
+        };
+        if !lives || !self.broker.up || self.broker.links.get(&client).is_some_and(|l| l.cut) {
+            return;
+        }
+        self.broker.connect(client);
+        self.feed_soon(client);
+        match client {
+            Client::Host(h) => {
+                let life = self.hosts[h].lives;
+                self.later(Duration::from_micros(500), Happening::OutboxSends(h, life));
+            }
+            Client::Replica(r) => self.replica_connected(r),
+            Client::Registry(_) => {}
+        }
+    }
+
+    /// What is stored reaches a client in a moment.
+    pub fn feed_soon(&mut self, client: Client) {
+        let Some(link) = self.broker.links.get_mut(&client).filter(|l| l.connected && !l.feeding) else { return };
+        link.feeding = true;
+        let connection = link.connection;
+        let wait = self.latency();
+        self.later(wait, Happening::Feed(client, connection));
+    }
+
+    /// What is stored reaches everybody in a moment.
+    pub fn feed_all(&mut self) {
+        let clients: Vec<Client> = self.broker.links.keys().copied().collect();
+        clients.into_iter().for_each(|client| self.feed_soon(client));
+    }
+
+    fn feed(&mut self, client: Client, connection: u64) {
+        if self.broker.links.get(&client).is_none_or(|l| !l.connected || l.connection != connection) {
+            return;
+        }
+        if let Some(until) = self.paused(client) {
+            self.at(until, Happening::Feed(client, connection));
+            return;
+        }
+        self.broker.links.entry(client).or_default().feeding = false;
+        let more = match client {
+            Client::Host(h) => self.feed_host(h),
+            Client::Replica(r) => self.feed_replica(r),
+            Client::Registry(r) => self.feed_registry(r),
+        };
+        if more {
+            self.feed_soon(client);
+        }
+    }
+
+    fn paused(&self, client: Client) -> Option<Duration> {
+        let until = match client {
+            Client::Host(h) => self.hosts[h].paused_until,
+            Client::Replica(r) => self.replicas[r].paused_until,
+            Client::Registry(_) => None,
+        };
+        until.filter(|until| *until > self.now)
+    }
+}

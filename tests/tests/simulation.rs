@@ -1,0 +1,55 @@
+//! The mesh from many seeds: whatever fails, the invariants hold, and once faults cease everything settles.
+//! `RAZAR_SIM_SEEDS` says how many (1,000), `RAZAR_SIM_FROM` from which on, `RAZAR_SIM_SEED` which single one, with its story.
+
+use std::time::Instant;
+
+use razar_tests::sim::run::{self, Plan};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// Seeds that have failed before, a line each: `seed  # what it showed`.
+fn regressions() -> Vec<u64> {
+    let text = include_str!("../seeds/simulation.txt");
+    let seeds = text.lines().map(|line| line.split('#').next().unwrap_or("").trim()).filter(|line| !line.is_empty());
+    seeds.map(|seed| seed.parse().unwrap_or_else(|_| panic!("seeds/simulation.txt: {seed} is no seed"))).collect()
+}
+
+#[test]
+fn whatever_fails_the_invariants_hold_and_it_settles() {
+    if let Some(seed) = number("RAZAR_SIM_SEED") {
+        let outcome = run::run(seed, &Plan::default());
+        println!("{}", outcome.story);
+        println!("seed {seed}: {} steps, {:?}, faults {:?} for {:?}", outcome.steps, outcome.lasted, outcome.faults, outcome.faulty);
+        assert!(outcome.violation.is_none(), "{}", run::report(seed));
+        return;
+    }
+    let began = Instant::now();
+    let from = number("RAZAR_SIM_FROM").unwrap_or(1);
+    let count = number("RAZAR_SIM_SEEDS").unwrap_or(1_000);
+    let mut seeds = regressions();
+    seeds.extend(from..from + count);
+    let summary = run::run_all(&seeds);
+    println!(
+        "{} seeds in {:.1?}: {} steps, {} starts, {} kills, {:.1} simulated hours",
+        summary.seeds,
+        began.elapsed(),
+        summary.steps,
+        summary.starts,
+        summary.kills,
+        summary.lasted.as_secs_f64() / 3600.0
+    );
+    let Some((seed, _)) = summary.failed.first() else { return };
+    let list: Vec<String> = summary.failed.iter().map(|(seed, v)| format!("  {seed}  {}: {}", v.invariant, v.text)).collect();
+    panic!("{}\nall that failed:\n{}", run::report(*seed), list.join("\n"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_story() {
+    for seed in [1, 7, 42, 1_000, 31_337] {
+        let (first, second) = (run::run(seed, &Plan::default()), run::run(seed, &Plan::default()));
+        assert_eq!((first.hash, first.steps), (second.hash, second.steps), "seed {seed}");
+        assert_ne!(first.hash, run::run(seed + 1, &Plan::default()).hash, "another seed, another story");
+    }
+}
