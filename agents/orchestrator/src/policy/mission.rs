@@ -67,7 +67,13 @@ impl State {
         if !settled && !late {
             return None;
         }
-        let standings = standings.unwrap_or_default();
+        let mut standings = standings.unwrap_or_default();
+        // Out of time: what waits for others is blocked, what was started and is not ready has failed.
+        for (name, standing) in &mut standings {
+            if *standing == Standing::Pending {
+                *standing = if self.waits(name) { Standing::Blocked } else { Standing::Failed };
+            }
+        }
         let names = |wanted: &[Standing]| -> Vec<String> {
             standings.iter().filter(|(_, s)| wanted.contains(s)).map(|(name, _)| name.clone()).collect()
         };
@@ -81,13 +87,19 @@ impl State {
             ready: names(&[Standing::Ready]),
             quarantined: names(&[Standing::Quarantined]),
             blocked: names(&[Standing::Blocked]),
-            failed: names(&[Standing::Failed, Standing::Pending]),
+            failed: names(&[Standing::Failed]),
             took,
             outcome: self.outcome(&standings, settled).to_owned(),
         };
         let text = format!("{}: {} ready, {} failed", completed.outcome, completed.ready.len(), completed.failed.len());
         let at = time::system_time(&ended_at);
         Some(self.mission_fact(&plan.mission_id, Fact::MissionCompleted(completed), ("mission", text), at))
+    }
+
+    /// Whether no replica of a component has been started.
+    fn waits(&self, component: &str) -> bool {
+        let mut replicas = self.records.keys().filter(|i| i.component == component);
+        replicas.all(|i| self.facts.view(i).is_none_or(|v| matches!(v.state, InstanceState::Unspecified | InstanceState::Waiting)))
     }
 
     fn outcome(&self, standings: &BTreeMap<String, Standing>, settled: bool) -> &'static str {

@@ -62,6 +62,7 @@ pub(crate) struct Node {
     pub(crate) held: BTreeMap<Instance, (u64, u64, bool)>,
     pub(crate) labels: Vec<(String, String)>,
     told_bucket: String,
+    blocked: BTreeMap<Instance, u64>,
 }
 
 pub(crate) struct World {
@@ -150,6 +151,7 @@ impl World {
             held: BTreeMap::new(),
             labels: Vec::new(),
             told_bucket: String::new(),
+            blocked: BTreeMap::new(),
         });
         let labels = node.labels.iter().map(|(k, v)| v1::NodeLabel { key: k.clone(), value: v.clone() }).collect();
         let joined = Fact::NodeJoined(v1::NodeJoined { node_epoch: epoch.to_owned(), labels, ..Default::default() });
@@ -236,6 +238,15 @@ impl World {
         if desired.generation == generation {
             return;
         }
+        let spec = desired.spec.as_ref().unwrap();
+        if let Some(unmet) = spec.depends_on.iter().find(|d| !self.is_met(node, &d.component)) {
+            if node.blocked.insert(instance.clone(), desired.generation) != Some(desired.generation) {
+                let by = vec![v1::Blocker { component: unmet.component.clone(), ..Default::default() }];
+                let blocked = Fact::ComponentBlocked(v1::ComponentBlocked { by });
+                self.tell(node, Some((&instance, Incarnation::new(desired.generation, 0))), blocked);
+            }
+            return;
+        }
         let incarnation = Incarnation::new(desired.generation, 1);
         let bad = self.bad.contains(&instance.component);
         node.held.insert(instance.clone(), (desired.generation, 1, !bad));
@@ -247,9 +258,15 @@ impl World {
         let fact = if bad {
             Fact::ComponentFailed(v1::ComponentFailed::default())
         } else {
-            Fact::ComponentReady(v1::ComponentReady { took, completed: desired.spec.as_ref().unwrap().one_shot, ..Default::default() })
+            Fact::ComponentReady(v1::ComponentReady { took, completed: spec.one_shot, ..Default::default() })
         };
         self.tell(node, Some((&instance, incarnation)), fact);
+    }
+
+    /// Whether a dependency is ready, on whatever node.
+    fn is_met(&self, node: &Node, component: &str) -> bool {
+        let lives = |n: &Node| n.held.iter().any(|(i, (_, _, lives))| i.component == component && *lives);
+        !self.slow.contains(component) && (lives(node) || self.nodes.iter().any(lives))
     }
 
     pub(crate) fn command(&mut self, id: &str, verb: &str, target: &str, command: v1::Command) {
@@ -332,6 +349,8 @@ impl World {
             self.tick(at.saturating_sub(self.now.mono) + Duration::from_millis(1));
             self.run();
         }
+        self.tick(end.saturating_sub(self.now.mono));
+        self.run();
     }
 
     /// One round of decisions. True if there was any.

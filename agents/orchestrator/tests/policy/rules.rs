@@ -1,0 +1,329 @@
+//! The rules that must hold whatever dies when, each by a test of its own. A test says which mutation of the policy it catches.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use razar_bus_schema::v1::{self, RunMode, event::Fact};
+
+use crate::{
+    THREE, booted,
+    world::{World, blueprint},
+};
+
+/// A successor could no longer say what a mission was to start once the records are written.
+/// Mutation caught: `differences` does not wait for the mission's beginning to be told.
+#[test]
+fn a_mission_is_told_before_its_records_are_written() {
+    let mut world = World::with_node();
+    let revision = world.store(&blueprint("demo", "", &THREE));
+    world.deaf = true;
+    world.apply("c1", "demo", &revision);
+    world.run();
+    assert_eq!(world.plan().stack_revision, revision);
+    assert!(world.intents.is_empty());
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.intents.len(), 3);
+}
+
+/// Rule: a command is settled in the record before it is acknowledged, and a redelivered one has no second effect (story 11).
+/// Mutation caught: `is_settled` answers false, or `raised` leaves the id out.
+#[test]
+fn a_redelivered_command_has_no_second_effect() {
+    // The holder dies after each possible number of effects; the command comes again to its successor.
+    for dies_after in 0..40 {
+        let mut world = booted(&THREE);
+        let before = world.generations();
+        world.dies_after = Some(dies_after);
+        world.command("c2", "restart", "api", v1::Command::default());
+        world.run();
+        world.redeliver();
+        world.run();
+        assert_eq!(world.desired("api").generation, before["api"] + 1, "died after {dies_after} effects");
+        assert_eq!(world.results("c2"), ["accepted", "done"], "died after {dies_after} effects");
+        assert!(world.receipt("c2").accepted);
+    }
+}
+
+/// The same where the record is told and the command is not, and EVENTS takes nothing: only the record knows of the command.
+/// Mutation caught: `next_command` does not ask `is_settled`.
+#[test]
+fn the_record_alone_is_enough_to_know_a_command() {
+    let mut world = booted(&THREE);
+    world.dies_after = Some(2);
+    world.command("c2", "restart", "api", v1::Command::default());
+    while world.deaths == 0 {
+        world.step();
+    }
+    assert_eq!(world.desired("api").generation, 2);
+    assert!(world.results("c2").is_empty());
+    world.deaf = true;
+    world.run_for(Duration::from_secs(1));
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.desired("api").generation, 2);
+    assert_eq!(world.results("c2"), ["accepted", "done"]);
+}
+
+/// As above, for a command that changes the plan, up to the end of its mission.
+#[test]
+fn an_apply_survives_the_end_of_its_holder_anywhere() {
+    for dies_after in 0..60 {
+        let mut world = World::with_node();
+        let revision = world.store(&blueprint("demo", "", &THREE));
+        world.dies_after = Some(dies_after);
+        world.apply("c1", "demo", &revision);
+        world.run();
+        assert_eq!(world.generations().into_values().collect::<Vec<_>>(), [1, 1, 1], "died after {dies_after} effects");
+        assert_eq!(world.count("mission_started"), 1);
+        let to_start = world.events.iter().find_map(|e| match &e.fact {
+            Some(Fact::MissionStarted(m)) => Some(m.to_start.clone()),
+            _ => None,
+        });
+        assert_eq!(to_start.unwrap(), ["db", "api", "web"], "died after {dies_after} effects");
+        assert_eq!(world.completions().len(), 1);
+        assert_eq!(world.results("c1"), ["accepted", "done"], "died after {dies_after} effects");
+        assert_eq!(world.receipt("c1").mission_id, world.plan().mission_id);
+        assert_eq!(world.history("db").takes.len(), 1, "a boot counts once");
+    }
+}
+
+/// Rule: a record is overwritten only when the event that tells of it is in EVENTS (story 11); the world asserts it at each write.
+/// Mutation caught: `raise` does not ask `is_told`.
+#[test]
+fn an_untold_record_is_not_overwritten() {
+    let mut world = booted(&THREE);
+    let revision = world.plan().settled_command_ids.len();
+    world.deaf = true;
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    let raised = world.desired("api").generation;
+    world.command("c3", "restart", "api", v1::Command::default());
+    world.run();
+    assert_eq!(world.desired("api").generation, raised, "the first restart is not told yet");
+    world.command("c4", "stop", "db", v1::Command::default());
+    world.run();
+    assert_eq!(world.plan().settled_command_ids.len(), revision, "commands take their turn");
+    world.deaf = false;
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(world.desired("api").generation, raised + 1);
+    assert_eq!(world.desired("db").mode(), RunMode::Stop);
+}
+
+/// The same for what follows from the plan: a restart that is not told yet is not overwritten by a new journal's placement.
+/// Mutation caught: `reconcile` does not ask `is_told`.
+#[test]
+fn an_untold_record_waits_with_the_rest_of_the_plan() {
+    let mut world = booted(&THREE);
+    world.deaf = true;
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    world.join("a", "e2");
+    world.run();
+    assert_eq!(world.desired("db").node_epoch, "e1", "no node sees half a plan");
+    world.deaf = false;
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(["db", "api", "web"].map(|c| world.desired(c).node_epoch), ["e2", "e2", "e2"]);
+}
+
+/// The same for the plan. Mutation caught: `write_plan` without `plan_is_told`, or `settled_with` leaves the id out.
+#[test]
+fn an_untold_plan_is_not_overwritten() {
+    let mut world = booted(&THREE);
+    world.deaf = true;
+    world.command("c2", "stop", "db", v1::Command::default());
+    world.command("c3", "stop", "web", v1::Command::default());
+    world.run();
+    assert_eq!(world.plan().stopped_by_hand, ["db"]);
+    world.deaf = false;
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(world.plan().stopped_by_hand, ["db", "web"]);
+    assert_eq!(world.results("c3"), ["accepted", "done"]);
+}
+
+/// Rule: no generation below what nodes hold, and nothing is written into a new bucket before they have told it (stories 6 and 7).
+/// Mutation caught: `bucket_is_open` without the inventories; `floor` answers 0.
+#[test]
+fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
+    let mut world = booted(&THREE);
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    let before = world.generations();
+    world.lose_intents("b2");
+    while world.step() {}
+    assert!(world.intents.is_empty(), "no inventory for this bucket is told");
+    world.run();
+    assert_eq!(world.generations(), before, "nothing was started anew");
+}
+
+/// The same when EVENTS is lost as well: what was desired is unknown, so what is held is placed anew, above what the node told.
+#[test]
+fn a_new_bucket_and_new_events_place_above_what_is_held() {
+    let mut world = booted(&THREE);
+    let before = world.generations();
+    world.events.clear();
+    let node = world.nodes[0].clone();
+    world.lose_intents("b2");
+    world.restart();
+    world.nodes[0] = node;
+    world.join("a", "e1");
+    world.run();
+    for (name, generation) in world.generations() {
+        assert_eq!(generation, before[&name] + 1);
+    }
+}
+
+/// A node that is present and has not told what it holds is waited for, whoever else has. Mutation caught: `any` for `all`.
+#[test]
+fn every_present_node_is_waited_for() {
+    let mut world = World::with_node();
+    world.nodes_act();
+    world.join("b", "f1");
+    let revision = world.store(&blueprint("demo", "", &THREE));
+    world.apply("c1", "demo", &revision);
+    while world.step() {}
+    assert!(world.intents.is_empty());
+    world.run();
+    assert_eq!(world.intents.len(), 3);
+    let nodes: BTreeSet<String> = ["db", "api", "web"].map(|c| world.desired(c).node).into();
+    assert_eq!(nodes.len(), 2, "both are used");
+}
+
+/// Rule: records name the node epoch, and a node with a new journal gets new generations (story 8).
+/// Mutation caught: `generation` without the comparison of epochs.
+#[test]
+fn a_new_journal_gets_new_generations() {
+    let mut world = booted(&THREE);
+    world.join("a", "e2");
+    world.run();
+    for component in ["db", "api", "web"] {
+        let desired = world.desired(component);
+        assert_eq!((desired.node_epoch.as_str(), desired.generation), ("e2", 2));
+    }
+}
+
+/// Rule: absence says nothing; what leaves the plan is stopped by a record. Mutation caught: the loop over other records is left out.
+#[test]
+fn what_leaves_the_plan_is_stopped_and_stays_a_record() {
+    let mut world = booted(&THREE);
+    let revision = world.store(&blueprint("demo", "", &["db", "api>db"]));
+    world.command("c2", "apply", "demo", v1::Command { stack_revision: revision, approve: true, ..Default::default() });
+    world.run();
+    assert_eq!(world.desired("web").mode(), RunMode::Stop);
+    assert_eq!(world.generations().len(), 3);
+    assert_eq!(world.desired("db").generation, 1);
+    assert_eq!(world.results("c2"), ["accepted", "done"]);
+}
+
+/// Rule: a drop of more than 20 % of the components needs `approve`. Mutation caught: `shrinks` answers `None`.
+#[test]
+fn a_large_drop_needs_approval() {
+    let five = ["a", "b", "c", "d", "e"];
+    let mut world = booted(&five);
+    let four = world.store(&blueprint("demo", "", &five[..4]));
+    world.apply("c2", "demo", &four);
+    world.run();
+    assert!(world.receipt("c2").accepted, "one of five is 20 %");
+    let two = world.store(&blueprint("demo", "", &five[..2]));
+    world.apply("c3", "demo", &two);
+    world.run();
+    assert_eq!(world.receipt("c3").code, "needs_approval");
+    assert_eq!(world.desired("c").mode(), RunMode::Run);
+    world.command("c4", "apply", "demo", v1::Command { stack_revision: two, approve: true, ..Default::default() });
+    world.run();
+    assert_eq!(world.desired("c").mode(), RunMode::Stop);
+}
+
+/// I9: an empty target set selects nothing. Mutation caught: `parts.is_empty()` is not asked in `blueprint_of` and `differences`.
+#[test]
+fn an_empty_or_unknown_plan_selects_nothing() {
+    let mut world = booted(&THREE);
+    let empty = world.store(&blueprint("demo", "", &[]));
+    world.command("c2", "apply", "demo", v1::Command { stack_revision: empty.clone(), approve: true, ..Default::default() });
+    world.apply("c3", "demo", "nowhere");
+    world.run();
+    assert_eq!((world.receipt("c2").code.as_str(), world.receipt("c3").code.as_str()), ("empty_plan", "unknown_revision"));
+    // The revision in force reads as empty to a successor.
+    let in_force = world.plan().stack_revision;
+    let mut hollow = blueprint("demo", "", &[]);
+    hollow.revision = in_force;
+    world.store(&hollow);
+    world.restart();
+    world.run();
+    for component in ["db", "api", "web"] {
+        assert_eq!(world.desired(component).mode(), RunMode::Run);
+    }
+}
+
+/// Mutation caught: `end_mission` does not wait for the escalations.
+#[test]
+fn a_boot_is_not_remembered_before_people_are_told_of_it() {
+    let mut world = World::with_node();
+    world.bad.insert("db".to_owned());
+    let revision = world.store(&blueprint("demo", "", &["db"]));
+    for boot in 1..=2 {
+        world.apply(&format!("c{boot}"), "demo", &revision);
+        world.run();
+    }
+    world.apply("c3", "demo", &revision);
+    while world.completions().len() < 3 {
+        world.step();
+        world.nodes_act();
+    }
+    world.deaf = true;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(world.history("db").failed_boots, 2);
+    world.deaf = false;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.history("db").failed_boots, world.count("escalated")), (3, 1));
+}
+
+/// EVENTS keeps a fact for 30 days; what has run untouched for longer is known by the registry's snapshot.
+#[test]
+fn what_events_no_longer_keep_is_known_by_the_snapshot() {
+    let mut world = booted(&THREE);
+    let joined = v1::NodeJoined { node_epoch: "e1".to_owned(), ..Default::default() };
+    world.snapshot.nodes = vec![v1::ObservedNode { name: "a".to_owned(), joined: Some(joined), ..Default::default() }];
+    for event in &world.events {
+        if let Some(Fact::DesiredChanged(desired)) = &event.fact {
+            world.snapshot.components.push(v1::ObservedComponent {
+                instance: event.instance.clone(),
+                incarnation: Some(v1::Incarnation { generation: 1, start: 1 }),
+                state: v1::InstanceState::Ready.into(),
+                desired: Some(desired.clone()),
+                ..Default::default()
+            });
+        }
+    }
+    world.events.clear();
+    world.restart();
+    world.run();
+    assert!(world.events.is_empty(), "nothing is told again");
+    let revision = world.store(&blueprint("demo", "", &["db", "api>db", "web>api", "new"]));
+    world.apply("c2", "demo", &revision);
+    world.run();
+    assert_eq!(world.generations().into_values().collect::<Vec<_>>(), [1, 1, 1, 1]);
+    assert_eq!(world.results("c2"), ["accepted", "done"], "what runs on is known to be ready");
+}
+
+/// A command settled by a holder that died, and never delivered again, does not hold the plan for ever.
+#[test]
+fn a_lost_command_is_told_without_its_text() {
+    let mut world = booted(&THREE);
+    world.dies_after = Some(1);
+    world.command("c2", "stop", "web", v1::Command::default());
+    while world.deaths == 0 {
+        world.step();
+    }
+    assert_eq!(world.plan().stopped_by_hand, ["web"]);
+    world.lose_commands();
+    world.restart();
+    world.command("c3", "start", "web", v1::Command::default());
+    world.run();
+    assert_eq!(world.plan().stopped_by_hand, ["web"], "it waits for the one before it");
+    world.tick(Duration::from_secs(80));
+    world.run();
+    assert_eq!(world.results("c2").first().map(String::as_str), Some("accepted"));
+    world.command("c4", "start", "web", v1::Command::default());
+    world.run();
+    assert!(world.plan().stopped_by_hand.is_empty());
+}
