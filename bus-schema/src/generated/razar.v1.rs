@@ -3134,6 +3134,10 @@ pub struct InstanceMemory {
     /// Ready at the last sight, with this instant.
     #[prost(message, optional, tag = "16")]
     pub ready_since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Newest incarnation; absent: the start above in the generation above. It stays behind them while a newer generation waits to be
+    /// started, and after numbers were skipped.
+    #[prost(message, optional, tag = "17")]
+    pub incarnation: ::core::option::Option<Incarnation>,
 }
 impl ::prost::Name for InstanceMemory {
     const NAME: &'static str = "InstanceMemory";

@@ -80,6 +80,7 @@ impl Journal {
         let memory = disk.memories.entry(life.0.clone()).or_insert_with(fresh);
         if life.1 > Incarnation::new(memory.generation, memory.start) {
             (memory.generation, memory.start) = (life.1.generation, life.1.start);
+            memory.incarnation = Some(life.1.into());
         }
         disk.planned.insert(life.clone(), planned);
     }

@@ -80,6 +80,7 @@ impl State {
             .or_insert_with(|| InstanceMemory { instance: Some((&life.0).into()), ..InstanceMemory::default() });
         if life.1 > Incarnation::new(memory.generation, memory.start) {
             (memory.generation, memory.start) = (life.1.generation, life.1.start);
+            memory.incarnation = Some(life.1.into());
         }
         self.planned.insert(life, planned);
     }

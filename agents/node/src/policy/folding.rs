@@ -146,7 +146,9 @@ impl Node {
             self.complete(id, lived, now);
             return;
         }
-        self.blame(id, ready_for, now);
+        let text =
+            if exit.started { describe_exit(&exit.status, &exit.last_error) } else { format!("could not be started: {}", exit.last_error) };
+        self.blame(id, ready_for, &text, now);
         let fact = v1::ComponentExited {
             status: Some(exit.status),
             last_error: exit.last_error.clone(),
@@ -156,14 +158,12 @@ impl Node {
             while_away: exit.while_away,
             stragglers_killed: exit.stragglers,
         };
-        let text =
-            if exit.started { describe_exit(&exit.status, &exit.last_error) } else { format!("could not be started: {}", exit.last_error) };
         self.tell(id, Fact::ComponentExited(fact), "exited", &text, now);
         self.set_state(id, State::Exited, &text, now);
     }
 
     /// Opens an incident and charges the budget, unless a dependency is to blame.
-    fn blame(&mut self, id: &Instance, ready_for: Duration, now: Now) {
+    fn blame(&mut self, id: &Instance, ready_for: Duration, cause: &str, now: Now) {
         let Some(inst) = self.instances.get(id) else { return };
         let Some(spec) = inst.spec().cloned() else { return };
         if !self.blockers(&spec, id, now.mono).is_empty() {
@@ -172,7 +172,7 @@ impl Node {
         let limits = Limits::of(&spec);
         let Some(inst) = self.instances.get_mut(id) else { return };
         inst.budget.died(ready_for, &limits);
-        open_incident(inst, now.mono);
+        open_incident(inst, cause, now.mono);
     }
 
     /// A one-shot ended well.
@@ -199,7 +199,7 @@ impl Node {
                 self.became_ready(id, detail, now);
             }
             Role::Readiness => {}
-            Role::Liveness => self.alive(id),
+            Role::Liveness => self.alive(id, now),
         }
     }
 
@@ -221,7 +221,7 @@ impl Node {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
             Role::Liveness if said.answer == Answer::Void => {}
-            Role::Liveness if said.answer == Answer::Passed => self.alive(id),
+            Role::Liveness if said.answer == Answer::Passed => self.alive(id, now),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
         }
     }
@@ -230,11 +230,13 @@ impl Node {
         let Some(inst) = self.instances.get_mut(id) else { return };
         match row {
             Row::Open => {}
+            // Early questions come faster than the period: the limit is a time, not a count.
+            Row::Bad if now.mono < inst.spawned_at + probing::startup_limit(spec) => {}
             Row::Good => inst.probes.start_passed(spec, now.mono),
             Row::Bad => {
                 inst.probes = Probes::default();
                 let incarnation = inst.incarnation;
-                open_incident(inst, now.mono);
+                open_incident(inst, "its startup probe failed as often as it may", now.mono);
                 let evidence = v1::HangEvidence { probe: said.detail.clone(), ..Default::default() };
                 let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
                 self.tell(id, fact, "startup_limit", "its startup probe failed as often as it may", now);
@@ -258,8 +260,9 @@ impl Node {
     }
 
     /// A liveness answer: the row is cleared, and a sign of life after failures is counted.
-    fn alive(&mut self, id: &Instance) {
+    fn alive(&mut self, id: &Instance, now: Now) {
         let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.probes.liveness.sign_at = Some(now.mono);
         if inst.hang.windows() > 0 {
             inst.signs_of_life += 1;
             self.dirty.insert(id.clone());
@@ -299,7 +302,7 @@ impl Node {
         };
         let text = format!("{}: {} of {} windows, {:.0?} of CPU", window_name(verdict.kind), evidence.windows, threshold, verdict.run);
         let incarnation = inst.incarnation;
-        open_incident(inst, now.mono);
+        open_incident(inst, &format!("hung: {text}"), now.mono);
         let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
         self.tell(id, fact, "hung", &text, now);
         self.actions.push(Action::Kill { instance: id.clone(), incarnation });
@@ -356,7 +359,7 @@ impl Node {
         let Some(open) = &inst.incident else { return };
         let took = now.mono.saturating_sub(open.since);
         let fact = v1::Recovered { rung: "local".to_owned(), took: Some(time::duration(took)), starts: open.starts };
-        let text = format!("recovered in {took:.0?} by a local restart");
+        let text = open.cause.clone();
         self.tell(id, Fact::Recovered(fact), "recovered", &text, now);
         if let Some(inst) = self.instances.get_mut(id) {
             inst.incident = None;
@@ -372,10 +375,10 @@ impl Node {
 }
 
 /// Opens an incident of the newest incarnation unless one is open.
-pub(super) fn open_incident(inst: &mut Inst, now: Duration) {
+pub(super) fn open_incident(inst: &mut Inst, cause: &str, now: Duration) {
     if inst.incident.is_none() {
         let id = Incident { instance: inst.id.clone(), incarnation: inst.incarnation, signs_of_life: inst.signs_of_life };
-        inst.incident = Some(OpenIncident { id, since: now, starts: 0 });
+        inst.incident = Some(OpenIncident { id, since: now, starts: 0, cause: cause.to_owned() });
     }
 }
 

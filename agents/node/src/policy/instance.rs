@@ -51,6 +51,8 @@ pub struct OpenIncident {
     pub since: Duration,
     /// Starts spent on it.
     pub starts: u32,
+    /// What failed first, for people.
+    pub cause: String,
 }
 
 /// A stop under way.

@@ -33,8 +33,8 @@ impl Node {
         for (id, memory) in &restored.memories {
             let mut inst = Inst::new(id.clone(), now.mono);
             inst.generation = memory.generation;
-            inst.incarnation = Incarnation::new(memory.generation, memory.start);
-            inst.used = inst.incarnation;
+            inst.used = Incarnation::new(memory.generation, memory.start);
+            inst.incarnation = memory.incarnation.as_ref().map_or(inst.used, Incarnation::from);
             inst.state = settled_state(memory.state());
             inst.fence = Place { epoch: memory.bucket_epoch.clone(), revision: memory.revision };
             inst.budget.short_lives = memory.short_lives;
@@ -43,6 +43,7 @@ impl Node {
                 id,
                 since: memory.incident_since.as_ref().map_or(now.mono, |at| monotonic(at, now)),
                 starts: memory.incident_starts,
+                cause: "it failed before the node's agent began".to_owned(),
             });
             inst.signs_of_life = memory.signs_of_life;
             if !memory.completed_spec_hash.is_empty() {
@@ -158,6 +159,7 @@ fn memory_of(inst: &Inst, now: Now) -> v1::InstanceMemory {
         dependencies: super::folding::dependencies_seen(inst),
         incident_starts: inst.incident.as_ref().map_or(0, |i| i.starts),
         completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
+        incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
     }
 }

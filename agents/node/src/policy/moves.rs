@@ -385,6 +385,9 @@ impl Node {
         let start = if generation > used.generation { self.config.start_floor + 1 } else { used.start + 1 };
         inst.incarnation = Incarnation::new(generation.max(used.generation), start);
         inst.used = inst.incarnation;
+        if generation > used.generation {
+            inst.budget.give_back();
+        }
         if local {
             inst.budget.spend(now.mono);
         } else {

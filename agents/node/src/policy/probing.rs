@@ -14,6 +14,10 @@ const EARLY_FIRST: Duration = Duration::from_millis(1);
 const EARLY_FIRST_EXEC: Duration = Duration::from_millis(50);
 /// A refused connect costs microseconds, so the next comes after this share of the time already waited: ready is seen 1 % late at most.
 const REFUSED_DIVISOR: u32 = 100;
+/// An answer that says no costs more, so the next question comes after this share of the time already waited, once that is longer.
+const FAILED_DIVISOR: u32 = 50;
+/// As above for exec probes, each of which is a process.
+const FAILED_DIVISOR_EXEC: u32 = 10;
 /// Periods below this would be a busy loop.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
 /// Default period of every role.
@@ -66,6 +70,8 @@ pub struct Figures {
     pub successes: u32,
     /// Wait before the first question.
     pub initial_delay: Duration,
+    /// Each question is a process.
+    pub exec: bool,
 }
 
 /// Figures of `probe` in `role`.
@@ -86,6 +92,7 @@ pub fn figures(probe: &v1::Probe, role: Role) -> Figures {
         failures,
         successes: probe.success_threshold.max(1),
         initial_delay: time::duration_or(probe.initial_delay.as_ref(), Duration::ZERO),
+        exec: matches!(probe.check, Some(Check::Exec(_))),
     }
 }
 
@@ -179,8 +186,11 @@ impl RoleState {
                 let waited = now.saturating_sub(spawned);
                 now + (waited / REFUSED_DIVISOR).clamp(EARLY_FIRST, figures.period)
             }
-            (Some(_), Answer::Passed | Answer::Failed | Answer::Void) => {
-                let delay = self.early.min(figures.period);
+            (Some(spawned), Answer::Passed | Answer::Failed | Answer::Void) => {
+                let waited = now.saturating_sub(spawned);
+                let share = if figures.exec { FAILED_DIVISOR_EXEC } else { FAILED_DIVISOR };
+                let first = if figures.exec { EARLY_FIRST_EXEC } else { EARLY_FIRST };
+                let delay = self.early.min((waited / share).max(first)).min(figures.period);
                 self.early = self.early.saturating_mul(2);
                 now + delay
             }
@@ -306,8 +316,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unready_answer_doubles_the_wait_up_to_the_period() {
-        assert_eq!(questions(Answer::Failed, 13), [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2024, 3024]);
+    fn an_unready_answer_is_asked_again_within_a_fiftieth_of_its_start_up_to_the_period() {
+        let at = questions(Answer::Failed, 700);
+        for pair in at.windows(2) {
+            assert!(pair[1] - pair[0] <= 2.max(pair[0] / 40).min(1_000), "{pair:?}");
+        }
+        assert!(at[699] > 300_000, "it comes to rest at the period: {}", at[699]);
     }
 
     #[test]

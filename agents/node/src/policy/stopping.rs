@@ -62,7 +62,15 @@ impl Node {
         let fact = v1::ComponentStopped { status: None, took: Some(time::duration(Duration::ZERO)), killed: false, why: why.to_owned() };
         let text = if never_ran { "was not started" } else { "no process of it lived" };
         self.tell(id, Fact::ComponentStopped(fact), why, text, now);
+        self.give_budget_back(id);
         self.set_state(id, to, why, now);
+    }
+
+    /// What was stopped on purpose owes nothing when it is started again.
+    fn give_budget_back(&mut self, id: &Instance) {
+        if let Some(inst) = self.instances.get_mut(id) {
+            inst.budget.give_back();
+        }
     }
 
     /// Ends an incident that lost its object.
@@ -166,6 +174,9 @@ impl Node {
             self.withdraw(id, "to_be_stopped", now);
         }
         self.tell(id, Fact::ComponentStopped(fact), why, &text, now);
+        if why != "replaced" {
+            self.give_budget_back(id);
+        }
         let to = match verdict {
             Some(Verdict::Quarantined) => State::Quarantined,
             _ if why == "replaced" => State::Waiting,

@@ -218,3 +218,19 @@ fn after_a_power_cut_what_ran_is_told_dead_and_numbers_go_on_a_block_further() {
     let log = b.take();
     assert!(log.contains(&"component_exited api@1.1".to_owned()) && log.contains(&"spawn api@1.1026".to_owned()), "{log:?}");
 }
+
+#[test]
+fn a_one_shot_that_is_to_run_again_is_not_taken_for_done_by_a_new_life_of_the_agent() {
+    let mut migrate = component("migrate", &["db"]);
+    (migrate.one_shot, migrate.readiness, migrate.liveness) = (true, None, None);
+    let mut b = Bench::running(&[component("db", &[]), migrate.clone()]);
+    b.ready("db");
+    b.exit("migrate", 0);
+    b.exit("db", 1);
+    b.desire(&v1::Desired { fresh: true, ..desired(&migrate, 2, 2) });
+    b.settle();
+    b.restart_agent(&[]);
+    assert_eq!((b.state("migrate"), b.incarnation("migrate").as_str()), (State::Completed, "1.1"));
+    b.ready("db");
+    assert!(b.take().contains(&"spawn migrate@2.1".to_owned()));
+}
