@@ -52,6 +52,8 @@ pub(crate) enum News {
     Probed(Box<Input>),
     /// State was cleared.
     Prepared(Instance, Option<String>),
+    /// EVENTS has this epoch.
+    EventsEpoch(String),
     /// What the processes use was measured.
     Measured(BTreeMap<Instance, v1::ResourceUsage>),
 }
@@ -174,6 +176,7 @@ impl Agent {
 
     async fn end(self) -> Result<Ending> {
         self.outbox.drained(DRAIN_LIMIT).await;
+        self.house.close().await;
         self.bus.close(DRAIN_LIMIT).await;
         self.journal.close().context("closing the journal")?;
         Ok(Ending::Stopped)
@@ -278,6 +281,7 @@ impl Agent {
         match news {
             News::Probed(input) => self.policy.apply(*input, now()),
             News::Prepared(instance, failed) => self.policy.apply(Input::Prepared { instance, failed }, now()),
+            News::EventsEpoch(epoch) => self.on_events_epoch(epoch),
             News::Measured(usages) => self.usages.put(usages),
         }
     }
@@ -349,8 +353,8 @@ impl Agent {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");
         }
         self.usages.measure_when_due(&self.processes, &self.news);
-        let beat = self.beat_now();
-        self.house.beat(beat);
+        let news = self.news.clone();
+        self.tend_house(&news);
     }
 
     fn clear_state(&self, instance: Instance, paths: Vec<String>) {

@@ -14,7 +14,7 @@ const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
 /// Who is started.
 #[derive(Debug, Clone)]
-pub struct Who<'a> {
+pub(crate) struct Who<'a> {
     /// Name of the mesh.
     pub mesh: &'a str,
     /// Address of the broker.
@@ -33,7 +33,7 @@ pub struct Who<'a> {
 ///
 /// # Errors
 /// In words: which secret could not be read, and why.
-pub fn environment(
+pub(crate) fn environment(
     spec: &v1::ComponentSpec,
     who: &Who<'_>,
     own: impl Fn(&str) -> Option<OsString>,

@@ -1,108 +1,209 @@
-//! The node's own household: the age of its loop, its beats on the bus, the spans that its events complete, and what its health
-//! endpoint says.
+//! The node's own household: its beats on the bus, the spans that its events complete, its numbers, and what its health endpoint says.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, SystemTime},
 };
 
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prost::Message as _;
-use razar_bus_schema::{time, v1};
-use razar_os::monotonic_now;
+use razar_agent_kit::{Health, LoopTicker, Metrics, SpanRecord, Spans, health, http, metrics};
+use razar_bus::Bus;
+use razar_bus_schema::{
+    event::subject_of,
+    ids::{parse_traceparent, span_id},
+    stream::Store,
+    time, v1,
+};
+use tokio::sync::mpsc;
 
-use crate::{agent::Agent, outbox::OutboxStatus, traces::Traces};
+use crate::{
+    agent::{Agent, News},
+    config::NodeConfig,
+    policy::Group,
+    traces::{Span, Traces},
+};
 
-/// What the health endpoint shows, written by the loop each second.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Health {
-    /// Instances that are ready or completed.
-    pub ready: usize,
-    /// Instances that are to run.
-    pub wanted: usize,
-    /// The bus is usable.
-    pub bus_up: bool,
-    /// Events that wait for the bus.
-    pub unacknowledged: u64,
-    /// Age of the oldest of them.
-    pub oldest: Option<Duration>,
-    /// Why the journal cannot be written; none: it can.
-    pub journal_failing: Option<String>,
+/// Key of the reason on `/readyz` while the journal cannot be written.
+const JOURNAL: &str = "journal";
+/// Turns of the house between two looks at the epoch of EVENTS: a stream made anew must be told who is here.
+const EPOCH_TURNS: u64 = 5;
+/// Name of the kind, for beats and spans.
+const KIND: &str = "node";
+
+/// Numbers of the node that the loop renews each second.
+struct Numbers {
+    events_told: Counter,
+    unacknowledged: Gauge,
+    instances: Family<metrics::Labels, Gauge>,
+    memory: Family<metrics::Labels, Gauge>,
+    cpu: Family<metrics::Labels, Gauge>,
+    starts: Family<metrics::Labels, Counter>,
 }
 
 /// The household.
-#[derive(Debug, Default)]
-pub struct House {
-    ticked_ns: Arc<AtomicU64>,
-    cycle: u64,
+pub(crate) struct House {
+    ticker: LoopTicker,
+    health: Health,
+    spans: Spans,
     traces: Traces,
-    health: Arc<Mutex<Health>>,
-    events_told: u64,
+    numbers: Numbers,
+    subjects: razar_bus_schema::subject::Subjects,
+    cycle: u64,
+    away_since: Option<SystemTime>,
+    events_epoch: String,
 }
 
 impl House {
+    /// Opens the health endpoint; a port that is taken is said, and the node goes on without one.
+    pub(crate) async fn open(config: &NodeConfig, bus: &Bus, port: u16) -> Self {
+        let metrics = Metrics::new();
+        let (ticker, spans) = (LoopTicker::new(), Spans::from_env(KIND, env!("CARGO_PKG_VERSION"), &config.node, &metrics));
+        let health = Health::new(ticker.clone());
+        let address = config.http.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        if let Err(error) = http::serve(address, health.clone(), metrics.clone()).await {
+            tracing::error!(%address, %error, "no health endpoint");
+        }
+        health.release(health::STARTING);
+        let numbers = Numbers {
+            events_told: metrics.counter("events_told", "Events told"),
+            unacknowledged: metrics.gauge("events_unacknowledged", "Events journalled and not yet stored by the broker"),
+            instances: metrics.gauges("instances", "Instances by state"),
+            memory: metrics.gauges("component_memory_bytes", "Resident memory of a component"),
+            cpu: metrics.gauges("component_cpu_millis", "CPU of a component in thousandths of a core"),
+            starts: metrics.counters("component_starts", "Processes started, by component"),
+        };
+        let subjects = bus.subjects().clone();
+        let (traces, events_epoch) = (Traces::default(), String::new());
+        Self { ticker, health, spans, traces, numbers, subjects, cycle: 0, away_since: None, events_epoch }
+    }
+
     /// The loop has turned.
     pub(crate) fn ticked(&self) {
-        self.ticked_ns.store(u64::try_from(monotonic_now().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.ticker.tick();
     }
 
     /// Time since the loop turned last.
     pub(crate) fn loop_age(&self) -> Duration {
-        monotonic_now().saturating_sub(Duration::from_nanos(self.ticked_ns.load(Ordering::Relaxed)))
+        self.ticker.age()
+    }
+
+    /// Sends what is left of the spans.
+    pub(crate) async fn close(&self) {
+        self.spans.shutdown().await;
     }
 
     /// An event is being told.
     pub(crate) fn told(&mut self, event: &v1::Event) {
-        self.events_told += 1;
+        self.numbers.events_told.inc();
         let about = event.instance.as_ref().map_or("", |i| i.component.as_str());
+        if event.kind == "component_started" {
+            self.numbers.starts.get_or_create(&vec![("component", about.to_owned())]).inc();
+        }
         let reason = event.reason.as_ref().map_or("", |r| r.text.as_str());
-        tracing::info!(kind = event.kind, component = about, reason, trace = event.trace.as_ref().map_or("", |t| t.traceparent.as_str()));
-        self.traces.told(event);
+        let trace_id = event.trace.as_ref().and_then(|t| t.traceparent.get(3..35)).unwrap_or("");
+        tracing::info!(component = about, reason, trace_id, "{}", event.kind);
+        if self.spans.is_on() {
+            self.traces.told(event).into_iter().for_each(|span| self.spans.record(record(span)));
+            self.record_publish(event);
+        }
     }
 
-    /// Sends a beat and renews what the health endpoint shows.
-    pub(crate) fn beat(&mut self, beat: Beat) {
-        self.cycle += 1;
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = beat.health;
-        if !beat.bus.is_up() {
+    /// The PRODUCER span of an event that belongs to an incident; a boot's events are told by its `start component` spans.
+    fn record_publish(&self, event: &v1::Event) {
+        let (Some(_), Some((trace, parent))) = (&event.incident, event.trace.as_ref().and_then(|t| parse_traceparent(&t.traceparent)))
+        else {
             return;
-        }
-        let message = v1::Heartbeat {
-            kind: "node".to_owned(),
-            id: beat.node.clone(),
-            cycle: self.cycle,
-            loop_age: Some(time::duration(self.loop_age())),
-            ..Default::default()
         };
-        tokio::spawn(async move {
-            let subject = beat.bus.subjects().heartbeat("node", &beat.node);
-            let _ = beat.bus.publish(&subject, message.encode_to_vec().into(), "").await;
-        });
+        let at = event.time.as_ref().map_or_else(SystemTime::now, time::system_time);
+        let subject = subject_of(&self.subjects, event);
+        let template = format!("razar.event.<chakra>.<component>.{}", event.kind);
+        let id = span_id(&format!("publish:{subject}:{:?}", event.time));
+        let span = SpanRecord::new(trace, id, format!("publish {template}"), at, SystemTime::now().max(at))
+            .under(parent)
+            .kind(razar_agent_kit::SpanKind::Producer)
+            .with("messaging.system", "nats")
+            .with("messaging.operation.name", "publish")
+            .with("messaging.operation.type", "send")
+            .with("messaging.destination.name", subject)
+            .with("messaging.destination.template", template);
+        self.spans.record(span);
     }
 }
 
-/// What a beat is made of.
-pub(crate) struct Beat {
-    bus: razar_bus::Bus,
-    node: String,
-    health: Health,
+fn record(span: Span) -> SpanRecord {
+    let mut record = SpanRecord::new(span.trace, span.id, span.name, span.start, span.end).error(span.error);
+    record.parent = span.parent;
+    record.attributes = span.attributes.into_iter().map(|(key, value)| (key, value.into())).collect();
+    record
 }
 
 impl Agent {
-    /// The beat of this second.
-    pub(crate) fn beat_now(&self) -> Beat {
-        let mut health = Health { bus_up: self.bus.is_up(), ..Health::default() };
-        for inst in self.policy.instances().filter(|i| i.group() == crate::policy::Group::User) {
-            let wanted = inst.wanted.as_ref().is_some_and(|w| w.desired.mode() == v1::RunMode::Run && !w.elsewhere);
-            health.wanted += usize::from(wanted);
-            health.ready += usize::from(matches!(inst.state, v1::InstanceState::Ready | v1::InstanceState::Completed));
+    /// Each second: health, numbers, a beat, and a look at the epoch of EVENTS.
+    pub(crate) fn tend_house(&mut self, news: &mpsc::Sender<News>) {
+        self.renew_health();
+        self.renew_numbers();
+        self.house.cycle += 1;
+        if !self.bus.is_up() {
+            return;
         }
-        let OutboxStatus { unacknowledged, oldest_age, .. } = self.outbox.status();
-        health.unacknowledged = unacknowledged;
-        health.oldest = oldest_age;
-        health.journal_failing = self.journal.status().failing;
-        Beat { bus: self.bus.clone(), node: self.config.node.clone(), health }
+        let message = v1::Heartbeat {
+            kind: KIND.to_owned(),
+            id: self.config.node.clone(),
+            cycle: self.house.cycle,
+            loop_age: Some(time::duration(self.house.loop_age())),
+            ..Default::default()
+        };
+        let (bus, node, news) = (self.bus.clone(), self.config.node.clone(), news.clone());
+        let look = self.house.cycle.is_multiple_of(EPOCH_TURNS);
+        tokio::spawn(async move {
+            let _ = bus.publish(&bus.subjects().heartbeat(KIND, &node), message.encode_to_vec().into(), "").await;
+            if look && let Ok(epoch) = bus.epoch(Store::Events).await {
+                let _ = news.send(News::EventsEpoch(epoch)).await;
+            }
+        });
+    }
+
+    /// EVENTS has this epoch: a stream made anew is told who is here and what it holds.
+    pub(crate) fn on_events_epoch(&mut self, epoch: String) {
+        let known = std::mem::replace(&mut self.house.events_epoch, epoch);
+        if !known.is_empty() && known != self.house.events_epoch {
+            let now = crate::agent::now();
+            self.policy.tell_joined(self.joined.clone(), now);
+            self.policy.tell_inventory(now);
+        }
+    }
+
+    fn renew_health(&mut self) {
+        let user = || self.policy.instances().filter(|i| i.group() == Group::User);
+        let wanted = user().filter(|i| i.wanted.as_ref().is_some_and(|w| w.desired.mode() == v1::RunMode::Run && !w.elsewhere)).count();
+        let running = user().filter(|i| matches!(i.state, v1::InstanceState::Ready | v1::InstanceState::Completed)).count();
+        let waiting = self.outbox.status().unacknowledged;
+        let why = if self.bus.is_up() {
+            self.house.away_since = None;
+            None
+        } else {
+            let since = *self.house.away_since.get_or_insert_with(SystemTime::now);
+            let away = SystemTime::now().duration_since(since).unwrap_or_default().as_secs();
+            Some(format!("the bus is away for {away}s; {running} of {wanted} run, healing goes on, {waiting} events journalled"))
+        };
+        self.house.health.set(health::BUS, why);
+        let failing = self.journal.status().failing;
+        self.house.health.set(JOURNAL, failing.map(|why| format!("the journal cannot be written: {why}")));
+    }
+
+    fn renew_numbers(&self) {
+        let numbers = &self.house.numbers;
+        numbers.unacknowledged.set(i64::try_from(self.outbox.status().unacknowledged).unwrap_or(i64::MAX));
+        numbers.instances.clear();
+        for inst in self.policy.instances() {
+            let state = crate::policy::precedence::state_name(inst.state).to_owned();
+            numbers.instances.get_or_create(&vec![("state", state)]).inc();
+        }
+        for (id, usage) in self.usages.iter() {
+            let label = vec![("component", id.to_string())];
+            numbers.memory.get_or_create(&label).set(i64::try_from(usage.memory_bytes).unwrap_or(i64::MAX));
+            numbers.cpu.get_or_create(&label).set(i64::from(usage.cpu_millis));
+        }
     }
 }

@@ -312,7 +312,11 @@ impl Processes {
             }
         };
         let oom = running.cgroup.as_ref().and_then(|c| c.oom_killed());
-        let last_error = last_error_line(&running.log_path).unwrap_or_default();
+        let mut last_error = last_error_line(&running.log_path).unwrap_or_default();
+        // What was killed wrote no last word: an ordinary line would be taken for one.
+        if status.as_ref().is_some_and(|s| s.signal.is_some()) && !crate::logs::is_error(&last_error) {
+            last_error.clear();
+        }
         self.keeper.forget(instance);
         if let (Some(cgroups), Some(_)) = (&self.cgroups, &running.cgroup) {
             let _ = cgroups.remove(&self.places.mesh, &self.places.node, &format!("{}@{incarnation}", instance.key()));

@@ -20,7 +20,7 @@ const LOG_BYTES_MAX: usize = 160 * 1024;
 /// Longest time that one question keeps log lines flowing.
 const FOLLOW_MAX: Duration = Duration::from_secs(60);
 /// Verbs that a node answers.
-pub const VERBS: [&str; 4] = ["why", "logs", "inventory", "ping"];
+pub(crate) const VERBS: [&str; 4] = ["why", "logs", "inventory", "ping"];
 
 impl Agent {
     pub(crate) fn on_query(&mut self, query: Query) {

@@ -1,7 +1,7 @@
 //! How a node begins: it takes the lock, reads its disk, looks for what the last agent left, and hands everything to the loop.
 //! Nothing is started before the survey is complete.
 
-use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use razar_bus::Bus;
@@ -74,8 +74,9 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     let joined = joined(&config, &policy, &boot_id, ports.node_http);
     policy.tell_joined(joined.clone(), now());
     write_mesh_file(&config, ports.broker, ports.node_http)?;
+    let house = House::open(&config, &bus, ports.node_http).await;
     let sources = sources(&bus, &config, process_receiver).await;
-    let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, lock, house: House::default() };
+    let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, lock, house };
     let (agent, news) = Agent::new(parts)?;
     agent.run(Sources { news, ..sources }).await
 }
@@ -196,4 +197,25 @@ fn write_mesh_file(config: &NodeConfig, broker: u16, http: u16) -> Result<()> {
 /// When this program's own path cannot be told.
 pub fn agent_command() -> Result<Vec<OsString>> {
     Ok(vec![std::env::current_exe().context("finding this program")?.into(), "agent".into()])
+}
+
+/// The agent's process: logs, a single-threaded runtime, and the exit code that its guard goes by.
+#[must_use]
+pub fn agent(config: NodeConfig, logs: &razar_agent_kit::AgentConfig) -> ExitCode {
+    razar_agent_kit::telemetry::start_logs(logs);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ended = runtime.block_on(run(config));
+        // A thread that waits for a dead collector or a slow disk does not hold the exit.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(Ending::Stopped) => ExitCode::SUCCESS,
+        Ok(Ending::Replaced) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

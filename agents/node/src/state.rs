@@ -6,7 +6,7 @@ use std::{fs, io, path::Path};
 ///
 /// # Errors
 /// In words: a path that is not absolute, is a root, or holds `..`; or what the disk said.
-pub fn remove(path: &str) -> Result<(), String> {
+pub(crate) fn remove(path: &str) -> Result<(), String> {
     let at = Path::new(path);
     let plain = at.components().all(|c| !matches!(c, std::path::Component::ParentDir | std::path::Component::CurDir));
     if !at.is_absolute() || !plain || at.components().count() < 3 {

@@ -21,15 +21,15 @@ const PASSED_ON: [&str; 4] = ["OTEL_", "RAZAR_LOG", "RUST_BACKTRACE", "SSL_CERT_
 /// Ports of the mesh's own processes, kept in the state directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ports {
+pub(crate) struct Ports {
     /// Broker's clients.
-    pub broker: u16,
+    pub(crate) broker: u16,
     /// Broker's monitoring.
-    pub monitor: u16,
+    pub(crate) monitor: u16,
     /// Node's health endpoint.
-    pub node_http: u16,
+    pub(crate) node_http: u16,
     /// Agents' health endpoints, by name of the component.
-    pub agents: BTreeMap<String, u16>,
+    pub(crate) agents: BTreeMap<String, u16>,
 }
 
 /// The ports kept at `path`, or new ones. When nothing of the mesh lives (`cold`), one that somebody else took is chosen anew;
@@ -37,7 +37,7 @@ pub struct Ports {
 ///
 /// # Errors
 /// When no port is free, or the file cannot be written.
-pub fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Ports> {
+pub(crate) fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Ports> {
     let kept = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Ports>(&bytes).ok()).unwrap_or_default();
     let broker = config.broker_port();
     let mut next = broker;
@@ -87,7 +87,7 @@ fn component_names(embedded: &Embedded) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// When the broker's configuration cannot be written.
-pub fn plan(config: &NodeConfig, ports: &Ports, node_epoch: &str, passed_on: &[(String, String)]) -> Result<Vec<v1::Desired>> {
+pub(crate) fn plan(config: &NodeConfig, ports: &Ports, node_epoch: &str, passed_on: &[(String, String)]) -> Result<Vec<v1::Desired>> {
     let Some(embedded) = &config.embedded else { return Ok(Vec::new()) };
     let broker = write_broker_config(config, ports)?;
     let binary = |name: &str| embedded.bin_dir.join(format!("razar-{name}")).to_string_lossy().into_owned();

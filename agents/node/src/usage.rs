@@ -20,7 +20,7 @@ type CpuSeen = BTreeMap<Instance, (Duration, u64)>;
 
 /// The newest measurements.
 #[derive(Debug, Default)]
-pub struct Usages {
+pub(crate) struct Usages {
     newest: BTreeMap<Instance, v1::ResourceUsage>,
     seen: Arc<Mutex<CpuSeen>>,
     next_at: Duration,
@@ -29,12 +29,12 @@ pub struct Usages {
 impl Usages {
     /// The newest measurement of `instance`.
     #[must_use]
-    pub fn get(&self, instance: &Instance) -> Option<v1::ResourceUsage> {
+    pub(crate) fn get(&self, instance: &Instance) -> Option<v1::ResourceUsage> {
         self.newest.get(instance).copied()
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Instance, &v1::ResourceUsage)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Instance, &v1::ResourceUsage)> {
         self.newest.iter()
     }
 

@@ -74,9 +74,10 @@ impl Node {
         }
     }
 
-    pub(super) fn tell_inventory(&mut self, now: Now) {
+    /// Tells what the node holds.
+    pub fn tell_inventory(&mut self, now: Now) {
         let fact = Fact::NodeInventory(self.inventory());
-        let event = self.draft(None, fact, "inventory", "what this node holds, for a bucket epoch that is new to it", now);
+        let event = self.draft(None, fact, "inventory", "what this node holds", now);
         self.tells.push(event);
     }
 }

@@ -171,9 +171,10 @@ impl Node {
                 ("quarantined", "stop", "quarantine".to_owned(), None, reason)
             }
             2 => {
-                let reason = match verdict {
-                    Verdict::Stop("shutdown") => "the node shuts down".to_owned(),
-                    _ => wanted.map_or_else(|| "nothing is wanted of it".to_owned(), |w| format!("{}, rank {}", w.reason, w.desired.rank)),
+                let reason = if *verdict == Verdict::Stop("shutdown") {
+                    "the node shuts down".to_owned()
+                } else {
+                    wanted.map_or_else(|| "nothing is wanted of it".to_owned(), |w| format!("{}, rank {}", w.reason, w.desired.rank))
                 };
                 let writer = wanted.map_or_else(|| "orchestrator".to_owned(), |w| w.writer.clone());
                 ("desired stop", "stop", writer, age_of(wanted.map(|w| w.received)), reason)

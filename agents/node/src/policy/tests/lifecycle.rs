@@ -234,3 +234,45 @@ fn a_one_shot_that_is_to_run_again_is_not_taken_for_done_by_a_new_life_of_the_ag
     b.ready("db");
     assert!(b.take().contains(&"spawn migrate@2.1".to_owned()));
 }
+
+#[test]
+fn a_slow_start_is_not_killed_by_early_refusals_and_one_past_its_limit_is() {
+    use super::super::probing::{Answer, Role};
+    let mut slow = component("api", &[]);
+    slow.startup = Some(v1::Probe { failure_threshold: 10, ..slow.readiness.clone().unwrap() });
+    let mut b = Bench::running(&[slow]);
+    let end = b.now.mono + Duration::from_millis(9_900);
+    let refuse = |b: &mut Bench| {
+        let inst = b.node.instance(&id("api")).unwrap();
+        if inst.probes.startup.asked.is_some() {
+            let (instance, incarnation) = (inst.id.clone(), inst.incarnation);
+            let (answer, detail, took) = (Answer::Refused, "refused".into(), Duration::ZERO);
+            b.input(Input::Probed { instance, incarnation, role: Role::Startup, answer, detail, took, window: None });
+        }
+    };
+    while b.now.mono < end {
+        refuse(&mut b);
+        b.pass(Duration::from_millis(1));
+    }
+    assert!(!b.take().iter().any(|l| l.starts_with("kill")), "ten failures at a period of a second are ten seconds");
+    for _ in 0..1_000 {
+        refuse(&mut b);
+        b.pass(Duration::from_millis(1));
+    }
+    assert!(b.take().contains(&"kill api@1.1".to_owned()));
+}
+
+#[test]
+fn what_was_stopped_on_purpose_owes_nothing_afterwards() {
+    let spec = component("api", &[]);
+    let mut b = Bench::running(std::slice::from_ref(&spec));
+    b.exit("api", 1);
+    b.desire(&v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, 1, 1) });
+    b.settle();
+    b.exit("api", 0);
+    b.desire(&desired(&spec, 2, 1));
+    b.settle();
+    b.take();
+    b.exit("api", 1);
+    assert_eq!(b.take().first().map(String::as_str), Some("spawn api@2.2"), "its first restart is at once again");
+}
