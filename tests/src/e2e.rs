@@ -1,0 +1,56 @@
+//! A real mesh for the end-to-end tests: the programs as they are built, a real broker, real components, on free ports of the
+//! loopback and in a state directory of its own. What is asserted about it is in `tests/e2e_*.rs`; the simulation is `sim`.
+
+mod mesh;
+mod process;
+mod raw;
+mod stack;
+mod tools;
+
+pub use mesh::{Mesh, Said};
+pub use process::{Process, alive, http_get, parent_of, port_is_open, signal};
+pub use raw::Raw;
+pub use stack::{Part, Stack};
+pub use tools::{binary, broker};
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// How long anything may take that takes milliseconds on an idle machine: two busy cores are no failure.
+pub const SOON: Duration = Duration::from_secs(20);
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Looks until `look` gives something, at most for `limit`.
+///
+/// # Errors
+/// When it gave nothing in time (the error says what was waited for), or an error at the last look.
+pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let until = Instant::now() + limit;
+    loop {
+        let seen = look();
+        match seen {
+            Ok(Some(found)) => return Ok(found),
+            Err(error) if Instant::now() >= until => return Err(error.context(format!("waited {limit:?} for {what}"))),
+            Ok(None) if Instant::now() >= until => bail!("waited {limit:?} for {what}"),
+            Ok(None) | Err(_) => thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Looks as long as `limit` that `holds` stays true: for what must not happen.
+///
+/// # Errors
+/// When it did not, or could not be looked at.
+pub fn holds_for(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + limit;
+    while Instant::now() < until {
+        anyhow::ensure!(holds()?, "no longer so: {what}");
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}
