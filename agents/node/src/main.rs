@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let node = NodeConfig::from_variables(|name| std::env::var(name).ok(), &exe_dir);
     match (std::env::args().nth(1).as_deref(), node, logs, start::agent_command()) {
         (Some("guard"), Ok(node), Ok(_), Ok(agent_command)) => guard::run(GuardConfig { agent_command, state_dir: node.state_dir }).into(),
-        (Some("agent"), Ok(node), Ok(logs), _) => start::agent(node, &logs),
+        (Some("agent"), Ok(node), Ok((logs, _)), _) => start::agent(node, &logs),
         (Some("guard" | "agent"), Err(error), _, _) => wrong(&error),
         (Some("guard" | "agent"), _, Err(error), _) => wrong(&error),
         _ => wrong(&"usage: razar-node guard|agent, configured by RAZAR_* variables"),

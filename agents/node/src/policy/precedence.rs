@@ -174,7 +174,7 @@ impl Node {
                 let reason = if *verdict == Verdict::Stop("shutdown") {
                     "the node shuts down".to_owned()
                 } else {
-                    wanted.map_or_else(|| "nothing is wanted of it".to_owned(), |w| format!("{}, rank {}", w.reason, w.desired.rank))
+                    wanted.map_or_else(|| "nothing is wanted of it".to_owned(), |w| w.reason.clone())
                 };
                 let writer = wanted.map_or_else(|| "orchestrator".to_owned(), |w| w.writer.clone());
                 ("desired stop", "stop", writer, age_of(wanted.map(|w| w.received)), reason)
