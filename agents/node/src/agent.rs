@@ -145,6 +145,7 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut acked = self.outbox.acked();
+        let mut connection = self.bus.connection();
         let mut turn = tokio::time::interval(TURN);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.turn()?;
@@ -158,6 +159,7 @@ impl Agent {
                 Some(query) = next_query(&mut sources.queries) => self.on_query(query),
                 Some(beat) = next_beat(&mut sources.beats) => self.on_beat(&beat),
                 Ok(()) = acked.changed() => self.on_acked(*acked.borrow_and_update()),
+                Ok(()) = connection.changed() => self.renew_health(),
                 _ = turn.tick() => self.keep_house(),
                 _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
                 _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),

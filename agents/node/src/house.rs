@@ -174,7 +174,7 @@ impl Agent {
         }
     }
 
-    fn renew_health(&mut self) {
+    pub(crate) fn renew_health(&mut self) {
         let user = || self.policy.instances().filter(|i| i.group() == Group::User);
         let wanted = user().filter(|i| i.wanted.as_ref().is_some_and(|w| w.desired.mode() == v1::RunMode::Run && !w.elsewhere)).count();
         let running = user().filter(|i| matches!(i.state, v1::InstanceState::Ready | v1::InstanceState::Completed)).count();

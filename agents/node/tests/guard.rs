@@ -1,6 +1,8 @@
 //! The guard with real processes. Without the test harness, since this program is also the guard (`guard <dir> <command…>`) and an agent
 //! (`agent <dir>`) that it tests, and a guard must be single-threaded.
 
+#![expect(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a test says what failed by failing")]
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};

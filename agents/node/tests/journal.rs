@@ -1,5 +1,7 @@
 //! The journal through its public surface: what is written is found again, whatever tears it, and no number is given twice.
 
+#![expect(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a test says what failed by failing")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

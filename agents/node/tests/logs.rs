@@ -1,5 +1,7 @@
 //! Components' logs with real writers and a real filesystem.
 
+#![expect(clippy::unwrap_used, reason = "a test says what failed by failing")]
+
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

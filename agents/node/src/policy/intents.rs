@@ -209,6 +209,8 @@ impl Node {
             self.dependents.entry(dependency.component.clone()).or_default().insert(id.clone());
         }
         let inst = self.instances.entry(id.clone()).or_insert_with(|| Inst::new(id.clone(), now.mono));
+        // It lines up by its rank, which the new record may change: under its old one it would be started for ever after.
+        self.startable.remove(&(inst.group(), inst.rank(), id.clone()));
         inst.fence = wanted.place.clone();
         inst.generation = inst.generation.max(wanted.desired.generation);
         inst.wanted = Some(wanted);

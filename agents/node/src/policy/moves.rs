@@ -73,7 +73,7 @@ impl Node {
             | State::Probation => {}
         }
         self.tell_blocked(id, verdict, now);
-        let at = self.instances.get(id).and_then(|inst| deadline(inst, verdict));
+        let at = self.instances.get(id).and_then(|inst| deadline(inst, verdict, now.mono));
         self.set_timer(id, at);
     }
 
@@ -264,7 +264,9 @@ impl Node {
                     break;
                 }
                 self.startable.remove(&key);
-                self.start(&key.2, now);
+                if self.instances.get(&key.2).is_some_and(|i| i.state == State::Waiting) {
+                    self.start(&key.2, now);
+                }
             }
         }
     }
@@ -428,7 +430,7 @@ impl Node {
 }
 
 /// When `inst` needs the next look by time alone.
-fn deadline(inst: &Inst, verdict: &Verdict) -> Option<Duration> {
+fn deadline(inst: &Inst, verdict: &Verdict, now: Duration) -> Option<Duration> {
     let mut at = [None; 4];
     match inst.state {
         State::Starting | State::Ready | State::Unready => {
@@ -447,7 +449,8 @@ fn deadline(inst: &Inst, verdict: &Verdict) -> Option<Duration> {
         State::Backoff => at = [Some(inst.backoff_until), None, None, None],
         State::Waiting => {
             let hold = if let Verdict::Held { until, .. } = verdict { Some(*until) } else { None };
-            let rung = matches!(verdict, Verdict::Replace(_)).then_some(inst.backoff_until);
+            // Past its backoff it waits for a slot, which no clock brings.
+            let rung = matches!(verdict, Verdict::Replace(_)).then_some(inst.backoff_until).filter(|at| *at > now);
             at = [hold, rung, None, None];
         }
         State::Unspecified

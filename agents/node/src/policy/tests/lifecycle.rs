@@ -276,3 +276,31 @@ fn what_was_stopped_on_purpose_owes_nothing_afterwards() {
     b.exit("api", 1);
     assert_eq!(b.take().first().map(String::as_str), Some("spawn api@2.2"), "its first restart is at once again");
 }
+
+#[test]
+fn a_new_rank_leaves_no_place_in_the_line_behind() {
+    let specs: Vec<_> = ["a", "b", "c", "d", "job"].iter().map(|n| component(n, &[])).collect();
+    let mut b = Bench::running(&specs);
+    b.desire(&desired(&specs[4], 1, 9));
+    b.settle();
+    b.ready("a");
+    b.ready("b");
+    b.take();
+    b.ready("job");
+    b.ready("c");
+    assert_eq!(b.take(), ["component_ready job@1.1", "component_ready c@1.1"], "what runs is not started again");
+}
+
+#[test]
+fn a_rung_that_waits_for_a_slot_sets_no_timer() {
+    let specs: Vec<_> = ["a", "b", "c", "d", "api"].iter().map(|n| component(n, &[])).collect();
+    let mut b = Bench::running(&specs);
+    b.ready("a");
+    b.ready("api");
+    b.exhaust("api");
+    b.desire(&desired(&component("e", &[]), 1, 9));
+    b.settle();
+    b.order(razar_bus_schema::ids::Incarnation::new(1, 4), 1, None);
+    assert_eq!(b.state("api"), State::Waiting, "no slot is free");
+    assert!(b.node.next_deadline().is_none_or(|at| at > b.now.mono));
+}
