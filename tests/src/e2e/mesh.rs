@@ -31,6 +31,8 @@ const PORTS_OWN: u16 = 20;
 const BLOCKS: u32 = 400;
 /// First port of the first block.
 const PORT_FIRST: u16 = 15_000;
+/// Name of the link to the broker's program, in the mesh's directory.
+const BROKER_LINK: &str = "nats-server";
 /// Lines of the node's log that a failed test shows.
 const LOG_LINES: usize = 25;
 
@@ -41,7 +43,6 @@ pub struct Mesh {
     name: String,
     port: u16,
     env: Vec<(String, String)>,
-    broken_broker: bool,
     // Held until everything has ended.
     _slot: File,
 }
@@ -74,7 +75,9 @@ impl Mesh {
         let name = format!("e2e-{}-{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix("razar-e2e-").tempdir()?;
         let port = free_block(number)?;
-        Ok(Self { dir, name, port, env: Vec::new(), broken_broker: false, _slot: slot })
+        let mesh = Self { dir, name, port, env: Vec::new(), _slot: slot };
+        mesh.break_broker(false)?;
+        Ok(mesh)
     }
 
     /// With a variable for everything that is started.
@@ -132,28 +135,31 @@ impl Mesh {
         self.port
     }
 
-    /// From now on the broker's program is missing, or there again; holds for guards that are started then.
-    pub fn break_broker(&mut self, broken: bool) {
-        self.broken_broker = broken;
+    /// From now on the broker's program ends at once with an error, or works again.
+    ///
+    /// # Errors
+    /// When the link to it cannot be written.
+    pub fn break_broker(&self, broken: bool) -> Result<()> {
+        let (link, new) = (self.dir().join(BROKER_LINK), self.dir().join("link"));
+        std::os::unix::fs::symlink(if broken { PathBuf::from("/bin/false") } else { broker()? }, &new)?;
+        Ok(fs::rename(new, link)?)
     }
 
-    fn environment(&self, command: &mut Command) -> Result<()> {
+    fn environment(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("RAZAR_") || text.starts_with("OTEL_") {
                 command.env_remove(&name);
             }
         }
-        let broker = if self.broken_broker { PathBuf::from("/bin/false") } else { broker()? };
         command
             .env("RAZAR_MESH", &self.name)
             .env("RAZAR_SERVER", format!("nats://127.0.0.1:{}", self.port))
             .env("RAZAR_STATE_DIR", self.state())
-            .env("RAZAR_NATS_SERVER", broker)
+            .env("RAZAR_NATS_SERVER", self.dir().join(BROKER_LINK))
             .env("TZ", "UTC")
             .envs(self.env.iter().map(|(n, v)| (n, v)))
             .stdin(Stdio::null());
-        Ok(())
     }
 
     /// Runs `razar` with `args`.
@@ -162,7 +168,7 @@ impl Mesh {
     /// When it cannot be run.
     pub fn razar(&self, args: &[&str]) -> Result<Said> {
         let mut command = Command::new(binary("razar")?);
-        self.environment(&mut command)?;
+        self.environment(&mut command);
         let out = command.args(args).current_dir(self.dir()).output()?;
         Ok(said(&out))
     }
@@ -205,7 +211,7 @@ impl Mesh {
     /// When it cannot be started.
     pub fn guard(&self) -> Result<()> {
         let mut command = Command::new(binary("razar-node")?);
-        self.environment(&mut command)?;
+        self.environment(&mut command);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.state().join("node.log"))?;
         command
             .arg("guard")
@@ -226,7 +232,7 @@ impl Mesh {
     /// # Errors
     /// When it does not answer.
     pub fn observed(&self) -> Result<v1::Observed> {
-        let said = self.razar(&["status", "--json"])?.ok()?;
+        let said = self.razar(&["status", "--all", "--json"])?.ok()?;
         let reply: v1::StatusReply = razar_bus_schema::json::from_json(said.out.trim())?;
         reply.observed.context("a status without a view")
     }
@@ -327,6 +333,18 @@ impl Mesh {
         }
     }
 
+    /// Starts the mesh's broker by hand, with the configuration that the node wrote: as if it had come back by itself.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn broker_by_hand(&self) -> Result<()> {
+        let mut command = Command::new(broker()?);
+        self.environment(&mut command);
+        let mut child = command.arg("-c").arg(self.state().join("broker/nats.conf")).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        thread::spawn(move || child.wait());
+        Ok(())
+    }
+
     /// A client of the broker that is none of the mesh's.
     ///
     /// # Errors
@@ -389,7 +407,8 @@ impl Mesh {
         Ok(())
     }
 
-    fn kill_all(&self) {
+    /// Kills every process at once, as a loss of power does. True when none is left.
+    pub fn kill_all(&self) -> bool {
         // The guard first, or it would start again what is killed.
         if let Ok(guard) = self.guard_pid() {
             drop(signal(guard, Signal::KILL));
@@ -397,13 +416,14 @@ impl Mesh {
         for _ in 0..250 {
             let left = self.processes();
             if left.is_empty() {
-                break;
+                return true;
             }
             for process in left {
                 drop(signal(process.pid, Signal::KILL));
             }
             thread::sleep(LOOK);
         }
+        false
     }
 }
 
