@@ -26,6 +26,7 @@ use crate::{
     guard::{Exits, GuardWatch},
     journal::Journal,
     logs::LogStore,
+    news::News,
     outbox::Outbox,
     policy::{
         Action, Input, Node, Now, Spawn, ViewChange,
@@ -44,19 +45,6 @@ const NEWS_MAX: usize = 16_384;
 const TURN: Duration = Duration::from_secs(1);
 /// Longest wait at the end for the broker to take the last events.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
-
-/// What the loop hears from its own tasks.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// A probe was answered.
-    Probed(Box<Input>),
-    /// State was cleared.
-    Prepared(Instance, Option<String>),
-    /// EVENTS has this epoch.
-    EventsEpoch(String),
-    /// What the processes use was measured.
-    Measured(BTreeMap<Instance, v1::ResourceUsage>),
-}
 
 /// The agent.
 pub struct Agent {

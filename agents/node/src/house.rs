@@ -18,8 +18,9 @@ use razar_bus_schema::{
 use tokio::sync::mpsc;
 
 use crate::{
-    agent::{Agent, News},
+    agent::Agent,
     config::NodeConfig,
+    news::News,
     policy::Group,
     traces::{Span, Traces},
 };

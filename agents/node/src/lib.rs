@@ -15,6 +15,7 @@ pub mod guard;
 mod house;
 pub mod journal;
 pub mod logs;
+mod news;
 pub mod outbox;
 pub mod policy;
 pub mod probe;

@@ -10,7 +10,7 @@ use razar_bus_schema::{ids::Instance, v1};
 use razar_os::{Tree, monotonic_now};
 use tokio::sync::mpsc;
 
-use crate::{agent::News, processes::Processes};
+use crate::{news::News, processes::Processes};
 
 /// Time between two measurements.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -1,0 +1,20 @@
+//! What the loop hears from its own tasks: answers of probes, ends of preparations, measurements.
+
+use std::collections::BTreeMap;
+
+use razar_bus_schema::{ids::Instance, v1};
+
+use crate::policy::Input;
+
+/// What the loop hears from its own tasks.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A probe was answered.
+    Probed(Box<Input>),
+    /// State was cleared.
+    Prepared(Instance, Option<String>),
+    /// EVENTS has this epoch.
+    EventsEpoch(String),
+    /// What the processes use was measured.
+    Measured(BTreeMap<Instance, v1::ResourceUsage>),
+}
