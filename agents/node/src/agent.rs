@@ -2,7 +2,6 @@
 //! processes, the journal and the outbox. The only `select!` of the node.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     sync::PoisonError,
     time::{Duration, SystemTime},
