@@ -31,6 +31,8 @@ const PORTS_OWN: u16 = 20;
 const BLOCKS: u32 = 400;
 /// First port of the first block.
 const PORT_FIRST: u16 = 15_000;
+/// Variable that keeps the directory of a mesh that has ended, for a person to look at.
+const KEEP: &str = "RAZAR_E2E_KEEP";
 /// Name of the link to the broker's program, in the mesh's directory.
 const BROKER_LINK: &str = "nats-server";
 /// Lines of the node's log that a failed test shows.
@@ -432,6 +434,10 @@ impl Drop for Mesh {
         // The runner shows it where a test failed.
         eprintln!("the node of {} said last:\n{}", self.name, tail(&self.log()));
         self.kill_all();
+        if std::env::var_os(KEEP).is_some() {
+            eprintln!("kept: {}", self.dir().display());
+            self.dir.disable_cleanup(true);
+        }
         remove_groups(&self.name);
     }
 }

@@ -237,6 +237,8 @@ pub struct Broker {
     pub missions: Bucket<MissionsValue>,
     /// Commands.
     pub commands: Vec<Queued>,
+    /// Somebody looks after them from time to time.
+    pub commands_watched: bool,
     /// The lease.
     pub lease: Option<Lease>,
     /// Lines.
@@ -252,6 +254,7 @@ impl Default for Broker {
             intents: Bucket::new("intents"),
             missions: Bucket::new("missions"),
             commands: Vec::new(),
+            commands_watched: false,
             lease: None,
             links: BTreeMap::new(),
         }

@@ -154,16 +154,23 @@ impl World {
             }
             for proc in host.procs.values() {
                 let wanted = self.desired().any(|(id, d)| {
-                    id == proc.instance && d.mode() == RunMode::Run && d.node == host.name && d.generation == proc.incarnation.generation
+                    // What runs goes on while a dependency of its newer generation is away.
+                    let older = proc.incarnation.generation < d.generation && self.is_blocked(h, &id, d);
+                    let this = proc.incarnation.generation == d.generation || older;
+                    id == proc.instance && d.mode() == RunMode::Run && d.node == host.name && this
                 });
                 if !wanted {
                     return Some(format!("{}@{} lives on {} and nobody wants it", proc.instance, proc.incarnation, host.name));
                 }
             }
-            let _ = h;
         }
         let all: Vec<_> = self.desired().filter(|(_, d)| d.mode() == RunMode::Run).map(|(id, d)| (id, d.clone())).collect();
         all.iter().find_map(|(id, desired)| self.not_as_desired(id, desired, &mut BTreeSet::new()))
+    }
+
+    fn is_blocked(&self, h: usize, id: &Instance, desired: &v1::Desired) -> bool {
+        let (host, spec) = (&self.hosts[h], desired.spec.clone().unwrap_or_default());
+        host.agent.as_ref().is_some_and(|agent| !host.oracle.unmet(&agent.node, id, &spec).is_empty())
     }
 
     fn plan_and_records_differ(&self, plan: &v1::Mission) -> Option<String> {
@@ -197,7 +204,8 @@ impl World {
         match inst.state {
             State::Ready => {
                 let procs: Vec<_> = host.procs_of(id).collect();
-                let well = procs.len() == 1 && procs[0].incarnation.generation == desired.generation;
+                let older = procs.len() == 1 && procs[0].incarnation.generation < desired.generation && self.is_blocked(h, id, desired);
+                let well = procs.len() == 1 && (procs[0].incarnation.generation == desired.generation || older);
                 if !well {
                     return Some(format!("{id} is said to be ready; it lives as {:?}", procs.iter().map(|p| p.incarnation).collect::<Vec<_>>()));
                 }
@@ -225,6 +233,7 @@ impl World {
                     }
                 })
             }
+            State::Starting | State::Unready if inst.incarnation.generation < desired.generation && self.is_blocked(h, id, desired) => None,
             state => Some(format!("{id} is {state:?}: {}", inst.reason)),
         }
     }

@@ -90,7 +90,7 @@ impl World {
                 wrong = wrong.or(Some(("failed", text)));
             }
             let put_down = matches!(inst.state, State::Stopped | State::Quarantined);
-            if lost || put_down || (newer && !inst.lives()) {
+            if lost || put_down || (newer && (spawned || !inst.lives())) {
                 oracle.forgive(&inst.id);
             }
         }

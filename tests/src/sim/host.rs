@@ -108,6 +108,8 @@ pub struct Host {
     pub procs: BTreeMap<u32, Proc>,
     pids: u32,
     ended: Vec<Ended>,
+    /// Signs that were given while no agent heard them.
+    unheard: Vec<Input>,
     /// Its agent, while one lives.
     pub agent: Option<Agent>,
     /// Lives of its agent so far.
@@ -135,6 +137,7 @@ impl Host {
             procs: BTreeMap::new(),
             pids: 100,
             ended: Vec::new(),
+            unheard: Vec::new(),
             agent: None,
             lives: 0,
             paused_until: None,
@@ -236,6 +239,9 @@ impl World {
         self.tell_host(h, format_args!("agent starts, life {life}: {living} live, {ended} ended meanwhile"));
         self.reconnect_soon(Client::Host(h));
         self.turn_node(h);
+        for sign in std::mem::take(&mut self.hosts[h].unheard) {
+            self.later(Duration::from_millis(1), Happening::NodeInput(h, life, Box::new(sign)));
+        }
     }
 
     /// What the journal says, checked against the processes that there are. Strangers are ended.
@@ -298,9 +304,11 @@ impl World {
     pub(super) fn node_input(&mut self, h: usize, life: u64, input: Box<Input>) {
         if let Some(until) = self.node_paused(h) {
             self.at(until, Happening::NodeInput(h, life, input));
-        } else if self.hosts[h].lives == life {
+        } else if self.hosts[h].lives == life && self.hosts[h].agent.is_some() {
             self.apply_node(h, *input);
             self.turn_node(h);
+        } else if matches!(*input, Input::Sign { .. }) {
+            self.hosts[h].unheard.push(*input);
         }
     }
 

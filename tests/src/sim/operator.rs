@@ -107,7 +107,9 @@ impl World {
                 Queued { id: id.clone(), verb, target, command, stored_at, deliveries: 0, token: 0, next_at, acked: false };
             self.broker.commands.push(queued);
         }
-        self.later(Duration::from_millis(1), Happening::CommandsDue);
+        if !std::mem::replace(&mut self.broker.commands_watched, true) {
+            self.later(Duration::from_millis(1), Happening::CommandsDue);
+        }
     }
 
     /// Writes a record that is not the orchestrator's.

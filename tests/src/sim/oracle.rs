@@ -116,7 +116,6 @@ impl Oracle {
             self.fence.insert(id.clone(), (memory.bucket_epoch.clone(), memory.revision));
         }
         self.rows.clear();
-        self.signalled.clear();
         // The plan of a start may be lost with a power cut; whether a rung made it, too.
         let planned = disk.spawned.values().filter_map(|s| s.planned.as_ref()).chain(disk.planned.values());
         for plan in planned {

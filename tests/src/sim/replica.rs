@@ -193,15 +193,14 @@ impl World {
             return;
         }
         let now = self.replica_clock(r);
-        for action in self.replicas[r].state.decide(now) {
-            self.replica_acts(r, action, now);
+        let writes = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::WriteDesired(_) | Action::WriteMissions { .. })).count();
+        let mut actions = self.replicas[r].state.decide(now);
+        // What it decides is under way now: asked again, it decides on no second write.
+        actions.extend(self.replicas[r].state.decide(now));
+        if writes(&actions) > 1 {
+            self.violated("I16", format!("replica {r} decides on two writes at once: {actions:?}"));
         }
-        // What it decides is under way now: the same question again gets no new answer.
-        let again = self.replicas[r].state.decide(now);
-        if let Some(action) = again.iter().find(|a| matches!(a, Action::WriteDesired(_) | Action::WriteMissions { .. })) {
-            self.violated("I16", format!("replica {r} decides on two writes at once: {action:?}"));
-        }
-        for action in again {
+        for action in actions {
             self.replica_acts(r, action, now);
         }
         let deadline = self.replicas[r].state.next_deadline(now).unwrap_or(now.mono + Duration::from_secs(1));
@@ -432,6 +431,7 @@ impl World {
     /// Commands that are due are delivered to whoever may decide.
     pub(super) fn commands_due(&mut self) {
         let waiting = self.broker.commands.iter().any(|c| !c.acked && c.deliveries < DELIVERIES_MAX);
+        self.broker.commands_watched = waiting;
         if waiting {
             self.later(Duration::from_millis(500), Happening::CommandsDue);
         }

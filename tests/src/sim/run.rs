@@ -20,6 +20,9 @@ use super::{
 /// Steps of a seed; the longest of thousands took a tenth.
 pub const STEPS_MAX: u64 = 3_000_000;
 
+/// Real time that a failing seed is worth.
+const SHRINK_LIMIT: Duration = Duration::from_secs(20);
+
 /// How a seed is to be run.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -87,8 +90,12 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
 pub fn shrink(seed: u64) -> (Plan, Outcome) {
     let mut best = (Plan::default(), run(seed, &Plan::default()));
     let Some(invariant) = best.1.violation.as_ref().map(|v| v.invariant.clone()) else { return best };
+    let began = std::time::Instant::now();
     let fails = |outcome: &Outcome| outcome.violation.as_ref().is_some_and(|v| v.invariant == invariant);
     for fault in best.1.faults.clone() {
+        if began.elapsed() > SHRINK_LIMIT {
+            return best;
+        }
         let mut plan = best.0.clone();
         plan.without.push(fault);
         let outcome = run(seed, &plan);
@@ -98,6 +105,9 @@ pub fn shrink(seed: u64) -> (Plan, Outcome) {
     }
     let (mut low, mut high) = (Duration::ZERO, best.1.faulty.min(best.1.lasted));
     for _ in 0..10 {
+        if began.elapsed() > SHRINK_LIMIT {
+            break;
+        }
         let middle = (low + high) / 2;
         let plan = Plan { faulty: Some(middle), ..best.0.clone() };
         let outcome = run(seed, &plan);
