@@ -282,10 +282,12 @@ impl Orchestrator {
                     IntentRecord::Known { key: IntentKey::Desired(instance), intent } => {
                         self.state.apply_record(&instance, revision, Arc::from(intent));
                     }
-                    IntentRecord::Known { .. } | IntentRecord::Foreign | IntentRecord::Deleted => {}
+                    IntentRecord::Known { .. } | IntentRecord::Foreign => {}
+                    IntentRecord::Deleted => self.spoiled(&key, revision),
                     IntentRecord::Undecodable { why, .. } => {
                         tracing::warn!(key, why, "a record cannot be read");
                         self.numbers.dead_letters.inc();
+                        self.spoiled(&key, revision);
                     }
                 }
                 if settled {
@@ -296,6 +298,12 @@ impl Orchestrator {
                 self.authority.intents_applied(revision);
                 self.agent.health.release("intents");
             }
+        }
+    }
+
+    fn spoiled(&mut self, key: &str, revision: u64) {
+        if let Some(IntentKey::Desired(instance)) = IntentKey::parse(key) {
+            self.state.apply_spoiled(&instance, revision);
         }
     }
 

@@ -12,7 +12,7 @@ mod query;
 mod reconcile;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -59,8 +59,8 @@ pub struct Identity {
     pub replica: String,
 }
 
-/// A `desired` record as it stands in the bucket.
-#[derive(Debug, Clone, PartialEq)]
+/// A `desired` record as it stands in the bucket; where it was spoiled there, as it was read last.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
     /// Revision in the bucket.
     pub revision: u64,
@@ -215,6 +215,8 @@ pub struct State {
     who: Identity,
     bucket_epoch: String,
     records: BTreeMap<Instance, Record>,
+    /// Records that somebody else deleted or overwrote with what is none.
+    spoiled: BTreeSet<Instance>,
     plan: Kept<v1::Mission>,
     plan_since: Duration,
     histories: BTreeMap<String, Kept<v1::BootHistory>>,
@@ -239,6 +241,7 @@ impl State {
         if self.bucket_epoch != epoch {
             epoch.clone_into(&mut self.bucket_epoch);
             self.records.clear();
+            self.spoiled.clear();
             self.write_until = None;
         }
     }
@@ -248,10 +251,22 @@ impl State {
         if self.records.get(instance).is_some_and(|r| r.revision >= revision) {
             return;
         }
-        if let Some(v1::intent::Want::Desired(desired)) = &intent.want {
-            self.facts.note_generation(instance, desired.generation);
-        }
+        let Some(v1::intent::Want::Desired(desired)) = &intent.want else {
+            self.apply_spoiled(instance, revision);
+            return;
+        };
+        self.facts.note_generation(instance, desired.generation);
+        self.spoiled.remove(instance);
         self.records.insert(instance.clone(), Record { revision, intent });
+    }
+
+    /// Somebody deleted a `desired` record, or wrote there what is none: what it said still stands here, and is to be written again.
+    pub fn apply_spoiled(&mut self, instance: &Instance, revision: u64) {
+        let record = self.records.entry(instance.clone()).or_default();
+        if record.revision < revision {
+            record.revision = revision;
+            self.spoiled.insert(instance.clone());
+        }
     }
 
     /// The bucket of missions was recreated: what was read of it is void.

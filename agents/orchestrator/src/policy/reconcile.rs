@@ -235,7 +235,8 @@ impl State {
         now: Now,
     ) -> Option<(Instance, v1::Intent, u64)> {
         let record = self.records.get(instance);
-        if record.and_then(Record::desired).is_some_and(|current| is_same(current, &wish.desired)) {
+        let stands = !self.spoiled.contains(instance);
+        if stands && record.and_then(Record::desired).is_some_and(|current| is_same(current, &wish.desired)) {
             return None;
         }
         if let Some(part) = part {
