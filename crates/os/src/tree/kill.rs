@@ -28,7 +28,7 @@ const ROUND_WAIT: Duration = Duration::from_millis(20);
 /// What a kill did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KillReport {
-    /// Members that were sent SIGKILL, each once, by the count; those that a cgroup killed are not counted.
+    /// Members that were killed, each once, by the count; of those that a cgroup killed, the ones that were in it just before.
     pub signalled: u32,
     /// Members alive at the end. Empty: a look at all of `/proc` found nobody.
     pub survivors: Vec<Member>,
@@ -55,12 +55,17 @@ impl Tree {
     /// no error but a survivor.
     pub fn kill(&mut self, within: Duration) -> io::Result<KillReport> {
         let deadline = monotonic_now() + within;
-        if let Some(cgroup) = &self.cgroup {
-            // Not there on old kernels; what is left is found below.
-            let _ = cgroup.kill();
-        }
         let mut signalled = BTreeSet::new();
         let mut reader = Reader::new();
+        if let Some(cgroup) = &self.cgroup {
+            let members = cgroup.pids().unwrap_or_default();
+            let alive = members.into_iter().filter_map(|pid| Some((pid, reader.stat(pid).ok()??)));
+            let alive: Vec<_> = alive.filter(|(_, stat)| stat.is_alive()).collect();
+            // Not there on old kernels; what is left is found below.
+            if cgroup.kill().is_ok() {
+                signalled.extend(alive.iter().map(|(pid, stat)| Member { pid: *pid, start_time_ticks: stat.start_time_ticks }));
+            }
+        }
         let mut living = Vec::new();
         let mut clean_looks = 0;
         for round in 0..ROUNDS_MAX {
