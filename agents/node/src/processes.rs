@@ -139,7 +139,7 @@ impl Processes {
             let name = format!("{}@{}", spawn.instance.key(), spawn.incarnation);
             all.create(&self.places.mesh, &self.places.node, &name).ok().map(Arc::new)
         });
-        let notify = wants_notify(&spawn.spec).then(|| self.notify_path(&spawn.instance));
+        let notify = wants_notify(&spawn.spec).then(|| self.notify_path(&spawn.instance, spawn.incarnation));
         let planned = v1::SpawnPlanned {
             instance: Some((&spawn.instance).into()),
             incarnation: Some(spawn.incarnation.into()),
@@ -325,8 +325,9 @@ impl Processes {
         Some((exit_record(status, oom), last_error))
     }
 
-    fn notify_path(&self, instance: &Instance) -> PathBuf {
-        let name: String = sha256_hex(instance.key().as_bytes()).chars().take(16).collect();
+    /// Each incarnation has a socket of its own, which also tells the sender.
+    fn notify_path(&self, instance: &Instance, incarnation: Incarnation) -> PathBuf {
+        let name: String = sha256_hex(format!("{}@{incarnation}", instance.key()).as_bytes()).chars().take(16).collect();
         self.places.notify_dir.join(name)
     }
 }
