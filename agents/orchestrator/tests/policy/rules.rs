@@ -172,6 +172,20 @@ fn a_new_bucket_and_new_events_place_above_what_is_held() {
     }
 }
 
+/// What somebody else overwrote is written again as it was, and stays the orchestrator's to change. Mutations caught: `apply_spoiled`
+/// without the revision, or without marking the record.
+#[test]
+fn a_spoiled_record_is_written_again_and_starts_nothing_anew() {
+    let mut world = booted(&THREE);
+    let before = world.generations();
+    world.spoil("api");
+    world.run();
+    assert_eq!(world.generations(), before, "written again, in the same generation");
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    assert_eq!(world.results("c2"), ["accepted", "done"]);
+}
+
 /// A node that is present and has not told what it holds is waited for, whoever else has. Mutation caught: `any` for `all`.
 #[test]
 fn every_present_node_is_waited_for() {

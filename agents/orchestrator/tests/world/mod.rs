@@ -316,6 +316,15 @@ impl World {
         self.read();
     }
 
+    /// Somebody overwrites the record of `component` with what is none.
+    pub(crate) fn spoil(&mut self, component: &str) {
+        self.revision += 1;
+        let instance = Instance::new(component, 0);
+        let told_by_event_id = self.intents[&instance].1.told_by_event_id.clone();
+        self.intents.insert(instance.clone(), (self.revision, v1::Intent { told_by_event_id, ..Default::default() }));
+        self.state.apply_spoiled(&instance, self.revision);
+    }
+
     fn read(&mut self) {
         self.state.apply_intents_epoch(&self.bucket_epoch);
         for (instance, (revision, intent)) in &self.intents {
