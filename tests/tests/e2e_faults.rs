@@ -305,6 +305,43 @@ fn who_is_starved_of_cpu_is_not_killed() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_dies_during_a_boot_starts_nothing_twice() -> Result<()> {
+    let mesh = Mesh::new()?.started(pair)?;
+    let parts: Vec<String> = (2..8).map(|n| format!("part-{n}")).collect();
+    let more = parts.iter().zip(2..).try_fold(pair(&mesh)?, |stack, (name, n)| {
+        let part = Part::demo(name, mesh.port(n))?.arg("--start-delay=200ms");
+        let after = if n == 2 { "api".to_owned() } else { format!("part-{}", n - 1) };
+        Ok::<_, anyhow::Error>(stack.with(part.after(&after)))
+    })?;
+    let said = std::thread::scope(|scope| {
+        let apply = scope.spawn(|| mesh.up(&more));
+        let kills = [0, 2, 4].iter().try_for_each(|n| {
+            let name = parts.get(*n).context("a part")?;
+            wait_for(&format!("{name} started"), SOON, || Ok((!copies(&mesh, name).is_empty()).then_some(())))?;
+            signal(mesh.agent_pid()?, Signal::KILL)
+        });
+        let said = apply.join().map_err(|_| anyhow::anyhow!("the apply panicked"))?;
+        kills.and(said)
+    })?;
+    said.ok()?;
+    for name in &parts {
+        mesh.wait_ready(name)?;
+        ensure!(copies(&mesh, name).len() == 1, "{name} is doubled");
+        let pids: BTreeSet<u32> = mesh
+            .events_of(name, "component_started")?
+            .into_iter()
+            .filter_map(|e| match e.fact {
+                Some(Fact::ComponentStarted(started)) => started.process.map(|p| p.pid),
+                _ => None,
+            })
+            .collect();
+        ensure!(pids.len() == 1, "{name} was started {} times", pids.len());
+    }
+    told_once_and_in_order(&mesh.events()?)?;
+    mesh.end()
+}
+
+#[test]
 fn replicas_carry_on_when_the_leader_is_killed_during_an_apply() -> Result<()> {
     let mesh = Mesh::new()?.with_env("RAZAR_AGENTS", "registry:2,orchestrator:2").started(pair)?;
     let before = pids(&mesh)?;
