@@ -58,7 +58,10 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
     let mut follower = Follower::of(&mesh).await?;
     let mut lines = Vec::new();
     if parts.listening && sync == Sync::Always {
-        lines.push(listening(&programs.binary("razar-demo-service"), &mut follower, &told, parts.kills).await?);
+        let demo = programs.binary("razar-demo-service");
+        for (victims, how) in [(&told, "notify"), (&asked, "http")] {
+            lines.push(listening(&demo, &mut follower, victims, how, parts.kills).await?);
+        }
     }
     if parts.ready {
         let (words, most) = match sync {
@@ -74,7 +77,7 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
     Ok(lines)
 }
 
-async fn listening(demo: &Path, follower: &mut Follower, victims: &[Victim], kills: u32) -> Result<Line> {
+async fn listening(demo: &Path, follower: &mut Follower, victims: &[Victim], how: &str, kills: u32) -> Result<Line> {
     let demo = demo.to_owned();
     let floor = tokio::task::spawn_blocking(move || floor::respawn(&demo, kills)).await??;
     let mut samples = Samples::default();
@@ -85,7 +88,7 @@ async fn listening(demo: &Path, follower: &mut Follower, victims: &[Victim], kil
         samples.push(tokio::task::spawn_blocking(wait).await?.with_context(|| format!("after a kill of {}", victim.name))?);
         follower.ready(&victim.name).await?;
     }
-    Ok(Line::times("kill -> listening again", samples, &[Target::Ratio(2.0), Target::P99(5.0)]).beside(floor.median()))
+    Ok(Line::times(format!("kill -> listening again, {how}"), samples, &[Target::Ratio(2.0), Target::P99(5.0)]).beside(floor.median()))
 }
 
 async fn until_ready(follower: &mut Follower, victims: &[Victim], kills: u32) -> Result<Samples> {
@@ -110,12 +113,15 @@ fn victims() -> Result<(Vec<Victim>, Vec<Victim>)> {
 
 fn stack(demo: &str, told: &[Victim], asked: &[Victim]) -> Result<String> {
     let mut text = format!(
-        "name: bench-crash\nmesh: {{ parallel_starts: {}, local_restarts: {{ max: 1000, within: 90s }} }}\ncomponents:\n",
+        "name: bench-crash\nmesh: {{ parallel_starts: {}, local_restarts: {{ max: 1000, within: 24h }} }}\ncomponents:\n",
         2 * COMPONENTS
     );
     for Victim { name, port } in told {
         writeln!(text, "  {name}:\n    chakra: heart\n    command: [{demo}, --name={name}, --port={port}, --notify]")?;
-        writeln!(text, "    ports: [{port}]\n    readiness: {{ notify: true }}\n    liveness: {{ http: {{ port: {port}, path: /alive }} }}")?;
+        writeln!(
+            text,
+            "    ports: [{port}]\n    readiness: {{ notify: true }}\n    liveness: {{ http: {{ port: {port}, path: /alive }} }}"
+        )?;
     }
     for Victim { name, port } in asked {
         writeln!(text, "  {name}:\n    chakra: heart\n    command: [{demo}, --name={name}, --port={port}]\n    ports: [{port}]")?;

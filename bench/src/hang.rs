@@ -133,10 +133,13 @@ fn deadlock(port: u16) -> Result<()> {
 }
 
 fn stack(demo: &str, victims: &[(Kind, String, u16)]) -> Result<String> {
-    let mut text = "name: bench-hang\nmesh: { parallel_starts: 100, local_restarts: { max: 1000, within: 90s } }\ncomponents:\n".to_owned();
+    let mut text = "name: bench-hang\nmesh: { parallel_starts: 100, local_restarts: { max: 1000, within: 24h } }\ncomponents:\n".to_owned();
     for (kind, name, port) in victims {
         let settings = if matches!(kind, Kind::StoppedFast) { ", period: 100ms, timeout: 100ms" } else { "" };
-        writeln!(text, "  {name}:\n    chakra: heart\n    command: [{demo}, --name={name}, --port={port}, --notify, --hang-on={HANG_PATH}]")?;
+        writeln!(
+            text,
+            "  {name}:\n    chakra: heart\n    command: [{demo}, --name={name}, --port={port}, --notify, --hang-on={HANG_PATH}]"
+        )?;
         writeln!(text, "    ports: [{port}]\n    readiness: {{ notify: true }}")?;
         writeln!(text, "    liveness: {{ http: {{ port: {port}, path: /alive }}{settings} }}")?;
     }

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{programs::Programs, report::Report};
 
@@ -64,7 +65,7 @@ async fn main() -> ExitCode {
     // Dropped on the first signal: a mesh that is up ends as its handle does.
     let ended = tokio::select! {
         ended = measure(&args) => ended,
-        _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
+        () = told_to_end() => return ExitCode::from(130),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,6 +73,19 @@ async fn main() -> ExitCode {
             eprintln!("razar-bench: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn told_to_end() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => drop(terminate.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
     }
 }
 

@@ -38,7 +38,12 @@ impl Samples {
 
     fn quantile(&self, share: f64) -> f64 {
         // Nearest rank: never a figure that was not measured.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank among few samples")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a rank among few samples"
+        )]
         let rank = (share * self.0.len() as f64).ceil().max(1.0) as usize;
         self.0.get(rank - 1).copied().unwrap_or(f64::NAN)
     }
@@ -139,10 +144,7 @@ impl Report {
             let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
             let cores = std::thread::available_parallelism().map_or(0, usize::from);
             println!("{cores} cores, load before {}", load.split(' ').take(2).collect::<Vec<_>>().join(" "));
-            println!(
-                "{:<58}{:>5}{:>10}{:>10}{:>10}{:>8}  {:<24}met",
-                "what", "n", "floor", "median", "p99", "ratio", "target (at most)"
-            );
+            println!("{:<58}{:>5}{:>10}{:>10}{:>10}{:>8}  {:<24}met", "what", "n", "floor", "median", "p99", "ratio", "target (at most)");
         }
     }
 

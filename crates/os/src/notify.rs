@@ -13,6 +13,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use tokio::io::unix::AsyncFd;
 
 use crate::identity::Pid;
+use crate::log_file::FileId;
 use crate::watch;
 
 /// Longest message taken; the same bound as systemd's.
@@ -105,11 +106,13 @@ fn micros(value: &str) -> Result<Duration, &'static str> {
     value.parse().map(Duration::from_micros).map_err(|_| "a time that is no number of microseconds")
 }
 
-/// A bound notification socket; its path is what the component gets as `NOTIFY_SOCKET`. Dropping it removes the file.
+/// A bound notification socket; its path is what the component gets as `NOTIFY_SOCKET`. Dropping it removes its file, never a later socket's.
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
+    /// Which file it is: by the time this one is dropped another may be bound there.
+    file: Option<FileId>,
 }
 
 impl NotifySocket {
@@ -133,7 +136,7 @@ impl NotifySocket {
         rustix::net::sockopt::set_socket_passcred(&socket, true).map_err(io::Error::from)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
         let fd = watch::readable(OwnedFd::from(socket))?;
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self { fd, path: path.to_owned(), file: FileId::of_path(path).ok() })
     }
 
     /// Where it is bound.
@@ -159,8 +162,10 @@ impl NotifySocket {
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
-        // One that is gone already is as good.
-        let _ = std::fs::remove_file(&self.path);
+        // One that is gone already is as good; one that another socket was bound in place of is not this one's to remove.
+        if self.file.is_some() && FileId::of_path(&self.path).ok() == self.file {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -31,6 +31,19 @@ async fn a_component_says_ready_and_is_known_by_its_pid() {
 }
 
 #[tokio::test]
+async fn an_old_socket_that_goes_late_leaves_its_successor_in_place() {
+    let place = Place::new();
+    let old = NotifySocket::bind(&place.path("notify")).unwrap();
+    let new = NotifySocket::bind(&place.path("notify")).unwrap();
+    drop(old);
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.send_to(b"READY=1", new.path()).unwrap();
+    assert!(tokio::time::timeout(PATIENCE, new.recv()).await.unwrap().unwrap().ready);
+    drop(new);
+    assert!(!place.path("notify").exists());
+}
+
+#[tokio::test]
 async fn bad_messages_are_told_and_the_next_good_one_is_taken() {
     let place = Place::new();
     std::fs::write(place.path("notify"), "left behind").unwrap();
