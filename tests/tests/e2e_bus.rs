@@ -210,7 +210,7 @@ fn stored_component(raw: &mut Raw, mesh: &Mesh, name: &str) -> Result<(Vec<u8>, 
     let stream = format!("KV_{}_observed", mesh.name());
     let key = format!(r#"{{"last_by_subj":"$KV.{}_observed.components.{name}.0"}}"#, mesh.name());
     let answer = raw.jetstream(&format!("STREAM.MSG.GET.{stream}"), &key)?;
-    let bytes = base64(answer["message"]["data"].as_str().context("data")?)?;
+    let bytes = base64(answer.pointer("/message/data").and_then(Value::as_str).context("data")?)?;
     let component = v1::ObservedComponent::decode(bytes.as_slice())?;
     Ok((bytes, component))
 }
