@@ -32,7 +32,7 @@ pub(crate) enum Tone {
 /// Where a command writes.
 #[derive(Debug)]
 pub(crate) struct Console {
-    /// argv[0] as typed, for suggestions.
+    /// `argv[0]` as typed, for suggestions.
     pub(crate) program: String,
     /// One JSON object per line instead of text.
     pub(crate) json: bool,
@@ -68,7 +68,7 @@ impl Console {
         size.map(|s| usize::from(s.ws_col)).filter(|w| *w > 0).unwrap_or(WIDTH_DEFAULT)
     }
 
-    /// A whole command that helps, argv[0] as typed.
+    /// A whole command that helps, `argv[0]` as typed.
     pub(crate) fn command(&self, words: &[&str]) -> String {
         let words: Vec<_> = words.iter().map(|w| text::shell(w)).collect();
         format!("{} {}", self.program, words.join(" "))

@@ -36,7 +36,7 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     /// What is wrong, a line each.
     pub(crate) text: String,
-    /// One whole command that helps, argv[0] as typed.
+    /// One whole command that helps, `argv[0]` as typed.
     pub(crate) next: Option<String>,
 }
 

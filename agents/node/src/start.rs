@@ -5,7 +5,10 @@ use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use razar_bus::Bus;
-use razar_bus_schema::v1;
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1,
+};
 use razar_os::{BootId, FileId, NodeLock, Tree};
 use tokio::sync::mpsc;
 
@@ -27,6 +30,10 @@ use crate::{
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long what the last agent left behind may take to die.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// Looks at the guard's notes for an exit that has just happened, and the time between two.
+const GUARD_LOOKS: u32 = 10;
+/// See [`GUARD_LOOKS`].
+const GUARD_LOOK: Duration = Duration::from_millis(5);
 /// News of processes that wait for the loop.
 const PROCESS_NEWS_MAX: usize = 4_096;
 /// Beats of components that wait for the loop.
@@ -45,7 +52,7 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     let logs = LogStore::new(config.path("logs"));
     let mut exits = Exits::open(&exits_path(&config.state_dir))?;
     let survey = adopt::survey(&journalled, &mut exits, logs.dir())?;
-    let (restored, alive) = sort_out(survey, &journalled, &mut journal, &config)?;
+    let Sorted { restored, alive, strangers } = sort_out(survey, &journalled, &mut journal, &config, &mut exits)?;
     let cold = restored.living.is_empty();
     let ports = system::ports(&config.path("ports.json"), &config, cold)?;
     let variables: Vec<(String, String)> = std::env::vars().collect();
@@ -73,6 +80,8 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     let outbox = Outbox::start(bus.event_publisher(), journal.backlog(), &journalled);
     let joined = joined(&config, &policy, &boot_id, ports.node_http);
     policy.tell_joined(joined.clone(), now());
+    policy.tell_inventory(now());
+    strangers.into_iter().for_each(|(instance, incarnation)| policy.tell_foreign(&instance, incarnation, now()));
     write_mesh_file(&config, ports.broker, ports.node_http)?;
     let house = House::open(&config, &bus, ports.node_http).await;
     let sources = sources(&bus, &config, process_receiver).await;
@@ -96,8 +105,16 @@ async fn sources(bus: &Bus, config: &NodeConfig, processes: mpsc::Receiver<crate
     }
 }
 
+/// What the survey found, sorted.
+struct Sorted {
+    restored: Restored,
+    alive: Vec<Found>,
+    /// What was stopped because it carried another epoch's tag.
+    strangers: Vec<(Instance, Incarnation)>,
+}
+
 /// Sorts what was found into what lives, what ended, and what never was; ends what is left of the dead and of other epochs.
-fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, config: &NodeConfig) -> Result<(Restored, Vec<Found>)> {
+fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, config: &NodeConfig, exits: &mut Exits) -> Result<Sorted> {
     let plan = view::load(&config.path("plan.pb")).unwrap_or_else(|error| {
         tracing::error!(%error, "the plan on disk cannot be read");
         None
@@ -118,7 +135,8 @@ fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, conf
             FoundState::Exited { status, .. } => {
                 clear_away(&found.planned);
                 let last_error = last_error_line(&PathBuf::from(&found.planned.log_path)).unwrap_or_default();
-                restored.ended.push((found.planned.clone(), exit_record(*status, None), last_error));
+                let status = status.or_else(|| status_from_guard(&found, journalled, exits));
+                restored.ended.push((found.planned.clone(), exit_record(status, None), last_error));
                 let _ = journal.gone(&found.instance, found.incarnation);
             }
             FoundState::NotThere => {
@@ -126,14 +144,29 @@ fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, conf
             }
         }
     }
+    let mut strangers = Vec::new();
     for stranger in survey.strangers {
         tracing::warn!(instance = %stranger.instance, incarnation = %stranger.incarnation, "stopped: it carries another epoch's tag");
         let tag = FileId::of_path(&stranger.log_path).ok();
         if let Ok(mut tree) = Tree::new(&stranger.process, tag, None) {
             tree.kill(KILL_LIMIT).context("stopping what another epoch left")?;
         }
+        strangers.push((stranger.instance, stranger.incarnation));
     }
-    Ok((restored, alive))
+    Ok(Sorted { restored, alive, strangers })
+}
+
+/// How a process that has ended ended, as soon as the guard has noted it: it may be doing so at this moment.
+fn status_from_guard(found: &Found, journalled: &Journalled, exits: &mut Exits) -> Option<razar_os::ExitStatus> {
+    let of = |s: &&v1::Spawned| s.planned.as_ref().is_some_and(|p| p == &found.planned);
+    let identity = journalled.processes.iter().find(of).and_then(|s| s.process.as_ref()).and_then(adopt::identity_of)?;
+    for _ in 0..GUARD_LOOKS {
+        if let Ok(Some(status)) = exits.take(identity.pid, identity.start_time_ticks) {
+            return Some(status);
+        }
+        std::thread::sleep(GUARD_LOOK);
+    }
+    None
 }
 
 fn clear_away(planned: &v1::SpawnPlanned) {

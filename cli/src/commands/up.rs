@@ -188,7 +188,10 @@ async fn mesh(console: &Console, global: &Global) -> Result<Link, Failure> {
     let facts = place.facts();
     let address = server(global, facts.as_ref());
     let tried = Link::connect(&global.mesh, &address).await;
+    // A mesh of this machine whose node is gone still answers, and nobody heals it.
+    let ours = facts.as_ref().is_some_and(|f| f.server == address);
     if let Ok(link) = &tried
+        && (!ours || place.guard().is_some())
         && link.status().await.is_ok()
         && link.plan().await.is_ok()
     {
@@ -197,7 +200,9 @@ async fn mesh(console: &Console, global: &Global) -> Result<Link, Failure> {
     let began = Instant::now();
     let mut child = None;
     if place.guard().is_none() {
-        free(&address, console)?;
+        if tried.is_err() || !ours {
+            free(&address, console)?;
+        }
         child = Some(place.start(&address)?);
     }
     console.footer(&format!("starting the mesh on {address}"));

@@ -2,7 +2,7 @@
 
 use razar_bus_schema::{
     event::Kind as _,
-    ids::{Instance, parse_traceparent, span_id, trace_id, traceparent},
+    ids::{Incarnation, Instance, parse_traceparent, span_id, trace_id, traceparent},
     time,
     v1::{self, event::Fact},
 };
@@ -53,6 +53,15 @@ impl Node {
     /// Tells that the node joined.
     pub fn tell_joined(&mut self, joined: v1::NodeJoined, now: Now) {
         let event = self.draft(None, Fact::NodeJoined(joined), "joined", "the node's agent began its work", now);
+        self.tells.push(event);
+    }
+
+    /// Tells that a process of another epoch's was stopped.
+    pub fn tell_foreign(&mut self, id: &Instance, incarnation: Incarnation, now: Now) {
+        let stopped = v1::ComponentStopped { killed: true, why: "foreign_epoch".to_owned(), ..Default::default() };
+        let text = "it was of a journal that this node no longer has";
+        let mut event = self.draft(Some(id), Fact::ComponentStopped(stopped), "foreign_epoch", text, now);
+        event.incarnation = Some(incarnation.into());
         self.tells.push(event);
     }
 

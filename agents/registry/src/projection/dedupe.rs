@@ -48,7 +48,7 @@ impl Projection {
             return None;
         }
         let node = self.nodes.entry(place.node.clone()).or_default();
-        let known = node.joined.as_ref().map_or("", |j| j.node_epoch.as_str());
+        let known = node.joined.as_ref().map_or_else(String::new, |j| j.node_epoch.clone());
         if known != place.epoch {
             // A new journal counts from 1, so its first events are inside the window; anything else is a late copy from an old one.
             let joins = event.fact.as_ref().is_some_and(|f| f.kind() == "node_joined");
@@ -59,13 +59,27 @@ impl Projection {
             node.joined = Some(v1::NodeJoined { node_epoch: place.epoch.clone(), ..Default::default() });
             node.journal_sequence = 0;
             node.journal_window = Vec::new();
+            if !known.is_empty() {
+                self.forget_lives(&place.node);
+            }
         }
+        let node = self.nodes.entry(place.node.clone()).or_default();
         let first = note(&mut node.journal_sequence, &mut node.journal_window, place.sequence);
         if first {
             node.last_sequence = stream_sequence;
             self.dirty.insert(Key::Node(place.node.clone()));
         }
         Some(first)
+    }
+
+    /// A node with a new journal counts its starts anew: what it ran before is unknown until it tells.
+    fn forget_lives(&mut self, node: &str) {
+        for (instance, component) in self.components.iter_mut().filter(|(_, c)| c.node == node) {
+            component.incarnation = None;
+            component.process = None;
+            component.set_state(v1::InstanceState::Unspecified);
+            self.dirty.insert(Key::Component(instance.clone()));
+        }
     }
 }
 
