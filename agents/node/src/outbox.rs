@@ -177,6 +177,7 @@ impl Shared {
                     tracing::error!(id = event.id, %error, "the bus can never take this event; it is passed over");
                     inner.status.refused_total += 1;
                     inner.status.unacknowledged = inner.status.unacknowledged.saturating_sub(1);
+                    self.wake_waiters();
                 }
             }
             inner.queue.pop_front();
@@ -198,6 +199,11 @@ impl Shared {
         });
     }
 
+    /// Fewer are unacknowledged, though nothing more was acknowledged: who waits for none looks again.
+    fn wake_waiters(&self) {
+        self.acked.send_modify(|_| {});
+    }
+
     /// Where to read on, when memory is used up and there is more on disk.
     fn read_from(&self) -> Option<u64> {
         let inner = self.lock();
@@ -217,6 +223,7 @@ impl Shared {
                 inner.status.missing_total += inner.status.unacknowledged.saturating_sub(known);
                 inner.status.unacknowledged = known;
                 inner.queued = asked_newest;
+                self.wake_waiters();
             }
             // Pushed while the disk was read: read again.
             None => {}
