@@ -128,7 +128,12 @@ impl Agent {
     }
 
     /// Runs until everything is stopped, or another agent takes over.
-    pub(crate) async fn run(mut self, mut sources: Sources) -> Result<Ending> {
+    pub(crate) async fn run(mut self, sources: Sources) -> Result<Ending> {
+        let Sources { mut processes, mut news, mut intents, mut queries, mut beats, guard } = sources;
+        // Watched once: its descriptor would otherwise be registered anew at each turn.
+        let guard_gone = guard.gone();
+        tokio::pin!(guard_gone);
+        let mut guarded = true;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut acked = self.outbox.acked();
@@ -139,23 +144,22 @@ impl Agent {
         while !self.policy.finished() {
             tokio::select! {
                 biased;
-                Some(news) = sources.processes.recv() => self.on_process(news),
-                Some(news) = sources.news.recv() => self.on_news(news),
+                Some(news) = processes.recv() => self.on_process(news),
+                Some(news) = news.recv() => self.on_news(news),
                 result = self.timer.expired() => result.context("the timer failed")?,
-                Some(item) = sources.intents.next() => self.on_intent(item),
-                Some(query) = next_query(&mut sources.queries) => self.on_query(query),
-                Some(beat) = next_beat(&mut sources.beats) => self.on_beat(&beat),
+                Some(item) = intents.next() => self.on_intent(item),
+                Some(query) = next_query(&mut queries) => self.on_query(query),
+                Some(beat) = next_beat(&mut beats) => self.on_beat(&beat),
                 Ok(()) = acked.changed() => self.on_acked(*acked.borrow_and_update()),
                 Ok(()) = connection.changed() => self.renew_health(),
                 _ = turn.tick() => self.keep_house(),
                 _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
                 _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),
-                gone = sources.guard.gone() => {
+                gone = &mut guard_gone, if guarded => {
                     if self.on_guard_gone(gone) {
-                        sources.guard = GuardWatch::Unguarded;
                         return self.hand_over().await;
                     }
-                    sources.guard = GuardWatch::Unguarded;
+                    guarded = false;
                 }
             }
             self.turn()?;
@@ -364,29 +368,21 @@ impl Agent {
         tokio::spawn(async move {
             let sample = || tree.as_ref().and_then(|t| t.lock().unwrap_or_else(PoisonError::into_inner).sample().ok()).map(sample_of);
             let begun = monotonic_now();
-            let before = sample();
-            let (answer, detail) = if Prober::asks(&probe) {
-                let answer = prober.run(&probe, &context).await;
-                let meaning = match answer.outcome {
-                    Outcome::Passed => Answer::Passed,
-                    Outcome::Refused => Answer::Refused,
-                    Outcome::Failed | Outcome::TimedOut => Answer::Failed,
-                };
-                (meaning, answer.detail)
+            let (answer, detail, before) = if Prober::asks(&probe) {
+                ask(&prober, &probe, &context, timeout, &sample).await
             } else {
-                let heard = !matches!(probe.check, Some(Check::Heartbeat(_))) || bus.is_up();
+                let (before, beats) = (sample(), matches!(probe.check, Some(Check::Heartbeat(_))));
+                let heard = !beats || bus.is_up();
                 tokio::time::sleep(timeout).await;
-                let heard = heard && (!matches!(probe.check, Some(Check::Heartbeat(_))) || bus.is_up());
-                (if heard { Answer::Failed } else { Answer::Void }, "no sign of life".to_owned())
+                let heard = heard && (!beats || bus.is_up());
+                let answer = if heard { Answer::Failed } else { Answer::Void };
+                (answer, "no sign of life".to_owned(), before.map(|b| (begun, timeout, b)))
             };
             let took = monotonic_now().saturating_sub(begun);
-            let window = match (answer, before) {
-                (Answer::Failed | Answer::Refused, Some(before)) => {
-                    let after = sample().unwrap_or_default();
-                    Some(Window { before, after, timeout, lasted: monotonic_now().saturating_sub(begun) })
-                }
-                _ => None,
-            };
+            let window = before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)).map(|(from, timeout, before)| {
+                let after = sample().unwrap_or_default();
+                Window { before, after, timeout, lasted: monotonic_now().saturating_sub(from) }
+            });
             let input = Input::Probed { instance, incarnation, role, answer, detail, took, window };
             let _ = news.send(News::Probed(Box::new(input))).await;
         });
@@ -415,6 +411,46 @@ async fn next_beat(beats: &mut Option<Subscription>) -> Option<CoreMessage> {
         Some(beats) => beats.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Share of the timeout after which a probe without an answer is looked at: most answer sooner, and looking costs more than asking.
+const LOOK_DIVISOR: u32 = 5;
+
+/// The beginning of a window: since when, how long it was to last, and what was seen.
+type Begun = (Duration, Duration, Sample);
+
+/// Puts the question; what the kernel says of the tree is read only when no answer comes soon, or when it says no.
+async fn ask(
+    prober: &Prober,
+    probe: &v1::Probe,
+    context: &ProbeContext,
+    timeout: Duration,
+    sample: &impl Fn() -> Option<Sample>,
+) -> (Answer, String, Option<Begun>) {
+    let look_after = timeout / LOOK_DIVISOR;
+    let question = prober.run(probe, context);
+    tokio::pin!(question);
+    let mut begun = None;
+    let answer = match tokio::time::timeout(look_after, &mut question).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            begun = sample().map(|seen| (monotonic_now(), timeout.saturating_sub(look_after), seen));
+            question.await
+        }
+    };
+    let meaning = match answer.outcome {
+        Outcome::Passed => Answer::Passed,
+        Outcome::Refused => Answer::Refused,
+        Outcome::Failed | Outcome::TimedOut => Answer::Failed,
+    };
+    if meaning != Answer::Passed && begun.is_none() {
+        // It said no at once: the window is what follows.
+        begun = sample().map(|seen| (monotonic_now(), look_after, seen));
+        if begun.is_some() {
+            tokio::time::sleep(look_after).await;
+        }
+    }
+    (meaning, answer.detail, begun)
 }
 
 /// A sample of the tree as the policy reads it.

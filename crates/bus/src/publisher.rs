@@ -23,6 +23,8 @@ use crate::{
 
 /// Most events of a node that are unacknowledged: folds keep a window of 256 bits.
 pub const WINDOW: usize = 256;
+/// Below this, one by one is quicker: the broker makes a store on its disk for each batch.
+const BATCH_MIN: usize = 8;
 /// Most bytes of events sent as one batch.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// First and longest pause after a failure.
@@ -219,6 +221,9 @@ impl Sender {
     }
 
     fn batch_size(&self) -> usize {
+        if self.waiting.len() < BATCH_MIN {
+            return 1;
+        }
         let mut bytes = 0;
         let fits = self.waiting.iter().take_while(|o| {
             bytes += o.message.payload.len();
