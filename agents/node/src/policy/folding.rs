@@ -93,7 +93,7 @@ impl Node {
             generation: incarnation.generation,
             adopted: false,
         };
-        let none = inst.spec().is_some_and(|s| s.readiness_none && !s.one_shot);
+        let none = inst.spec().is_some_and(|s| s.readiness_none && s.startup.is_none() && !s.one_shot);
         let (code, text) = match (restart, inst.by_rung) {
             (_, true) => ("rung_start", "started by a rung of the ladder".to_owned()),
             (0, false) => ("start", "its dependencies' conditions hold".to_owned()),
@@ -190,10 +190,7 @@ impl Node {
         inst.probes.role(role).sign_at = Some(now.mono);
         let Some(spec) = inst.spec().cloned() else { return };
         match role {
-            Role::Startup if !inst.probes.started_up => {
-                inst.probes.start_passed(&spec, now.mono);
-                self.touch(id);
-            }
+            Role::Startup if !inst.probes.started_up => self.start_passed(id, &spec, now),
             Role::Startup => {}
             Role::Readiness if inst.probes.started_up && matches!(inst.state, State::Starting | State::Unready) => {
                 self.became_ready(id, detail, now);
@@ -211,12 +208,16 @@ impl Node {
         let starting = (inst.state == State::Starting).then_some(inst.spawned_at);
         let state = inst.probes.role(said.role);
         let Some(asked) = state.asked else { return };
-        if probing::manner(probe) == probing::Manner::Told && said.answer != Answer::Void {
+        let told = probing::manner(probe) == probing::Manner::Told;
+        if told && said.answer != Answer::Void {
             said.answer = if state.sign_at.is_some_and(|at| at >= asked) { Answer::Passed } else { Answer::Failed };
         }
         let row = state.fold(said.answer, &figures, starting, now.mono);
         self.dirty.insert(id.clone());
-        self.note_slow(id, &spec, &said, now);
+        // A sign that comes by itself is waited for as long as its window lasts: that is no slowness.
+        if !told {
+            self.note_slow(id, &spec, &said, now);
+        }
         match said.role {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
@@ -232,7 +233,7 @@ impl Node {
             Row::Open => {}
             // Early questions come faster than the period: the limit is a time, not a count.
             Row::Bad if now.mono < inst.spawned_at + probing::startup_limit(spec) => {}
-            Row::Good => inst.probes.start_passed(spec, now.mono),
+            Row::Good => self.start_passed(id, spec, now),
             Row::Bad => {
                 inst.probes = Probes::default();
                 let incarnation = inst.incarnation;
@@ -243,6 +244,23 @@ impl Node {
                 self.actions.push(Action::Kill { instance: id.clone(), incarnation });
                 self.mark_killed(id, now);
             }
+        }
+    }
+
+    /// The startup probe has passed: readiness begins. Who said by itself that it is ready says so once, and may have done so before.
+    fn start_passed(&mut self, id: &Instance, spec: &v1::ComponentSpec, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.probes.start_passed(spec, now.mono);
+        let told = spec.readiness.as_ref().is_some_and(|p| probing::manner(p) == probing::Manner::Told);
+        let has_said = told && inst.probes.readiness.sign_at.is_some();
+        self.touch(id);
+        if self.instances.get(id).is_none_or(|i| i.state != State::Starting) {
+            return;
+        }
+        if has_said {
+            self.became_ready(id, "it had said so before its startup probe passed", now);
+        } else if spec.readiness_none {
+            self.became_ready(id, "its startup probe passed; no readiness is asked for", now);
         }
     }
 

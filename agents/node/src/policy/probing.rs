@@ -278,7 +278,8 @@ impl Probes {
         let early = if exec { EARLY_FIRST_EXEC } else { EARLY_FIRST };
         let asked = manner(probe) == Manner::Asked;
         let wait = figures(probe, role).initial_delay.max(if exec { Duration::ZERO } else { early });
-        *self.role(role) = RoleState { early, next_at: asked.then_some(now + wait), ..RoleState::default() };
+        let state = self.role(role);
+        *state = RoleState { early, next_at: asked.then_some(now + wait), sign_at: state.sign_at, ..RoleState::default() };
     }
 
     /// Earliest question that is due, over all roles that are not being answered.

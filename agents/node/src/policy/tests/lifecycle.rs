@@ -304,3 +304,68 @@ fn a_rung_that_waits_for_a_slot_sets_no_timer() {
     assert_eq!(b.state("api"), State::Waiting, "no slot is free");
     assert!(b.node.next_deadline().is_none_or(|at| at > b.now.mono));
 }
+
+#[test]
+fn who_says_ready_before_its_startup_probe_has_passed_is_heard() {
+    use razar_bus_schema::v1::probe::Check;
+    let mut api = component("api", &[]);
+    api.startup = api.readiness.take();
+    api.readiness = Some(v1::Probe { check: Some(Check::Notify(v1::NotifyCheck {})), ..Default::default() });
+    let mut b = Bench::running(&[api]);
+    b.ready("api");
+    assert_eq!(b.state("api"), State::Starting);
+    starts_up(&mut b);
+    assert_eq!(b.state("api"), State::Ready);
+}
+
+#[test]
+fn without_readiness_the_startup_probe_is_waited_for() {
+    let mut api = component("api", &[]);
+    api.startup = api.readiness.take();
+    api.readiness_none = true;
+    let mut b = Bench::running(&[api]);
+    assert_eq!(b.state("api"), State::Starting);
+    starts_up(&mut b);
+    assert_eq!(b.state("api"), State::Ready);
+}
+
+fn starts_up(b: &mut Bench) {
+    use super::super::probing::{Answer, Role};
+    b.pass(Duration::from_millis(1));
+    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+    b.input(Input::Probed {
+        instance: id("api"),
+        incarnation,
+        role: Role::Startup,
+        answer: Answer::Passed,
+        detail: "http 200".into(),
+        took: Duration::from_millis(1),
+        window: None,
+    });
+}
+
+#[test]
+fn a_beat_that_was_waited_for_is_not_slow() {
+    use super::super::probing::{Answer, Role};
+    use razar_bus_schema::v1::probe::Check;
+    let mut api = component("api", &[]);
+    api.liveness = Some(v1::Probe { check: Some(Check::Heartbeat(v1::HeartbeatCheck::default())), ..Default::default() });
+    let mut b = Bench::running(&[api]);
+    b.ready("api");
+    b.take();
+    b.pass(SECOND);
+    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+    b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "beat 1".into() });
+    b.pass(SECOND);
+    let input = Input::Probed {
+        instance: id("api"),
+        incarnation,
+        role: Role::Liveness,
+        answer: Answer::Failed,
+        detail: "no sign of life".into(),
+        took: SECOND,
+        window: None,
+    };
+    b.input(input);
+    assert_eq!(b.take(), Vec::<String>::new());
+}
