@@ -120,6 +120,8 @@ pub struct Facts {
     seeded: BTreeMap<Instance, v1::DesiredChanged>,
     floors: BTreeMap<Instance, u64>,
     missions: VecDeque<MissionFacts>,
+    /// Ends that were told before their beginnings: a stream that was lost on the way is told of again out of order.
+    early_ends: VecDeque<(v1::MissionCompleted, Option<prost_types::Timestamp>)>,
     commands: BTreeMap<String, CommandFacts>,
     command_order: VecDeque<String>,
     told: BTreeSet<String>,
@@ -226,8 +228,9 @@ impl Facts {
                 }
             }
             Fact::MissionStarted(started) => {
-                self.missions.retain(|m| m.started.mission_id != started.mission_id);
-                self.missions.push_back(MissionFacts { started: started.clone(), sequence, seen: now.mono, completed: None });
+                let at = self.early_ends.iter().position(|(end, _)| end.mission_id == started.mission_id);
+                let completed = at.and_then(|at| self.early_ends.remove(at));
+                self.missions.push_back(MissionFacts { started: started.clone(), sequence, seen: now.mono, completed });
                 if self.missions.len() > MISSIONS_MAX {
                     self.missions.pop_front();
                 }
@@ -235,6 +238,11 @@ impl Facts {
             Fact::MissionCompleted(completed) => {
                 if let Some(mission) = self.missions.iter_mut().find(|m| m.started.mission_id == completed.mission_id) {
                     mission.completed.get_or_insert_with(|| (completed.clone(), event.time));
+                } else {
+                    self.early_ends.push_back((completed.clone(), event.time));
+                    if self.early_ends.len() > MISSIONS_MAX {
+                        self.early_ends.pop_front();
+                    }
                 }
             }
             Fact::OperatorCommand(told) if is_ours(event) => self.fold_command(event, told, now),

@@ -341,3 +341,15 @@ fn a_lost_command_is_told_without_its_text() {
     world.run();
     assert!(world.plan().stopped_by_hand.is_empty());
 }
+
+/// Mutation: pass over an end that is told before its beginning.
+#[test]
+fn a_mission_whose_end_is_told_before_its_beginning_has_an_end() {
+    let mut world = booted(&["db"]);
+    let place = |world: &World, kind: &str| world.events.iter().position(|e| e.kind == kind).unwrap();
+    let (began, ended) = (place(&world, "mission_started"), place(&world, "mission_completed"));
+    world.events.swap(began, ended);
+    world.restart();
+    let missions = world.state().facts().missions();
+    assert!(missions.len() == 1 && missions[0].completed.is_some(), "{missions:?}");
+}
