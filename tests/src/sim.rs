@@ -3,7 +3,9 @@
 //! invariants of the reliability contract are asserted by an oracle that shares no code with the policies.
 //! No IO, no threads, no real time: the same seed gives the same story, line by line.
 #![expect(
-    clippy::panic,
+    clippy::collapsible_match,
+    clippy::result_unit_err,
+    clippy::should_implement_trait,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::wildcard_enum_match_arm,

@@ -11,8 +11,8 @@ use razar_orchestrator::policy::MissionsValue;
 use super::{
     bus::Client,
     faults::Fault,
-    process::Hang,
     host::Step,
+    process::Hang,
     world::{Happening, World},
 };
 
@@ -44,7 +44,9 @@ impl World {
             for id in &failed {
                 self.command("restart", &id.key(), v1::Command::default());
             }
-            self.wait_for(steps_max, |world| world.unsettled().or_else(|| world.failed().first().map(|id| format!("{id} is still failed"))));
+            self.wait_for(steps_max, |world| {
+                world.unsettled().or_else(|| world.failed().first().map(|id| format!("{id} is still failed")))
+            });
         }
         self.check_projections();
         self.check_agreement();
@@ -207,7 +209,10 @@ impl World {
                 let older = procs.len() == 1 && procs[0].incarnation.generation < desired.generation && self.is_blocked(h, id, desired);
                 let well = procs.len() == 1 && (procs[0].incarnation.generation == desired.generation || older);
                 if !well {
-                    return Some(format!("{id} is said to be ready; it lives as {:?}", procs.iter().map(|p| p.incarnation).collect::<Vec<_>>()));
+                    return Some(format!(
+                        "{id} is said to be ready; it lives as {:?}",
+                        procs.iter().map(|p| p.incarnation).collect::<Vec<_>>()
+                    ));
                 }
                 let blocked = !host.oracle.unmet(&agent.node, id, &procs[0].spec).is_empty();
                 let unwell = procs[0].hang.is_some() && !blocked && procs[0].spec.liveness.is_some();
@@ -261,7 +266,9 @@ impl World {
                 break;
             };
             let life = said.incarnation.as_ref().map(razar_bus_schema::ids::Incarnation::from).unwrap_or_default();
-            if matches!(inst.state, State::Ready | State::Failed | State::Completed) && (said.state() != inst.state || life != inst.incarnation) {
+            if matches!(inst.state, State::Ready | State::Failed | State::Completed)
+                && (said.state() != inst.state || life != inst.incarnation)
+            {
                 wrong = Some(format!("{id}@{} is {:?}; the registry says {life} is {:?}", inst.incarnation, inst.state, said.state()));
                 break;
             }

@@ -78,7 +78,8 @@ impl World {
         let mut wrong: Option<(&str, String)> = None;
         for (inst, was) in node.instances().zip(before.iter().copied()) {
             let spawned = actions.iter().any(|a| matches!(a, Action::Spawn(s) if s.instance == inst.id));
-            let newer = oracle.desired(&inst.id).map_or(0, |d| d.generation) > oracle.last.get(&inst.id).map_or(0, |l| l.incarnation.generation);
+            let newer =
+                oracle.desired(&inst.id).map_or(0, |d| d.generation) > oracle.last.get(&inst.id).map_or(0, |l| l.incarnation.generation);
             let replaced = oracle.replaces(&inst.id);
             let spec = oracle.desired(&inst.id).and_then(|d| d.spec.clone()).unwrap_or_default();
             let lost = !inst.lives() && !oracle.unmet(node, &inst.id, &spec).is_empty();
@@ -150,9 +151,8 @@ impl World {
             }
         }
         let memory = host.journal.disk.memories.get(id);
-        let done = memory.is_some_and(|m| {
-            m.completed_spec_hash == desired.spec_hash && !(desired.fresh && m.completed_generation < desired.generation)
-        });
+        let done = memory
+            .is_some_and(|m| m.completed_spec_hash == desired.spec_hash && !(desired.fresh && m.completed_generation < desired.generation));
         (spawn.spec.one_shot && done).then(|| ("one-shot", "it ran already with this specification".to_owned()))
     }
 
@@ -162,7 +162,8 @@ impl World {
         if let Some(why) = self.hosts[h].oracle.signals(id, life, now) {
             let mono = self.clocks(h).mono;
             let node = self.hosts[h].agent.as_ref().map(|a| &a.node);
-            let inst = node.and_then(|n| n.instance(id)).map(|i| (i.reason.clone(), i.dependencies.clone(), node.map(|n| n.verdict(i, mono))));
+            let inst =
+                node.and_then(|n| n.instance(id)).map(|i| (i.reason.clone(), i.dependencies.clone(), node.map(|n| n.verdict(i, mono))));
             self.violated("I13", format!("{why}; the node says {inst:?}"));
         }
     }
@@ -223,9 +224,12 @@ impl World {
 
     /// A receipt is on its way to its sender.
     pub(super) fn check_receipt(&mut self, receipt: &v1::Receipt) {
-        let told = self.broker.events.stored.iter().any(|s| {
-            matches!(&s.event.fact, Some(Fact::OperatorCommand(c)) if c.command_id == receipt.command_id)
-        });
+        let told = self
+            .broker
+            .events
+            .stored
+            .iter()
+            .any(|s| matches!(&s.event.fact, Some(Fact::OperatorCommand(c)) if c.command_id == receipt.command_id));
         if !told && !self.faults.had(super::faults::Fault::EventsLost) {
             self.violated("ack", format!("command {} is answered before it is told of", receipt.command_id));
         }
@@ -262,7 +266,8 @@ impl World {
             let registry = &self.registries[r];
             let current = registry.alive && registry.projection.applied_sequence() == self.broker.events.head();
             if current && registry.projection.stream_epoch() == epoch && registry.projection.observed().encode_to_vec() != bytes {
-                let text = format!("registry {r} differs from a fold anew: {}", difference(&registry.projection.observed(), &whole.observed()));
+                let text =
+                    format!("registry {r} differs from a fold anew: {}", difference(&registry.projection.observed(), &whole.observed()));
                 self.violated("projection", text);
                 return;
             }

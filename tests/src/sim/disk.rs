@@ -1,11 +1,7 @@
 //! The disk of a node: the journal's memory and the plan. A crash of the agent loses nothing that was written; a power cut loses up to
 //! 100 ms of it and makes the numbers go on a block further; a lost disk is a new node epoch.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use razar_bus_schema::{
     event::node_event_id,

@@ -1,12 +1,7 @@
 //! A simulated machine: its clocks, its disk, its processes, and the node's agent, which is killed, paused and started again by its guard.
 //! What the agent's shell does with the policy's actions is done here, in the same order, and the agent may die between any two steps.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
@@ -408,7 +403,8 @@ impl World {
     fn journal_event(&mut self, h: usize, event: v1::Event) {
         let name = self.hosts[h].name.clone();
         let event = self.hosts[h].journal.append(event, &name, self.now);
-        let about = event.instance.as_ref().map_or_else(String::new, |i| Instance::try_from(i).map_or_else(|_| String::new(), |i| i.to_string()));
+        let about =
+            event.instance.as_ref().map_or_else(String::new, |i| Instance::try_from(i).map_or_else(|_| String::new(), |i| i.to_string()));
         let incarnation = event.incarnation.as_ref().map_or_else(String::new, |i| format!("@{}", Incarnation::from(i)));
         let why = event.reason.as_ref().map_or("", |r| r.text.as_str());
         self.tell_host(h, format_args!("{} {about}{incarnation}: {why}", event.kind));
@@ -627,7 +623,11 @@ impl World {
         let answer = match asked.answer {
             Some(answer) => answer,
             None if asked.told => {
-                if asked.heard && (!beats(proc, asked.role) || self.broker.reaches(Client::Host(h))) { Answer::Failed } else { Answer::Void }
+                if asked.heard && (!beats(proc, asked.role) || self.broker.reaches(Client::Host(h))) {
+                    Answer::Failed
+                } else {
+                    Answer::Void
+                }
             }
             None => proc.and_then(|p| p.answer(asked.role, self.now)).unwrap_or(Answer::Failed),
         };

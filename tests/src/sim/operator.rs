@@ -103,8 +103,7 @@ impl World {
             let stored_at = self.now;
             let (verb, target, command) = (verb.to_owned(), target.to_owned(), command.clone());
             let next_at = self.now + Duration::from_millis(700 * copy);
-            let queued =
-                Queued { id: id.clone(), verb, target, command, stored_at, deliveries: 0, token: 0, next_at, acked: false };
+            let queued = Queued { id: id.clone(), verb, target, command, stored_at, deliveries: 0, token: 0, next_at, acked: false };
             self.broker.commands.push(queued);
         }
         if !std::mem::replace(&mut self.broker.commands_watched, true) {
@@ -164,7 +163,8 @@ impl World {
         let id = Instance::new(self.operator.rng.pick(&self.stacks.components).clone(), 0);
         let lives: Vec<Incarnation> = self.hosts.iter().flat_map(|h| h.procs_of(&id)).map(|p| p.incarnation).collect();
         let Some(life) = lives.first().copied() else { return };
-        let replaces = if self.operator.rng.per_mille(300) { Incarnation::new(life.generation, life.start.saturating_sub(1)) } else { life };
+        let replaces =
+            if self.operator.rng.per_mille(300) { Incarnation::new(life.generation, life.start.saturating_sub(1)) } else { life };
         let missing = self.operator.rng.per_mille(300);
         self.order(&id, replaces, missing.then(|| v1::OrderEvidence { missing_sign: true, ..Default::default() }));
     }

@@ -171,7 +171,8 @@ impl Oracle {
                 // Signs that came by themselves answer what was not asked.
                 let told = inst.probes.view(*role).sign_at >= inst.probes.view(*role).asked && inst.probes.view(*role).sign_at.is_some();
                 let blocked = !self.unmet(node, instance, &spec).is_empty();
-                let answer = if told && *answer == Answer::Failed && super::process::is_told(&spec, *role) { Answer::Passed } else { *answer };
+                let answer =
+                    if told && *answer == Answer::Failed && super::process::is_told(&spec, *role) { Answer::Passed } else { *answer };
                 self.probed(instance, *incarnation, *role, answer, window.as_ref(), (&spec, blocked));
             }
             Input::Sign { instance, incarnation, role: Role::Liveness, .. } => {
@@ -183,7 +184,15 @@ impl Oracle {
         }
     }
 
-    fn probed(&mut self, id: &Instance, life: Incarnation, role: Role, answer: Answer, window: Option<&Window>, of: (&v1::ComponentSpec, bool)) {
+    fn probed(
+        &mut self,
+        id: &Instance,
+        life: Incarnation,
+        role: Role,
+        answer: Answer,
+        window: Option<&Window>,
+        of: (&v1::ComponentSpec, bool),
+    ) {
         let (spec, blocked) = of;
         let row = self.rows.entry(id.clone()).or_default();
         if row.incarnation != life {
@@ -291,7 +300,13 @@ impl Oracle {
     }
 
     /// As [`Self::unmet`], with states given.
-    pub fn unmet_by(&self, spec: &v1::ComponentSpec, id: &Instance, states: &dyn Fn(&Instance) -> Vec<State>, node: &Node) -> Vec<Instance> {
+    pub fn unmet_by(
+        &self,
+        spec: &v1::ComponentSpec,
+        id: &Instance,
+        states: &dyn Fn(&Instance) -> Vec<State>,
+        node: &Node,
+    ) -> Vec<Instance> {
         let mut unmet = Vec::new();
         for dependency in spec.depends_on.iter().filter(|d| d.component != id.component) {
             let replicas: Vec<&Instance> = node.instances().map(|i| &i.id).filter(|i| i.component == dependency.component).collect();
@@ -339,7 +354,7 @@ impl Oracle {
         if last.by_rung && self.order(id).is_none_or(|(order, _)| !order.ended) {
             return Some(format!("{id} was started by a rung and is restarted locally"));
         }
-        let spec = self.desired(id).and_then(|d| d.spec.as_ref()).and_then(|s| s.restart.clone()).unwrap_or_default();
+        let spec = self.desired(id).and_then(|d| d.spec.as_ref()).and_then(|s| s.restart).unwrap_or_default();
         let (max, within) = (spec.budget_max, time::duration_or(spec.budget_within.as_ref(), Duration::from_secs(90)));
         let spent = self.restarts.entry(id.clone()).or_default();
         // The node counts by its own clock, which was restored through the wall clock.

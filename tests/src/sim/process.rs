@@ -136,7 +136,7 @@ impl Proc {
         if self.serves(now) || (self.fate.liar && role == Role::Readiness) {
             return Some(Answer::Passed);
         }
-        Some(if self.pid % 2 == 0 { Answer::Refused } else { Answer::Failed })
+        Some(if self.pid.is_multiple_of(2) { Answer::Refused } else { Answer::Failed })
     }
 
     /// Whether it gives this role's sign by itself.
@@ -158,7 +158,7 @@ pub fn window(hang: Option<Hang>, timeout: Duration, lasted: Duration, base_ns: 
         Some(Hang::Asleep) | None => ('S', 0, 0),
         Some(Hang::Busy) => ('R', nanos(0.9), nanos(0.05)),
         Some(Hang::Disk) => ('D', 0, 0),
-        Some(Hang::Starved) if base_ns % 2 == 0 => ('R', 0, 0),
+        Some(Hang::Starved) if base_ns.is_multiple_of(2) => ('R', 0, 0),
         Some(Hang::Starved) => ('R', nanos(0.02), nanos(0.9)),
         Some(Hang::Traced) => ('t', 0, 0),
     };

@@ -193,7 +193,8 @@ impl World {
             return;
         }
         let now = self.replica_clock(r);
-        let writes = |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::WriteDesired(_) | Action::WriteMissions { .. })).count();
+        let writes =
+            |actions: &[Action]| actions.iter().filter(|a| matches!(a, Action::WriteDesired(_) | Action::WriteMissions { .. })).count();
         let mut actions = self.replicas[r].state.decide(now);
         // What it decides is under way now: asked again, it decides on no second write.
         actions.extend(self.replicas[r].state.decide(now));
@@ -288,11 +289,7 @@ impl World {
         self.later(wait, Happening::ReplicaReply(r, life, Box::new(outcome)));
     }
 
-    fn write_desired(
-        &mut self,
-        r: usize,
-        writes: &[(razar_bus_schema::ids::Instance, v1::Intent, u64)],
-    ) -> Result<Vec<u64>, WriteError> {
+    fn write_desired(&mut self, r: usize, writes: &[(razar_bus_schema::ids::Instance, v1::Intent, u64)]) -> Result<Vec<u64>, WriteError> {
         if writes.is_empty() {
             self.violated("I9", "an empty batch is written".to_owned());
         }

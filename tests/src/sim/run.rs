@@ -11,11 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    checks::Violation,
-    faults::Fault,
-    world::World,
-};
+use super::{checks::Violation, faults::Fault, world::World};
 
 /// Steps of a seed; the longest of thousands took a tenth.
 pub const STEPS_MAX: u64 = 3_000_000;
@@ -70,7 +66,8 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
     }));
     if let Err(panic) = ran {
         let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        world.checks.violation = Some(Violation { invariant: "I11".to_owned(), text: text.unwrap_or_else(|| "a policy panicked".to_owned()) });
+        world.checks.violation =
+            Some(Violation { invariant: "I11".to_owned(), text: text.unwrap_or_else(|| "a policy panicked".to_owned()) });
     }
     Outcome {
         violation: world.checks.violation.clone(),

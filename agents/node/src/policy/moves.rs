@@ -104,6 +104,11 @@ impl Node {
         if inst.state == State::Starting && !inst.slow_start_told && now.mono >= inst.spawned_at + limit {
             inst.slot = false;
             inst.slow_start_told = true;
+            // It had its time: from now on a hang is a hang, ready or not.
+            if spec.liveness.is_some() && inst.probes.started_up {
+                inst.probes.liveness.next_at.get_or_insert(now.mono);
+                self.dirty.insert(id.clone());
+            }
             if !spec.one_shot {
                 let text = format!("not ready {limit:.0?} after its start; its start slot goes to the next");
                 self.degraded(id, v1::DegradedKind::Slow, &text, now);

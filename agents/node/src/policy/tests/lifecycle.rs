@@ -263,6 +263,16 @@ fn a_slow_start_is_not_killed_by_early_refusals_and_one_past_its_limit_is() {
 }
 
 #[test]
+fn a_start_that_hangs_is_found_once_it_had_its_time() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.pass(Duration::from_secs(29));
+    assert!(b.node.instance(&id("api")).unwrap().probes.liveness.asked.is_none(), "slow is not hung");
+    b.take();
+    b.silence("api", 'T');
+    assert_eq!(b.take(), ["component_degraded api@1.1", "kill api@1.1", "component_unresponsive api@1.1"]);
+}
+
+#[test]
 fn what_was_stopped_on_purpose_owes_nothing_afterwards() {
     let spec = component("api", &[]);
     let mut b = Bench::running(std::slice::from_ref(&spec));
