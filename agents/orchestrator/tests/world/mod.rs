@@ -320,7 +320,7 @@ impl World {
     pub(crate) fn spoil(&mut self, component: &str) {
         self.revision += 1;
         let instance = Instance::new(component, 0);
-        let told_by_event_id = self.intents[&instance].1.told_by_event_id.clone();
+        let told_by_event_id = self.intents.get(&instance).map(|(_, i)| i.told_by_event_id.clone()).unwrap_or_default();
         self.intents.insert(instance.clone(), (self.revision, v1::Intent { told_by_event_id, ..Default::default() }));
         self.state.apply_spoiled(&instance, self.revision);
     }
