@@ -16,7 +16,7 @@ pub struct Health {
 
 /// Key of the reason that every agent begins with.
 pub const STARTING: &str = "starting";
-/// Key of the reason while the bus is away; kept by [`crate::run`].
+/// Key of the reason while the bus is away; kept by [`crate::run()`].
 pub const BUS: &str = "bus";
 
 impl Health {
