@@ -35,6 +35,8 @@ pub struct NodeView {
     pub lost: bool,
     /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
     pub inventory_of: Option<String>,
+    /// What lived there by that inventory, in which generation.
+    pub held: BTreeMap<Instance, u64>,
 }
 
 /// An instance as its node tells it.
@@ -203,6 +205,7 @@ impl Facts {
             epoch.clone_into(&mut view.epoch);
             event_id.clone_into(&mut view.epoch_told_by);
             view.inventory_of = None;
+            view.held.clear();
         }
         view.lost = false;
     }
@@ -269,6 +272,7 @@ impl Facts {
             && node.epoch == inventory.node_epoch
         {
             node.inventory_of = Some(inventory.bucket_epoch.clone());
+            node.held = inventory.items.iter().filter_map(held).take(ENTITIES_MAX).collect();
         }
         for item in &inventory.items {
             let Some(instance) = item.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
@@ -405,6 +409,14 @@ impl Facts {
     pub const fn unknown(&self) -> u64 {
         self.unknown
     }
+}
+
+/// An item of an inventory that lives, or may again by itself.
+fn held(item: &v1::InventoryItem) -> Option<(Instance, u64)> {
+    use InstanceState as S;
+    let instance = Instance::try_from(item.instance.as_ref()?).ok()?;
+    let rests = matches!(item.state(), S::Stopped | S::Completed | S::Unspecified);
+    (!rests).then_some((instance, item.generation))
 }
 
 fn is_ours(event: &v1::Event) -> bool {

@@ -89,8 +89,38 @@ impl State {
                 writes.extend(self.stop_wish(plan, record).and_then(|w| self.write_if_different(instance, w, None, now)));
             }
         }
+        writes.extend(self.stops_of_strays(plan, &named, now));
         writes.truncate(INSTANCES_MAX);
         writes
+    }
+
+    /// Stops of what a node holds by its inventory for this bucket while neither the plan nor a record knows it: the bucket that knew
+    /// it is lost, and absence says nothing to a node.
+    fn stops_of_strays(&self, plan: &v1::Mission, named: &BTreeSet<Instance>, now: Now) -> Vec<(Instance, v1::Intent, u64)> {
+        if !self.bucket_is_open() {
+            return Vec::new();
+        }
+        let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost && n.inventory_of.as_ref() == Some(&self.bucket_epoch));
+        let held = present.flat_map(|(name, node)| node.held.iter().map(move |(instance, generation)| (name, node, instance, *generation)));
+        let strays = held.filter(|(_, _, instance, _)| !named.contains(*instance) && !self.records.contains_key(*instance));
+        let mut writes: BTreeMap<Instance, (Instance, v1::Intent, u64)> = BTreeMap::new();
+        for (name, node, instance, generation) in strays {
+            let desired = v1::Desired {
+                instance: Some(instance.into()),
+                node: name.clone(),
+                node_epoch: node.epoch.clone(),
+                generation: generation.max(self.facts.floor(instance)),
+                mode: RunMode::Stop.into(),
+                spec: Some(v1::ComponentSpec { name: instance.component.clone(), ..Default::default() }),
+                stack: plan.stack.clone(),
+                mission_id: plan.mission_id.clone(),
+                ..Default::default()
+            };
+            let reason = reason(LEFT_PLAN, format!("{name} holds it, and no plan names it"));
+            let wish = Wish { desired, reason, cause: cause_of(plan) };
+            writes.extend(self.write_if_different(instance, wish, None, now).map(|w| (instance.clone(), w)));
+        }
+        writes.into_values().collect()
     }
 
     /// In a bucket without records nothing is written before every present node has told what it holds, for this bucket: a generation

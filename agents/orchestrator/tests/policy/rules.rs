@@ -353,3 +353,20 @@ fn a_mission_whose_end_is_told_before_its_beginning_has_an_end() {
     let missions = world.state().facts().missions();
     assert!(missions.len() == 1 && missions[0].completed.is_some(), "{missions:?}");
 }
+
+/// Mutation: write nothing of what only an inventory knows.
+#[test]
+fn what_a_lost_bucket_knew_and_the_plan_does_not_is_stopped() {
+    let mut world = booted(&["db", "api"]);
+    let other = world.store(&blueprint("demo", "", &["db"]));
+    world.lose_intents("b2");
+    let command = v1::Command { stack_revision: other, approve: true, ..Default::default() };
+    world.command("c2", "apply", "demo", command);
+    world.run();
+    assert_eq!(world.desired("db").mode(), RunMode::Run);
+    assert_eq!((world.desired("api").mode(), world.desired("api").node.as_str()), (RunMode::Stop, "a"));
+    world.lose_intents("b3");
+    world.command("c3", "down", "demo", v1::Command::default());
+    world.run();
+    assert_eq!(world.desired("db").mode(), RunMode::Stop, "also when everything is to be down");
+}
