@@ -59,6 +59,8 @@ pub struct Agent {
     pub(crate) house: crate::house::House,
     prober: Prober,
     exits: Exits,
+    /// Ended processes that the journal still holds.
+    buried: Vec<(Instance, Incarnation)>,
     timer: DeadlineTimer,
     news: mpsc::Sender<News>,
     _lock: NodeLock,
@@ -120,6 +122,7 @@ impl Agent {
             house: parts.house,
             prober: Prober::new(),
             exits: parts.exits,
+            buried: Vec::new(),
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
             _lock: parts.lock,
@@ -190,6 +193,10 @@ impl Agent {
                 break;
             }
             actions.into_iter().for_each(|action| self.act(action));
+        }
+        // What follows from an end is written before the process is forgotten: who dies in between finds it again.
+        for (instance, incarnation) in std::mem::take(&mut self.buried) {
+            self.note(|journal| journal.gone(&instance, incarnation));
         }
         self.timer.set(self.policy.next_deadline()).context("setting the timer")
     }
@@ -267,7 +274,7 @@ impl Agent {
         if !cleared.survivors.is_empty() {
             self.policy.apply(Input::Survived { instance: id, incarnation, pids: cleared.survivors }, now());
         }
-        self.note(|journal| journal.gone(instance, incarnation));
+        self.buried.push((instance.clone(), incarnation));
     }
 
     fn on_news(&mut self, news: News) {

@@ -106,7 +106,7 @@ pub struct Restored {
     pub new_epoch: bool,
     /// The last end may have lost records, so numbers go on a block further; see `start_floor`.
     pub jumped: bool,
-    /// Highest start that may have been used in a generation that `memories` does not know: 0, or what was skipped. It concerns the
+    /// Highest start that may have been used in a generation that `memories` does not know: 0, or above what was skipped. It concerns the
     /// generations that are desired when the node first reads its plan; later ones are new.
     pub start_floor: u64,
     /// Memory per instance; starts are raised by a block after a jump.
@@ -565,11 +565,14 @@ impl Found {
     }
 
     fn restored(&mut self, state: &State, new_epoch: bool, skipped: u64) -> Restored {
+        // A start in a generation that is lost may have been numbered above an earlier floor; sequences, which are skipped as well and
+        // never go back, are above all of them.
+        let start_floor = if skipped > 0 { skipped.max(state.next_sequence / BLOCK * BLOCK) } else { 0 };
         Restored {
             node_epoch: state.node_epoch.clone(),
             new_epoch,
             jumped: skipped > 0,
-            start_floor: skipped,
+            start_floor,
             memories: state.memories.clone(),
             processes: state.processes.values().cloned().collect(),
             planned: state.planned.values().cloned().collect(),

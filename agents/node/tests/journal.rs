@@ -135,6 +135,16 @@ fn after_a_power_cut_numbers_go_on_a_block_further() {
 }
 
 #[test]
+fn the_floor_of_a_second_power_cut_lies_above_what_began_above_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    for (boot, floor) in [("boot1", 0), ("boot2", BLOCK), ("boot3", 2 * BLOCK)] {
+        let (journal, restored) = open(dir.path(), boot);
+        assert_eq!(restored.start_floor, floor, "{boot}");
+        drop(journal);
+    }
+}
+
+#[test]
 fn after_an_orderly_close_a_reboot_loses_no_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = open(dir.path(), "boot1");

@@ -196,7 +196,7 @@ impl Node {
                 self.became_ready(id, detail, now);
             }
             Role::Readiness => {}
-            Role::Liveness => self.alive(id, now),
+            Role::Liveness => self.alive(id, now.mono),
         }
     }
 
@@ -222,7 +222,7 @@ impl Node {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
             Role::Liveness if said.answer == Answer::Void => {}
-            Role::Liveness if said.answer == Answer::Passed => self.alive(id, now),
+            Role::Liveness if said.answer == Answer::Passed => self.alive(id, if told { asked } else { now.mono }),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
         }
     }
@@ -278,9 +278,11 @@ impl Node {
     }
 
     /// A liveness answer: the row is cleared, and a sign of life after failures is counted.
-    fn alive(&mut self, id: &Instance, now: Now) {
+    fn alive(&mut self, id: &Instance, at: Duration) {
         let Some(inst) = self.instances.get_mut(id) else { return };
-        inst.probes.liveness.sign_at = Some(now.mono);
+        // A sign that came by itself keeps its own instant: the next window must see another one.
+        let sign = &mut inst.probes.liveness.sign_at;
+        *sign = (*sign).max(Some(at));
         if inst.hang.windows() > 0 {
             inst.signs_of_life += 1;
             self.dirty.insert(id.clone());

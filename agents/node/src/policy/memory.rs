@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
     time,
-    v1::{self, InstanceState as State},
+    v1::{self, InstanceState as State, event::Fact},
 };
 
 use super::{
@@ -63,11 +63,40 @@ impl Node {
             }
         }
         for (planned, status, last_error) in ended {
+            if self.was_folded(&planned) {
+                self.tell_again(&planned, status, last_error, now);
+                continue;
+            }
             let Some(id) = self.adopt(&planned, None, now) else { continue };
             let incarnation = planned.incarnation.as_ref().map_or_else(Incarnation::default, Incarnation::from);
             let exit = Exit { status, last_error, while_away: true, stragglers: 0, started: true };
             self.fold_exit(&id, incarnation, &exit, now);
         }
+    }
+
+    /// Whether the last agent has drawn its conclusions from the end of this life already: it died before it could forget it.
+    fn was_folded(&self, planned: &v1::SpawnPlanned) -> bool {
+        let Some(incarnation) = planned.incarnation.as_ref().map(Incarnation::from) else { return false };
+        let id = planned.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        let memory = id.and_then(|id| self.instances.get(&id)).and_then(|i| i.remembered.as_ref());
+        let known = memory.and_then(|m| Some((Incarnation::from(m.incarnation.as_ref()?), m.state())));
+        known.is_some_and(|(newest, state)| {
+            newest > incarnation || newest == incarnation && !is_living(state) && state != State::Unspecified
+        })
+    }
+
+    /// Tells an end that was acted on, and perhaps not told.
+    fn tell_again(&mut self, planned: &v1::SpawnPlanned, status: v1::ExitStatus, last_error: String, now: Now) {
+        let Some(id) = planned.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
+        let newest = self.instances.get(&id).filter(|i| Some(i.incarnation) == planned.incarnation.as_ref().map(Incarnation::from));
+        let fact = if newest.is_some_and(|i| i.state == State::Completed) {
+            Fact::ComponentReady(v1::ComponentReady { probe: "exit 0".to_owned(), again: true, completed: true, ..Default::default() })
+        } else {
+            Fact::ComponentExited(v1::ComponentExited { status: Some(status), last_error, while_away: true, ..Default::default() })
+        };
+        let mut event = self.draft(Some(&id), fact, "told_again", "it ended before the node's agent did, which may have told it", now);
+        event.incarnation = planned.incarnation;
+        self.tells.push(event);
     }
 
     fn adopt(&mut self, planned: &v1::SpawnPlanned, process: Option<v1::ProcessIdentity>, now: Now) -> Option<Instance> {
@@ -116,7 +145,7 @@ impl Node {
         if inst.incarnation.generation == 0 && inst.fence.revision == 0 {
             return;
         }
-        let memory = memory_of(inst, now);
+        let memory = memory_of(inst, self.config.start_floor, now);
         if inst.remembered.as_ref() != Some(&memory) {
             inst.remembered = Some(memory.clone());
             self.actions.push(Action::Remember(Box::new(memory)));
@@ -134,7 +163,7 @@ fn settled_state(state: State) -> State {
     }
 }
 
-fn memory_of(inst: &Inst, now: Now) -> v1::InstanceMemory {
+fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
     let old = inst.remembered.as_ref();
     let keep = |at: Duration, old: Option<&prost_types::Timestamp>| stable(at, old, now);
     let old_restarts = old.map(|o| o.restarts.as_slice()).unwrap_or_default();
@@ -146,7 +175,7 @@ fn memory_of(inst: &Inst, now: Now) -> v1::InstanceMemory {
     v1::InstanceMemory {
         instance: Some((&inst.id).into()),
         generation: inst.generation,
-        start: if used.generation == inst.generation { used.start } else { 0 },
+        start: if used.generation == inst.generation { used.start } else { start_floor },
         state: inst.state.into(),
         restarts: restarts.collect(),
         short_lives: inst.budget.short_lives,

@@ -9,10 +9,7 @@ use razar_bus_schema::{
     v1::{self, DependencyCondition as Condition, InstanceState as State, QuarantinePhase as Phase, RunMode},
 };
 
-use super::{
-    Node,
-    instance::{Inst, is_living},
-};
+use super::{Node, instance::Inst};
 
 /// What an instance should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +143,9 @@ impl Node {
         let changed = spec.depends_on.iter().filter(|d| d.restart).find(|d| {
             self.replicas(&d.component).any(|now| {
                 let then = inst.dependencies.iter().find(|(i, _)| *i == now.id);
-                holds(d.condition(), now) && then.is_some_and(|(_, then)| *then != now.incarnation)
+                // A one-shot that is done in a newer generation without running has no newer life.
+                let lived = now.incarnation.start > 0;
+                lived && holds(d.condition(), now) && then.is_some_and(|(_, then)| *then != now.incarnation)
             })
         });
         changed.map(|d| Cause::Dependency(d.component.clone()))
@@ -241,7 +240,8 @@ fn phase_name(phase: Phase) -> &'static str {
 #[must_use]
 pub fn holds(condition: Condition, inst: &Inst) -> bool {
     match condition {
-        Condition::Started => is_living(inst.state) && inst.state != State::Stopping || inst.state == State::Completed,
+        // A start that is decided on may still fail: there is a process once one was made.
+        Condition::Started => inst.process.is_some() && inst.state != State::Stopping || inst.state == State::Completed,
         Condition::Ready | Condition::Unspecified => matches!(inst.state, State::Ready | State::Completed),
         Condition::Completed => inst.state == State::Completed,
     }

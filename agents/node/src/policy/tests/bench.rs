@@ -63,6 +63,8 @@ pub(super) struct Bench {
     pub(super) memories: BTreeMap<Instance, v1::InstanceMemory>,
     pub(super) plan: v1::PlanOnDisk,
     pub(super) planned: BTreeMap<Instance, v1::SpawnPlanned>,
+    /// Component whose program cannot be started.
+    pub(super) fails_to_spawn: Option<String>,
     next_pid: u32,
 }
 
@@ -79,6 +81,7 @@ impl Bench {
             memories: BTreeMap::new(),
             plan: v1::PlanOnDisk::default(),
             planned: BTreeMap::new(),
+            fails_to_spawn: None,
             next_pid: 100,
         };
         bench.input(Input::View(ViewChange::Epoch(EPOCH.to_owned())));
@@ -131,6 +134,11 @@ impl Bench {
                     ..Default::default()
                 };
                 self.planned.insert(spawn.instance.clone(), planned);
+                if self.fails_to_spawn.as_ref() == Some(&spawn.instance.component) {
+                    let why = "no such program".to_owned();
+                    self.node.apply(Input::SpawnFailed { instance: spawn.instance, incarnation: spawn.incarnation, why }, self.now);
+                    return;
+                }
                 self.node.apply(Input::Spawned { instance: spawn.instance, incarnation: spawn.incarnation, process }, self.now);
             }
             Action::Signal { instance, incarnation, signal } => self.log.push(format!("signal {signal} {instance}@{incarnation}")),
@@ -246,12 +254,22 @@ impl Bench {
 
     /// A new life of the agent on the same disk: what lived goes on living, `ended` ended meanwhile with their codes.
     pub(super) fn restart_agent(&mut self, ended: &[(&str, i32)]) {
+        let ended: Vec<(&str, Option<i32>)> = ended.iter().map(|(name, code)| (*name, Some(*code))).collect();
+        self.restart_agent_with(&ended, &[]);
+    }
+
+    /// As above, where nobody may know how they ended; of these components the next incarnation lives already.
+    pub(super) fn restart_agent_with(&mut self, ended: &[(&str, Option<i32>)], next_lives: &[&str]) {
         let mut restored = Restored { memories: self.memories.clone(), plan: self.plan.clone(), ..Default::default() };
         for inst in self.node.instances().filter(|i| i.process.is_some()) {
-            let planned = self.planned.get(&inst.id).cloned().unwrap();
+            let mut planned = self.planned.get(&inst.id).cloned().unwrap();
+            if next_lives.contains(&inst.id.component.as_str()) {
+                restored.living.push(v1::Spawned { planned: Some(planned.clone()), process: inst.process.clone() });
+                planned.incarnation = Some(inst.incarnation.into());
+            }
             match ended.iter().find(|(name, _)| id(name) == inst.id) {
                 Some((_, code)) => {
-                    let status = v1::ExitStatus { code: Some(*code), ..Default::default() };
+                    let status = v1::ExitStatus { code: *code, ..Default::default() };
                     restored.ended.push((planned, status, String::new()));
                 }
                 None => restored.living.push(v1::Spawned { planned: Some(planned), process: inst.process.clone() }),

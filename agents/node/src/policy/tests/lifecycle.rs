@@ -379,3 +379,84 @@ fn a_beat_that_was_waited_for_is_not_slow() {
     b.input(input);
     assert_eq!(b.take(), Vec::<String>::new());
 }
+
+#[test]
+fn an_end_that_was_acted_on_is_told_again_and_not_acted_on_again() {
+    let mut migrate = component("migrate", &[]);
+    (migrate.one_shot, migrate.readiness, migrate.liveness) = (true, None, None);
+    let mut b = Bench::running(&[migrate, component("api", &[])]);
+    let before = b.node.clone();
+    b.exit("migrate", 0);
+    b.exit("api", 1);
+    b.take();
+    // The agent died before it could write that the processes are gone, and with it what the kernel said of their ends.
+    b.node = before;
+    b.restart_agent_with(&[("migrate", None), ("api", None)], &["api"]);
+    assert_eq!((b.state("migrate"), b.incarnation("migrate").as_str()), (State::Completed, "1.1"));
+    assert_eq!(b.incarnation("api"), "1.2");
+    assert_eq!(b.take(), ["component_exited api@1.1", "component_ready migrate@1.1"]);
+}
+
+#[test]
+fn a_start_that_fails_has_not_started() {
+    let mut api = component("api", &["db"]);
+    api.depends_on[0].condition = v1::DependencyCondition::Started.into();
+    let mut b = Bench::new();
+    b.fails_to_spawn = Some("db".to_owned());
+    b.desire(&desired(&component("db", &[]), 1, 1));
+    b.desire(&desired(&api, 1, 2));
+    b.settle();
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn api")));
+    b.fails_to_spawn = None;
+    b.pass(10 * SECOND);
+    assert!(b.take().contains(&"spawn api@1.1".to_owned()));
+}
+
+#[test]
+fn a_one_shot_that_is_done_without_running_restarts_nobody() {
+    let mut migrate = component("migrate", &[]);
+    (migrate.one_shot, migrate.readiness, migrate.liveness) = (true, None, None);
+    let mut api = component("api", &["migrate"]);
+    api.depends_on[0].restart = true;
+    let mut b = Bench::running(&[migrate.clone(), api]);
+    b.exit("migrate", 0);
+    b.ready("api");
+    b.desire(&desired(&migrate, 2, 1));
+    b.settle();
+    assert_eq!((b.state("migrate"), b.state("api")), (State::Completed, State::Ready));
+    b.desire(&v1::Desired { fresh: true, ..desired(&migrate, 3, 1) });
+    b.settle();
+    b.exit("migrate", 0);
+    assert_eq!(b.state("api"), State::Stopping, "now it has run again");
+}
+
+#[test]
+fn a_floor_of_starts_outlives_the_life_of_the_agent_that_found_it() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.memories.clear();
+    b.node.config.start_floor = 1024;
+    b.desire(&desired(&component("api", &["db"]), 2, 2));
+    b.settle();
+    b.node.config.start_floor = 0;
+    b.restart_agent(&[]);
+    b.ready("db");
+    assert_eq!(b.incarnation("api"), "2.1025", "2.1 may have been used before the power was cut");
+}
+
+#[test]
+fn who_stops_beating_is_found_however_long_it_beat_before() {
+    use super::super::probing::Role;
+    use razar_bus_schema::v1::probe::Check;
+    let mut api = component("api", &[]);
+    api.liveness = Some(v1::Probe { check: Some(Check::Heartbeat(v1::HeartbeatCheck::default())), ..Default::default() });
+    let mut b = Bench::running(&[api]);
+    b.ready("api");
+    b.pass(SECOND);
+    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+    b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "beat 1".into() });
+    b.take();
+    for _ in 0..4 {
+        b.silence("api", 'S');
+    }
+    assert!(b.take().contains(&"kill api@1.1".to_owned()), "the first window had a beat, three had none");
+}
