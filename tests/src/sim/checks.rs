@@ -82,7 +82,9 @@ impl World {
                 oracle.desired(&inst.id).map_or(0, |d| d.generation) > oracle.last.get(&inst.id).map_or(0, |l| l.incarnation.generation);
             let replaced = oracle.replaces(&inst.id);
             let spec = oracle.desired(&inst.id).and_then(|d| d.spec.clone()).unwrap_or_default();
-            let lost = !inst.lives() && !oracle.unmet(node, &inst.id, &spec).is_empty();
+            let earlier = |id: &Instance| node.instances().zip(before).filter(|(i, _)| i.id == *id).map(|(_, s)| *s).collect::<Vec<_>>();
+            let unmet = !oracle.unmet(node, &inst.id, &spec).is_empty() || !oracle.unmet_by(&spec, &inst.id, &earlier, node).is_empty();
+            let lost = !inst.lives() && unmet;
             if spawned && matches!(was, State::Exited | State::Backoff) && !newer && !replaced {
                 wrong = wrong.or(oracle.restarts_locally(&inst.id, now).map(|why| ("I7", why)));
             }
@@ -132,8 +134,8 @@ impl World {
         if let Some(twin) = twin {
             return Some(("I3", format!("{} of the same generation lives elsewhere", twin.incarnation)));
         }
-        if let Some(last) = oracle.last.get(id).filter(|l| l.incarnation >= life) {
-            return Some(("identity", format!("{} was used before", last.incarnation)));
+        if let Some(used) = oracle.used.get(id).filter(|used| **used >= life) {
+            return Some(("identity", format!("{used} was used before")));
         }
         let node = &host.agent.as_ref()?.node;
         let unmet = oracle.unmet(node, id, &spawn.spec);

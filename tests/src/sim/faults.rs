@@ -89,13 +89,6 @@ pub const ALL: [Fault; 32] = [
     F::Poison,
 ];
 
-/// Faults with which some seeds still end badly (docs/simulation.md says how): they strike only on request, until each is mended.
-pub const OPEN: [Fault; 9] =
-    [F::SpawnFails, F::Unkillable, F::AgentDiesMidway, F::Reboot, F::PowerCut, F::DiskLost, F::EventsLost, F::IntentsLost, F::MissionsLost];
-
-/// Set, the faults in [`OPEN`] strike too.
-pub const ALL_VARIABLE: &str = "RAZAR_SIM_ALL";
-
 /// Those that strike at an instant; the others are in what happens anyway.
 const STRIKES: [(Fault, u64); 15] = [
     (F::AgentKilled, 10),
@@ -128,9 +121,7 @@ impl Faults {
     #[must_use]
     pub fn random(rng: &mut Rng) -> Self {
         let share = *rng.pick(&[150, 500, 500, 800, 1000]);
-        let all = std::env::var_os(ALL_VARIABLE).is_some();
-        let wanted = |f: &Fault| all || !OPEN.contains(f);
-        Self { on: ALL.into_iter().filter(|_| rng.per_mille(share)).filter(wanted).collect(), ceased: false }
+        Self { on: ALL.into_iter().filter(|_| rng.per_mille(share)).collect(), ceased: false }
     }
 
     /// Whether this kind may strike now.

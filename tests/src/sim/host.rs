@@ -15,7 +15,7 @@ use razar_node::policy::{
 
 use super::{
     bus::{Client, Item},
-    disk::{BLOCK, Journal},
+    disk::{BLOCK, Journal, Life},
     faults::Fault,
     oracle::Oracle,
     process::{Fate, Hang, Proc, window},
@@ -26,6 +26,8 @@ use super::{
 const TURNS_MAX: usize = 1_000;
 /// Time that a machine's monotonic clock shows when it has started.
 const MONO_AT_BOOT: Duration = Duration::from_secs(10);
+/// Time between two looks at the epoch of EVENTS.
+const EPOCH_LOOK: Duration = Duration::from_secs(5);
 /// A publish that is not answered by then is tried again.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// Events that go out in one request.
@@ -76,6 +78,11 @@ pub struct Agent {
     pub node: Node,
     /// A publish on its way: request, highest sequence, deadline.
     pub in_flight: Option<(u64, u64)>,
+    joined: v1::NodeJoined,
+    /// Epoch of EVENTS that it has seen.
+    pub events_epoch: Option<u64>,
+    watched: Option<String>,
+    seen: BTreeMap<String, u64>,
     timer: Option<Duration>,
 }
 
@@ -190,6 +197,7 @@ impl World {
         host.booted_at = self.now;
         if power_cut {
             host.journal.power_cut();
+            host.oracle.power_cut(&host.journal.disk);
             host.unclean = true;
         }
         self.later(wait, Happening::AgentStarts(h));
@@ -212,7 +220,7 @@ impl World {
             return;
         }
         let now = self.clocks(h);
-        let restored = self.survey(h);
+        let (restored, strangers) = self.survey(h);
         let host = &mut self.hosts[h];
         host.lives += 1;
         let config = Config {
@@ -220,19 +228,25 @@ impl World {
             node: host.name.clone(),
             node_epoch: host.journal.disk.epoch.clone(),
             seed: host.lives,
-            start_floor: if std::mem::take(&mut host.unclean) { BLOCK } else { 0 },
+            start_floor: if std::mem::take(&mut host.unclean) { host.journal.disk.next_sequence / BLOCK * BLOCK } else { 0 },
         };
         host.oracle.agent_starts(&host.journal.disk, self.now);
         let (living, ended) = (restored.living.len(), restored.ended.len());
         let mut node = Node::new(config, Vec::new(), restored, now);
         let labels = vec![v1::NodeLabel { key: "host".to_owned(), value: host.name.clone() }];
         let (node_epoch, boot_id) = (host.journal.disk.epoch.clone(), host.boot_id());
-        node.tell_joined(v1::NodeJoined { node_epoch, boot_id, labels, ..Default::default() }, now);
+        let joined = v1::NodeJoined { node_epoch, boot_id, labels, ..Default::default() };
+        node.tell_joined(joined.clone(), now);
+        node.tell_inventory(now);
+        for (instance, incarnation) in strangers {
+            node.tell_foreign(&instance, incarnation, now);
+        }
         host.oracle.adopted(&node);
-        host.agent = Some(Agent { node, in_flight: None, timer: None });
+        host.agent = Some(Agent { node, joined, events_epoch: None, in_flight: None, watched: None, seen: BTreeMap::new(), timer: None });
         let life = self.hosts[h].lives;
         self.tell_host(h, format_args!("agent starts, life {life}: {living} live, {ended} ended meanwhile"));
         self.reconnect_soon(Client::Host(h));
+        self.later(EPOCH_LOOK, Happening::NodeLooks(h, life));
         self.turn_node(h);
         for sign in std::mem::take(&mut self.hosts[h].unheard) {
             self.later(Duration::from_millis(1), Happening::NodeInput(h, life, Box::new(sign)));
@@ -240,7 +254,7 @@ impl World {
     }
 
     /// What the journal says, checked against the processes that there are. Strangers are ended.
-    fn survey(&mut self, h: usize) -> Restored {
+    fn survey(&mut self, h: usize) -> (Restored, Vec<Life>) {
         let host = &mut self.hosts[h];
         let disk = host.journal.disk.clone();
         let mut restored = Restored { memories: disk.memories.clone(), plan: disk.plan.clone(), ..Restored::default() };
@@ -272,12 +286,34 @@ impl World {
             }
         }
         host.ended.clear();
+        let mut told = Vec::new();
         let strangers: Vec<u32> = host.procs.keys().copied().filter(|pid| !known.contains(pid)).collect();
         for pid in strangers {
             let proc = self.hosts[h].procs.remove(&pid).unwrap();
             self.tell_host(h, format_args!("ends stranger {}@{} of {}", proc.instance, proc.incarnation, proc.node_epoch));
+            told.push((proc.instance, proc.incarnation));
         }
-        restored
+        (restored, told)
+    }
+
+    /// Now and then the node looks whether EVENTS was made anew, and if so tells again who is here and what it holds.
+    pub(super) fn node_looks(&mut self, h: usize, life: u64) {
+        if self.hosts[h].lives != life || self.hosts[h].agent.is_none() {
+            return;
+        }
+        if let Some(until) = self.node_paused(h) {
+            self.at(until, Happening::NodeLooks(h, life));
+            return;
+        }
+        self.later(EPOCH_LOOK, Happening::NodeLooks(h, life));
+        let (now, epoch) = (self.clocks(h), self.broker.events.epoch);
+        let reaches = self.broker.reaches(Client::Host(h));
+        let Some(agent) = self.hosts[h].agent.as_mut().filter(|_| reaches) else { return };
+        if agent.events_epoch.replace(epoch).is_some_and(|known| known != epoch) {
+            agent.node.tell_joined(agent.joined.clone(), now);
+            agent.node.tell_inventory(now);
+            self.turn_node(h);
+        }
     }
 
     /// The next look at an agent that is paused, if it is.
@@ -285,11 +321,12 @@ impl World {
         self.hosts[h].paused_until.filter(|until| *until > self.now)
     }
 
-    pub(super) fn node_timer(&mut self, h: usize, life: u64) {
+    pub(super) fn node_timer(&mut self, h: usize, life: u64, at: Duration) {
         if let Some(until) = self.node_paused(h) {
-            self.at(until, Happening::NodeTimer(h, life));
+            self.at(until, Happening::NodeTimer(h, life, at));
         } else if self.hosts[h].lives == life
             && let Some(agent) = &mut self.hosts[h].agent
+            && agent.timer == Some(at)
         {
             agent.timer = None;
             self.turn_node(h);
@@ -349,12 +386,12 @@ impl World {
             return;
         }
         if let Some(at) = next
-            && agent.timer.is_none_or(|t| at < t || t <= mono_now)
+            && agent.timer != Some(at)
         {
             agent.timer = Some(at);
             let (life, late) = (self.hosts[h].lives, self.luck.span(Duration::ZERO, Duration::from_micros(200)));
             let wait = at.saturating_sub(mono_now) + late;
-            self.later(wait, Happening::NodeTimer(h, life));
+            self.later(wait, Happening::NodeTimer(h, life, at));
         }
     }
 
@@ -543,8 +580,12 @@ impl World {
                 if proc.hang.take().is_some() {
                     self.tell_host(h, format_args!("{name} answers again"));
                     let proc = &self.hosts[h].procs[&pid];
+                    let serves = proc.serves(self.now);
                     if proc.signalled && !proc.fate.deaf {
                         self.later(Duration::from_millis(5), Happening::ProcStep(h, pid, Step::Killed(15)));
+                    }
+                    if serves {
+                        self.later(Duration::ZERO, Happening::ProcStep(h, pid, Step::Ready));
                     }
                 }
             }
@@ -592,8 +633,12 @@ impl World {
             if self.dies_here(h) {
                 return;
             }
-            self.hosts[h].journal.gone(&life, self.now);
+            // What follows from it is written before it is forgotten: who dies in between finds it again.
             self.turn_node(h);
+            if self.hosts[h].agent.is_none() {
+                return;
+            }
+            self.hosts[h].journal.gone(&life, self.now);
         }
     }
 
@@ -634,7 +679,7 @@ impl World {
         let failed = matches!(answer, Answer::Failed | Answer::Refused);
         let base = u64::from(proc.map_or(0, |p| p.pid));
         let seen = (failed && asked.role == Role::Liveness && proc.is_some()).then(|| window(hang, asked.timeout, took, base));
-        if failed && asked.role == Role::Liveness {
+        if failed && asked.role == Role::Liveness && !asked.told {
             self.tell_host(h, format_args!("{}@{} did not answer for {took:?}: {hang:?}", asked.instance, asked.incarnation));
         }
         let input = Input::Probed {
@@ -656,12 +701,22 @@ impl World {
         for _ in 0..1 + self.net.below(4) {
             let skip = self.net.per_mille(500);
             let Some((item, settled)) = self.broker.intents.next(client, skip) else { return false };
+            let Some(agent) = &mut self.hosts[h].agent else { return false };
             let mut changes = Vec::new();
+            // As the real watch: an epoch that is known and entries that were told are not told again.
             match item {
-                Item::Epoch(epoch) => changes.push(ViewChange::Epoch(epoch)),
+                Item::Epoch(epoch) if agent.watched.as_ref() == Some(&epoch) => {}
+                Item::Epoch(epoch) => {
+                    agent.watched = Some(epoch.clone());
+                    agent.seen.clear();
+                    changes.push(ViewChange::Epoch(epoch));
+                }
                 Item::Entry(key, revision, intent) => {
-                    let intent = intent.map(|i| Box::new((*i).clone()));
-                    changes.push(ViewChange::Record { key, revision, intent });
+                    if agent.seen.get(&key).is_none_or(|told| *told < revision) {
+                        agent.seen.insert(key.clone(), revision);
+                        let intent = intent.map(|i| Box::new((*i).clone()));
+                        changes.push(ViewChange::Record { key, revision, intent });
+                    }
                     if settled {
                         changes.push(ViewChange::Settled);
                     }

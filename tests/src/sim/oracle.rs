@@ -69,7 +69,9 @@ pub struct Oracle {
     stored: (String, BTreeMap<String, Record>),
     generation: BTreeMap<Instance, u64>,
     fence: BTreeMap<Instance, (String, u64)>,
-    /// Newest lives.
+    /// Highest incarnation ever used on this disk.
+    pub used: BTreeMap<Instance, Incarnation>,
+    /// Newest lives, as far as the disk knows.
     pub last: BTreeMap<Instance, Last>,
     signalled: BTreeMap<Instance, (Incarnation, Duration)>,
     rows: BTreeMap<Instance, Row>,
@@ -90,6 +92,16 @@ impl Oracle {
     /// The wall clock jumped: instants that are restored from the journal are worth little for a while.
     pub fn blur(&mut self, now: Duration) {
         self.blurred_until = now + Duration::from_secs(90);
+        self.restarts.clear();
+    }
+
+    /// Power was cut: what was written last is forgotten.
+    pub fn power_cut(&mut self, disk: &Disk) {
+        for (id, last) in &mut self.last {
+            let known = disk.memories.get(id).and_then(|m| m.incarnation.as_ref()).map(Incarnation::from);
+            last.incarnation = known.unwrap_or_default();
+            last.by_rung = false;
+        }
         self.restarts.clear();
     }
 
@@ -340,6 +352,7 @@ impl Oracle {
             by_rung: spawn.by_rung,
             spec: spawn.spec.clone(),
         };
+        self.used.insert(spawn.instance.clone(), spawn.incarnation);
         self.last.insert(spawn.instance.clone(), last);
         self.signalled.remove(&spawn.instance);
         self.living.remove(&spawn.instance);

@@ -74,13 +74,13 @@ impl Fate {
         if spec.one_shot {
             return fate;
         }
+        if faults.on(Fault::SlowStart) && rng.per_mille(60) {
+            fate.ready_after = rng.millis(5_000, 45_000);
+        }
         if faults.on(Fault::Hang) && rng.per_mille(250) {
             let kind = *rng.pick(&[Hang::Stopped, Hang::Asleep, Hang::Busy, Hang::Disk, Hang::Starved, Hang::Traced]);
             let back = rng.per_mille(400).then(|| rng.millis(200, 20_000));
             fate.hangs = Some((fate.ready_after + rng.millis(100, 60_000), kind, back));
-        }
-        if faults.on(Fault::SlowStart) && rng.per_mille(60) {
-            fate.ready_after = rng.millis(5_000, 45_000);
         }
         fate.deaf = faults.on(Fault::DeafToTerm) && rng.per_mille(120);
         fate.liar = faults.on(Fault::Liar) && rng.per_mille(60);

@@ -36,6 +36,8 @@ pub struct Replica {
     renewed_at: Option<Duration>,
     cursor: u64,
     events_epoch: Option<u64>,
+    intents_epoch: Option<String>,
+    missions_epoch: Option<String>,
     missions_applied: u64,
     missions_head: Option<u64>,
     outbox: VecDeque<Arc<v1::Event>>,
@@ -58,6 +60,8 @@ impl Replica {
             renewed_at: None,
             cursor: 0,
             events_epoch: None,
+            intents_epoch: None,
+            missions_epoch: None,
             missions_applied: 0,
             missions_head: None,
             outbox: VecDeque::new(),
@@ -385,9 +389,11 @@ impl World {
             let Some((item, settled)) = self.broker.intents.next(client, skip) else { break };
             let replica = &mut self.replicas[r];
             match item {
+                Item::Epoch(epoch) if replica.intents_epoch.as_ref() == Some(&epoch) => {}
                 Item::Epoch(epoch) => {
                     replica.state.apply_intents_epoch(&epoch);
                     replica.authority.intents_reset();
+                    replica.intents_epoch = Some(epoch);
                 }
                 Item::Entry(key, revision, intent) => {
                     if let (Some(IntentKey::Desired(id)), Some(intent)) = (IntentKey::parse(&key), intent) {
@@ -404,7 +410,9 @@ impl World {
             let Some((item, settled)) = self.broker.missions.next(client, false) else { break };
             let replica = &mut self.replicas[r];
             match item {
-                Item::Epoch(_) => {
+                Item::Epoch(epoch) if replica.missions_epoch.as_ref() == Some(&epoch) => {}
+                Item::Epoch(epoch) => {
+                    replica.missions_epoch = Some(epoch);
                     replica.state.apply_missions_epoch();
                     replica.missions_applied = 0;
                     replica.missions_head = Some(self.broker.missions.revision);

@@ -147,7 +147,8 @@ fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[S
                 spec.liveness = Some(probe(http(), period(rng), threshold));
             }
         }
-        if rng.per_mille(200) {
+        // Who says nothing about being ready is asked whether it lives from its first moment, unless it has a startup probe.
+        if rng.per_mille(200) || (spec.readiness_none && spec.liveness.is_some()) {
             spec.startup = Some(probe(http(), Duration::from_millis(500), 40));
         }
     }

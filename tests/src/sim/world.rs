@@ -25,6 +25,9 @@ use super::{
 /// The wall clock at the beginning, seconds since 1970.
 pub const WALL_AT_START_SECONDS: u64 = 1_800_000_000;
 
+/// A watch reads everything again so often.
+const RELIST: Duration = Duration::from_secs(300);
+
 /// Something that happens at an instant.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names say it")]
@@ -33,11 +36,13 @@ pub enum Happening {
     BrokerUp,
     LineMended(Client),
     Connect(Client),
+    Relist(Client, u64),
     Feed(Client, u64),
     AgentStarts(usize),
-    NodeTimer(usize, u64),
+    NodeTimer(usize, u64, Duration),
     NodeInput(usize, u64, Box<Input>),
     NodeBuries(usize),
+    NodeLooks(usize, u64),
     ProbeEnds(usize, u64, Box<ProbeAsked>),
     ProcStep(usize, u32, Step),
     OutboxSends(usize, u64),
@@ -197,11 +202,13 @@ impl World {
             Happening::BrokerUp => self.broker_up(),
             Happening::LineMended(client) => self.line_mended(client),
             Happening::Connect(client) => self.connect(client),
+            Happening::Relist(client, connection) => self.relist(client, connection),
             Happening::Feed(client, connection) => self.feed(client, connection),
             Happening::AgentStarts(h) => self.start_agent(h),
-            Happening::NodeTimer(h, life) => self.node_timer(h, life),
+            Happening::NodeTimer(h, life, at) => self.node_timer(h, life, at),
             Happening::NodeInput(h, life, input) => self.node_input(h, life, input),
             Happening::NodeBuries(h) => self.bury(h),
+            Happening::NodeLooks(h, life) => self.node_looks(h, life),
             Happening::ProbeEnds(h, life, asked) => self.probe_ends(h, life, asked),
             Happening::ProcStep(h, pid, step) => self.proc_step(h, pid, step),
             Happening::OutboxSends(h, life) => self.outbox_sends(h, life),
@@ -251,13 +258,24 @@ impl World {
         }
         self.broker.connect(client);
         self.feed_soon(client);
+        let connection = self.broker.links.get(&client).map_or(0, |l| l.connection);
+        self.later(RELIST, Happening::Relist(client, connection));
         match client {
             Client::Host(h) => {
-                let life = self.hosts[h].lives;
+                let (life, epoch) = (self.hosts[h].lives, self.broker.events.epoch);
+                if let Some(agent) = &mut self.hosts[h].agent {
+                    agent.events_epoch.get_or_insert(epoch);
+                }
                 self.later(Duration::from_micros(500), Happening::OutboxSends(h, life));
             }
             Client::Replica(r) => self.replica_connected(r),
             Client::Registry(_) => {}
+        }
+    }
+
+    fn relist(&mut self, client: Client, connection: u64) {
+        if self.broker.links.get(&client).is_some_and(|l| l.connected && l.connection == connection) {
+            self.connect(client);
         }
     }
 
