@@ -27,6 +27,12 @@ pub(crate) struct BatchMessage {
     pub(crate) payload: Bytes,
 }
 
+/// Whether a stored message belongs to a batch of which more follows: the broker stores it all at once, but delivers one by one and may
+/// say of each that nothing is pending.
+pub(crate) fn is_open(headers: Option<&HeaderMap>) -> bool {
+    headers.is_some_and(|h| h.get(BATCH_ID).is_some() && h.get(BATCH_COMMIT).is_none())
+}
+
 /// JetStream's acknowledgement.
 #[derive(Debug, Deserialize)]
 pub(crate) struct PubAck {

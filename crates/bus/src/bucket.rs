@@ -229,6 +229,7 @@ impl Bucket {
             ready: VecDeque::with_capacity(2),
             newest: 0,
             whole: false,
+            everything: pattern == ">",
         }
     }
 }
@@ -246,6 +247,8 @@ pub struct BucketWatch {
     ready: VecDeque<WatchItem>,
     newest: u64,
     whole: bool,
+    /// No key is left out, so a batch's last message is among what is read.
+    everything: bool,
 }
 
 impl BucketWatch {
@@ -275,7 +278,7 @@ impl BucketWatch {
 
     fn take(&mut self, raw: Raw) {
         let Some(key) = raw.subject.strip_prefix(&self.prefix).map(str::to_owned) else { return };
-        let settled = raw.pending == 0;
+        let settled = raw.pending == 0 && !(self.everything && batch::is_open(raw.headers.as_ref()));
         self.newest = self.newest.max(raw.sequence);
         let known = self.seen.get(&key).is_some_and(|revision| *revision >= raw.sequence);
         if !known {
