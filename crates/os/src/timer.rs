@@ -21,6 +21,8 @@ pub fn monotonic_now() -> Duration {
 #[derive(Debug)]
 pub struct DeadlineTimer {
     fd: AsyncFd<OwnedFd>,
+    /// What the kernel knows; none once it has expired.
+    deadline: Option<Duration>,
 }
 
 impl DeadlineTimer {
@@ -33,14 +35,18 @@ impl DeadlineTimer {
     /// As [`AsyncFd`]: outside a tokio runtime.
     pub fn new() -> io::Result<Self> {
         let fd = rustix::time::timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { fd: watch::readable(fd)? })
+        Ok(Self { fd: watch::readable(fd)?, deadline: None })
     }
 
-    /// Sets the deadline anew (one in the past fires at once), or clears it. An expiry not yet seen by [`Self::expired`] is forgotten.
+    /// Sets the deadline anew (one in the past fires at once), or clears it. An expiry of another deadline that [`Self::expired`] has not
+    /// seen yet is forgotten. Free when nothing changes.
     ///
     /// # Errors
     /// Only a deadline beyond what the kernel can hold.
-    pub fn set(&self, deadline: Option<Duration>) -> io::Result<()> {
+    pub fn set(&mut self, deadline: Option<Duration>) -> io::Result<()> {
+        if deadline == self.deadline {
+            return Ok(());
+        }
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let it_value = match deadline {
             None => zero,
@@ -50,6 +56,7 @@ impl DeadlineTimer {
         };
         let new = Itimerspec { it_interval: zero, it_value };
         rustix::time::timerfd_settime(self.fd.get_ref(), TimerfdTimerFlags::ABSTIME, &new)?;
+        self.deadline = deadline;
         Ok(())
     }
 
@@ -58,12 +65,15 @@ impl DeadlineTimer {
     ///
     /// # Errors
     /// The runtime is shutting down.
-    pub async fn expired(&self) -> io::Result<()> {
+    pub async fn expired(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.fd.readable().await?;
             let mut count = [0_u8; 8];
             match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut count)?)) {
-                Ok(read) => return read.map(|_| ()),
+                Ok(read) => {
+                    self.deadline = None;
+                    return read.map(|_| ());
+                }
                 Err(_not_yet) => {}
             }
         }

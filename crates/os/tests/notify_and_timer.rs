@@ -76,7 +76,7 @@ async fn bad_messages_are_told_and_the_next_good_one_is_taken() {
 
 #[tokio::test]
 async fn a_deadline_is_met_to_the_fraction_of_a_millisecond_and_can_be_moved() {
-    let timer = DeadlineTimer::new().unwrap();
+    let mut timer = DeadlineTimer::new().unwrap();
     tokio::time::timeout(Duration::from_millis(5), timer.expired()).await.unwrap_err();
     let mut late = Vec::new();
     for _ in 0..20 {
