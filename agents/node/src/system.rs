@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, TcpListener},
+    ops::RangeInclusive,
     path::Path,
 };
 
@@ -40,7 +41,7 @@ pub(crate) struct Ports {
 pub(crate) fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Ports> {
     let kept = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Ports>(&bytes).ok()).unwrap_or_default();
     let broker = config.broker_port();
-    let mut next = broker;
+    let mut next = first_port(broker, ephemeral());
     let mut taken = vec![broker];
     let mut choose = |old: u16| -> Result<u16> {
         if old != 0 && (!cold || is_free(old)) {
@@ -54,7 +55,7 @@ pub(crate) fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Port
                 return Ok(next);
             }
         }
-        bail!("no free port above {broker} for the mesh's own processes")
+        bail!("no free port above {next} for the mesh's own processes")
     };
     let mut chosen = Ports { broker, monitor: choose(kept.monitor)?, node_http: choose(kept.node_http)?, agents: BTreeMap::new() };
     for name in config.embedded.iter().flat_map(component_names) {
@@ -68,7 +69,25 @@ pub(crate) fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Port
 }
 
 /// Ports looked at above the broker's before giving up.
-const PORTS_TRIED: u32 = 2_000;
+const PORTS_TRIED: u16 = 2_000;
+
+/// Ports from which the kernel takes one for each outgoing connection: a free one may be gone before its agent listens.
+fn ephemeral() -> RangeInclusive<u16> {
+    let read = || {
+        let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut bounds = text.split_ascii_whitespace().filter_map(|word| word.parse().ok());
+        Some(bounds.next()?..=bounds.next()?)
+    };
+    read().unwrap_or(32_768..=60_999)
+}
+
+/// Where the search begins: next to the broker's port, or, if that is an ephemeral one, at a port below those that depends on it, so that
+/// several meshes look in different places.
+fn first_port(broker: u16, ephemeral: RangeInclusive<u16>) -> u16 {
+    const LOWEST: u16 = 10_000;
+    let span = ephemeral.start().saturating_sub(LOWEST).saturating_sub(PORTS_TRIED);
+    if ephemeral.contains(&broker) && span > 0 { LOWEST + broker.wrapping_mul(31) % span } else { broker }
+}
 
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
@@ -163,6 +182,15 @@ mod tests {
         let _thief = TcpListener::bind((Ipv4Addr::LOCALHOST, first.monitor)).unwrap();
         assert_eq!(ports(&path, &config, false).unwrap(), first, "while the mesh lives its ports are its own");
         assert_ne!(ports(&path, &config, true).unwrap().monitor, first.monitor);
+    }
+
+    #[test]
+    fn ports_are_not_taken_from_those_of_outgoing_connections() {
+        assert_eq!(first_port(4222, 32_768..=60_999), 4222, "beside the broker's, where a user finds them");
+        for broker in 32_768..=60_999 {
+            assert!((10_000..30_768).contains(&first_port(broker, 32_768..=60_999)), "{broker}");
+        }
+        assert_eq!(first_port(4222, 1024..=65_535), 4222, "nothing is left below");
     }
 
     #[test]
