@@ -158,7 +158,6 @@ async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
         Ok(address) => TcpStream::connect((address, port)).await?,
         Err(_) => TcpStream::connect((host, port)).await?,
     };
-    stream.set_nodelay(true)?;
     stream.set_zero_linger()?;
     Ok(stream)
 }

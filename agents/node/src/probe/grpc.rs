@@ -19,6 +19,9 @@ pub(super) async fn ask(check: &GrpcCheck) -> Finding {
         Ok(stream) => stream,
         Err(error) => return Finding::of_error("grpc", &error),
     };
+    if let Err(error) = stream.set_nodelay(true) {
+        return Finding::of_error("grpc", &error);
+    }
     let host = if check.host.is_empty() { HOST_DEFAULT } else { &check.host };
     let authority = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let endpoint = match Endpoint::from_shared(format!("http://{authority}:{}", check.port)) {
