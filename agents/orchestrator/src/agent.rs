@@ -312,6 +312,8 @@ impl Orchestrator {
             WatchItem::Epoch(_) => {
                 self.state.apply_missions_epoch();
                 self.missions_applied = 0;
+                // The head that was read is of the bucket before it.
+                self.authority.store_reset();
                 self.agent.health.hold("missions", "the plan is not read yet");
             }
             WatchItem::Entry { key, revision, value, settled, .. } => {

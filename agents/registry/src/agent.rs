@@ -378,6 +378,8 @@ impl Registry {
             WatchItem::Epoch(_) => {
                 self.writer.reset();
                 (self.bucket_applied, self.led) = (0, false);
+                // The head that was read is of the bucket before it.
+                self.authority.store_reset();
             }
             WatchItem::Entry { key, revision, value, settled, .. } => {
                 self.writer.observe(&key, revision, value.as_deref());
@@ -397,6 +399,7 @@ impl Registry {
                         observed: Some(self.projection.status(&request)),
                         replica: self.agent.config.replica.clone(),
                         lag: self.lag,
+                        troubles: Vec::new(),
                     };
                     query.answer(&reply).await
                 }
