@@ -75,7 +75,8 @@ fn a_full_disk_is_said_stops_nobody_and_loses_nothing() -> Result<()> {
     told_once_and_in_order(&after)?;
     let ids: BTreeSet<&str> = after.iter().map(|e| e.id.as_str()).collect();
     ensure!(before.iter().all(|e| ids.contains(e.id.as_str())), "what was acknowledged before is gone");
-    let of_db: Vec<&str> = after.iter().filter(|e| e.instance.as_ref().is_some_and(|i| i.component == "db")).map(|e| e.kind.as_str()).collect();
+    let of_db: Vec<&str> =
+        after.iter().filter(|e| e.instance.as_ref().is_some_and(|i| i.component == "db")).map(|e| e.kind.as_str()).collect();
     let healed = ["component_exited", "component_started", "component_ready", "recovered"];
     ensure!(of_db.ends_with(&[healed, healed].concat()), "{of_db:?}");
     ensure!(mesh.pid("db")? == third && mesh.component("db")?.incarnation.context("db")?.start == 3);

@@ -45,8 +45,11 @@ fn with_pid(pid: u32) -> Result<Stranger> {
 fn a_number_that_was_given_out_again_is_neither_adopted_nor_signalled() -> Result<()> {
     let mesh = Mesh::start(|_| Ok(Stack::new("reused").with(Part::shell("odd", "exec sleep 1000"))))?;
     let (old, broker) = (mesh.pid("odd")?, mesh.pid("broker")?);
-    // Nobody of the node sees the end, and its journal goes on naming the number.
-    for pid in [mesh.guard_pid()?, mesh.agent_pid()?, old] {
+    // Nobody of the node sees the end, and its journal goes on naming the number. (Stopped first: an agent that misses its guard starts
+    // another.)
+    let (guard, agent) = (mesh.guard_pid()?, mesh.agent_pid()?);
+    signal(agent, Signal::STOP)?;
+    for pid in [guard, agent, old] {
         signal(pid, Signal::KILL)?;
     }
     wait_for("the number free", SOON, || Ok((!fs::exists(format!("/proc/{old}"))?).then_some(())))?;
