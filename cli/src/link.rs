@@ -29,6 +29,9 @@ const NOT_NATS: &str = "does not speak NATS";
 /// A question is answered from memory.
 pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
 
+/// A node answers from memory; one that does not by then is not waited for with a status that is known.
+const PING_LIMIT: Duration = Duration::from_millis(500);
+
 /// A registry that has just started folds a hundred thousand events in a few seconds.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -136,6 +139,16 @@ impl Link {
     pub(crate) async fn why(&self, node: &str, instance: &Instance) -> Result<v1::WhyReply, Failure> {
         let request = v1::WhyRequest { component: instance.component.clone(), ordinal: instance.ordinal };
         self.ask_node(node, "why", &request).await
+    }
+
+    /// What nodes say is wrong with what they stand on; who does not answer says nothing.
+    pub(crate) async fn troubles(&self, nodes: &[v1::ObservedNode]) -> Vec<v1::Trouble> {
+        let ping = |node: &v1::ObservedNode| {
+            let subject = self.bus.subjects().node(&node.name, "ping");
+            async move { self.bus.ask::<v1::PingRequest, v1::PingReply>(&subject, &v1::PingRequest {}, PING_LIMIT).await }
+        };
+        let answers = futures::future::join_all(nodes.iter().map(ping)).await;
+        answers.into_iter().flatten().flat_map(|answer| answer.troubles).collect()
     }
 
     /// Last log lines, by the instance's node.

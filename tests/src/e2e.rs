@@ -1,12 +1,14 @@
 //! A real mesh for the end-to-end tests: the programs as they are built, a real broker, real components, on free ports of the
 //! loopback and in a state directory of its own. What is asserted about it is in `tests/e2e_*.rs`; the simulation is `sim`.
 
+mod disk;
 mod mesh;
 mod process;
 mod raw;
 mod stack;
 mod tools;
 
+pub use disk::Disk;
 pub use mesh::{Mesh, Said};
 pub use process::{Process, alive, http_get, parent_of, port_is_open, signal};
 pub use raw::Raw;
@@ -14,11 +16,13 @@ pub use stack::{Part, Stack};
 pub use tools::{binary, broker};
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use razar_bus_schema::v1;
 
 /// How long anything may take that takes milliseconds on an idle machine: two busy cores are no failure.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -51,6 +55,21 @@ pub fn holds_for(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<
     while Instant::now() < until {
         anyhow::ensure!(holds()?, "no longer so: {what}");
         thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Each id once; each node's sequences from 1 upward, none missing and none out of order.
+///
+/// # Errors
+/// When it is not so.
+pub fn told_once_and_in_order(events: &[v1::Event]) -> Result<()> {
+    let ids: BTreeSet<&str> = events.iter().map(|e| e.id.as_str()).collect();
+    ensure!(ids.len() == events.len(), "{} events, {} ids", events.len(), ids.len());
+    let mut last: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for at in events.iter().filter_map(|e| e.node_sequence.as_ref()) {
+        let before = last.insert((&at.node, &at.epoch), at.sequence).unwrap_or(0);
+        ensure!(at.sequence > before, "{} after {before}", at.sequence);
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! What comes over the bus from anybody: commands as JSON, poison, what is newer than this mesh, and streams that somebody deleted
-//! (numbers of `reliability.md`'s catalogue in brackets). The client is a few lines on a socket, none of the mesh's.
+//! What comes over the bus from anybody: commands as JSON, poison, what is newer than this mesh (numbers of `reliability.md`'s catalogue in
+//! brackets). The client is a few lines on a socket, none of the mesh's. Streams that somebody deletes are in `e2e_stores.rs`.
 
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use razar_bus_schema::v1::{self, event::Fact};
-use razar_tests::e2e::{Mesh, Part, Raw, SOON, Stack, alive, binary, signal, wait_for};
+use razar_tests::e2e::{Mesh, Part, Raw, SOON, Stack, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -172,37 +172,6 @@ fn what_is_newer_than_this_mesh_is_survived() -> Result<()> {
     ensure!(told.iter().any(|e| e.kind == "component_sang"), "razar events shows what it does not know");
     nothing_has_happened(&mesh, &before)?;
     mesh.end()
-}
-
-#[test]
-fn streams_that_were_deleted_are_made_again_and_nothing_stops() -> Result<()> {
-    let mesh = Mesh::start(pair)?;
-    let (before, mut raw, name) = (pids(&mesh)?, mesh.raw()?, mesh.name().to_owned());
-    let desired = format!(r#"{{"last_by_subj":"$KV.{name}_intents.desired.api.0"}}"#);
-    for stream in [format!("KV_{name}_intents"), format!("{name}_events"), format!("{name}_commands")] {
-        raw.jetstream(&format!("STREAM.DELETE.{stream}"), "")?;
-        provision(&mesh)?;
-        raw.jetstream(&format!("STREAM.INFO.{stream}"), "")?;
-        // One loss at a time: with both EVENTS and the intents gone, nobody knows what it is that runs.
-        wait_for("desired written again", SOON, || Ok(raw.jetstream(&format!("STREAM.MSG.GET.KV_{name}_intents"), &desired).ok()))?;
-    }
-    for (who, pid) in &before {
-        ensure!(alive(*pid), "{who} was stopped");
-    }
-    let db = mesh.pid("db").or_else(|_| before.get("db").copied().context("db"))?;
-    signal(db, Signal::KILL)?;
-    mesh.wait_event("db", "recovered", |_| true)?;
-    wait_for("a restart by hand", SOON, || Ok((mesh.razar(&["restart", "api", "--timeout", "5s"])?.code == 0).then_some(())))?;
-    mesh.end()
-}
-
-fn provision(mesh: &Mesh) -> Result<()> {
-    let status = Command::new(binary("razar-provision")?)
-        .env("RAZAR_MESH", mesh.name())
-        .env("RAZAR_SERVER", format!("nats://127.0.0.1:{}", mesh.broker_port()))
-        .output()?;
-    ensure!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
-    Ok(())
 }
 
 /// A component's record in the projection's bucket: its bytes, and what they say.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use razar_bus_schema::v1::{self, event::Fact};
-use razar_tests::e2e::{Mesh, Part, SOON, Stack, alive, holds_for, http_get, parent_of, signal, wait_for};
+use razar_tests::e2e::{Mesh, Part, SOON, Stack, alive, holds_for, http_get, parent_of, signal, told_once_and_in_order, wait_for};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -35,18 +35,6 @@ fn wait_replaced(mesh: &Mesh, name: &str, old: u32) -> Result<u32> {
         let pid = seen.process.as_ref().map(|p| p.pid).filter(|pid| *pid != old && alive(*pid));
         Ok(pid.filter(|_| seen.state() == v1::InstanceState::Ready))
     })
-}
-
-/// Each id once; each node's sequences from 1 upward, none missing and none out of order.
-fn told_once_and_in_order(events: &[v1::Event]) -> Result<()> {
-    let ids: BTreeSet<&str> = events.iter().map(|e| e.id.as_str()).collect();
-    ensure!(ids.len() == events.len(), "{} events, {} ids", events.len(), ids.len());
-    let mut last: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for at in events.iter().filter_map(|e| e.node_sequence.as_ref()) {
-        let before = last.insert((&at.node, &at.epoch), at.sequence).unwrap_or(0);
-        ensure!(at.sequence > before, "{} after {before}", at.sequence);
-    }
-    Ok(())
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub struct Agent {
     pub(crate) house: crate::house::House,
     prober: Prober,
     exits: Exits,
+    /// A plan that the disk did not take: tried again each second.
+    unstored: Option<Box<v1::PlanOnDisk>>,
     /// Ended processes that the journal still holds.
     buried: Vec<(Instance, Incarnation)>,
     timer: DeadlineTimer,
@@ -122,6 +124,7 @@ impl Agent {
             house: parts.house,
             prober: Prober::new(),
             exits: parts.exits,
+            unstored: None,
             buried: Vec::new(),
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
@@ -209,13 +212,19 @@ impl Agent {
             Action::ClearState { instance, paths } => self.clear_state(instance, paths),
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => self.note(|journal| journal.remember(*memory)),
-            Action::StorePlan(plan) => {
-                if let Err(error) = view::store(&self.config.path("plan.pb"), &plan) {
-                    tracing::error!(%error, "the plan could not be kept on disk");
-                }
-            }
+            Action::StorePlan(plan) => self.store_plan(plan),
             Action::Tell(event) => self.tell(*event),
         }
+    }
+
+    fn store_plan(&mut self, plan: Box<v1::PlanOnDisk>) {
+        self.unstored = match view::store(&self.config.path("plan.pb"), &plan) {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::error!(%error, "the plan could not be kept on disk");
+                Some(plan)
+            }
+        };
     }
 
     fn tell(&mut self, event: v1::Event) {
@@ -281,7 +290,7 @@ impl Agent {
         match news {
             News::Probed(input) => self.policy.apply(*input, now()),
             News::Prepared(instance, failed) => self.policy.apply(Input::Prepared { instance, failed }, now()),
-            News::EventsEpoch(epoch) => self.on_events_epoch(epoch),
+            News::Looked(look) => self.on_looked(*look),
             News::Measured(usages) => self.usages.put(usages),
         }
     }
@@ -349,6 +358,9 @@ impl Agent {
     /// What is due each second.
     fn keep_house(&mut self) {
         self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
+        if let Some(plan) = self.unstored.take() {
+            self.store_plan(plan);
+        }
         for loss in self.processes.log_losses() {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");
         }

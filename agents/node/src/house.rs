@@ -13,22 +13,31 @@ use razar_bus_schema::{
     event::subject_of,
     ids::{parse_traceparent, span_id},
     stream::Store,
-    time, v1,
+    time,
+    v1::{self, event::Fact},
 };
+use razar_os::monotonic_now;
 use tokio::sync::mpsc;
 
 use crate::{
     agent::Agent,
     config::NodeConfig,
     news::News,
-    policy::Group,
+    policy::{
+        Group, Input,
+        upkeep::{Chore, Look, Upkeep},
+    },
+    stores,
+    system::Ports,
     traces::{Span, Traces},
 };
 
 /// Key of the reason on `/readyz` while the journal cannot be written.
 const JOURNAL: &str = "journal";
-/// Turns of the house between two looks at the epoch of EVENTS: a stream made anew must be told who is here.
-const EPOCH_TURNS: u64 = 5;
+/// Key of the reason on `/readyz` while the disk, or what the broker keeps on it, is not as it must be.
+const STORES: &str = "stores";
+/// Turns of the house between two looks at disk and stores: what is gone is made again within some seconds, for five requests a second.
+const LOOK_TURNS: u64 = 2;
 /// Name of the kind, for beats and spans.
 const KIND: &str = "node";
 
@@ -53,15 +62,19 @@ pub(crate) struct House {
     cycle: u64,
     away_since: Option<SystemTime>,
     events_epoch: String,
+    upkeep: Upkeep,
+    places: stores::Places,
+    /// A look is under way: a disk that hangs is looked at once.
+    looking: bool,
 }
 
 impl House {
     /// Opens the health endpoint; a port that is taken is said, and the node goes on without one.
-    pub(crate) async fn open(config: &NodeConfig, bus: &Bus, port: u16) -> Self {
+    pub(crate) async fn open(config: &NodeConfig, bus: &Bus, ports: &Ports) -> Self {
         let metrics = Metrics::new();
         let (ticker, spans) = (LoopTicker::new(), Spans::from_env(KIND, env!("CARGO_PKG_VERSION"), &config.node, &metrics));
         let health = Health::new(ticker.clone());
-        let address = config.http.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let address = config.http.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, ports.node_http)));
         if let Err(error) = http::serve(address, health.clone(), metrics.clone()).await {
             tracing::error!(%address, %error, "no health endpoint");
         }
@@ -75,8 +88,21 @@ impl House {
             starts: metrics.counters("component_starts", "Processes started, by component"),
         };
         let subjects = bus.subjects().clone();
-        let (traces, events_epoch) = (Traces::default(), String::new());
-        Self { ticker, health, spans, traces, numbers, subjects, cycle: 0, away_since: None, events_epoch }
+        let embedded = config.embedded.is_some();
+        Self {
+            ticker,
+            health,
+            spans,
+            traces: Traces::default(),
+            numbers,
+            subjects,
+            cycle: 0,
+            away_since: None,
+            events_epoch: String::new(),
+            upkeep: Upkeep::new(embedded),
+            places: stores::Places { dir: config.state_dir.clone(), monitor: embedded.then_some(ports.monitor) },
+            looking: false,
+        }
     }
 
     /// The loop has turned.
@@ -98,7 +124,7 @@ impl House {
     pub(crate) fn told(&mut self, event: &v1::Event) {
         self.numbers.events_told.inc();
         let about = event.instance.as_ref().map_or("", |i| i.component.as_str());
-        if event.kind == "component_started" {
+        if matches!(&event.fact, Some(Fact::ComponentStarted(started)) if !started.adopted) {
             self.numbers.starts.get_or_create(&vec![("component", about.to_owned())]).inc();
         }
         let reason = event.reason.as_ref().map_or("", |r| r.text.as_str());
@@ -140,11 +166,18 @@ fn record(span: Span) -> SpanRecord {
 }
 
 impl Agent {
-    /// Each second: health, numbers, a beat, and a look at the epoch of EVENTS.
+    /// Each second: health, numbers, a beat, and a look at disk and stores.
     pub(crate) fn tend_house(&mut self, news: &mpsc::Sender<News>) {
         self.renew_health();
         self.renew_numbers();
         self.house.cycle += 1;
+        if self.house.cycle.is_multiple_of(LOOK_TURNS) && !std::mem::replace(&mut self.house.looking, true) {
+            let (bus, places, news) = (self.bus.clone(), self.house.places.clone(), news.clone());
+            tokio::spawn(async move {
+                let look = stores::look(&bus, places).await;
+                let _ = news.send(News::Looked(Box::new(look))).await;
+            });
+        }
         if !self.bus.is_up() {
             return;
         }
@@ -155,23 +188,46 @@ impl Agent {
             loop_age: Some(time::duration(self.house.loop_age())),
             ..Default::default()
         };
-        let (bus, node, news) = (self.bus.clone(), self.config.node.clone(), news.clone());
-        let look = self.house.cycle.is_multiple_of(EPOCH_TURNS);
+        let (bus, node) = (self.bus.clone(), self.config.node.clone());
         tokio::spawn(async move {
             let _ = bus.publish(&bus.subjects().heartbeat(KIND, &node), message.encode_to_vec().into(), "").await;
-            if look && let Ok(epoch) = bus.epoch(Store::Events).await {
-                let _ = news.send(News::EventsEpoch(epoch)).await;
-            }
         });
     }
 
+    /// What a look at disk and stores showed.
+    pub(crate) fn on_looked(&mut self, look: Look) {
+        self.house.looking = false;
+        let of_events = look.stores.iter().flatten().find(|(store, _)| *store == Store::Events);
+        if let Some((_, Some(epoch))) = of_events {
+            self.on_events_epoch(epoch.clone());
+        }
+        self.house.upkeep.apply(look);
+        for chore in self.house.upkeep.decide(monotonic_now()) {
+            let (component, seen_at, why) = match chore {
+                Chore::Provision { seen_at, why } => ("provision", seen_at, why),
+                Chore::RestartBroker { seen_at, why } => ("broker", seen_at, why),
+            };
+            tracing::warn!(component, "{why}");
+            self.policy.apply(Input::Renew { component, seen_at, why }, crate::agent::now());
+        }
+        self.renew_health();
+    }
+
+    /// What is wrong with what this node stands on.
+    pub(crate) fn troubles(&self) -> Vec<v1::Trouble> {
+        let journal = self.journal.status();
+        let failing = journal.failing.as_deref().map(|why| (why, journal.events_held));
+        self.house.upkeep.troubles(&self.config.node, &self.config.state_dir.to_string_lossy(), failing)
+    }
+
     /// EVENTS has this epoch: a stream made anew is told who is here and what it holds.
-    pub(crate) fn on_events_epoch(&mut self, epoch: String) {
+    fn on_events_epoch(&mut self, epoch: String) {
         let known = std::mem::replace(&mut self.house.events_epoch, epoch);
         if !known.is_empty() && known != self.house.events_epoch {
             let now = crate::agent::now();
             self.policy.tell_joined(self.joined.clone(), now);
             self.policy.tell_inventory(now);
+            self.policy.tell_living(now);
         }
     }
 
@@ -189,8 +245,13 @@ impl Agent {
             Some(format!("the bus is away for {away}s; {running} of {wanted} run, healing goes on, {waiting} events journalled"))
         };
         self.house.health.set(health::BUS, why);
-        let failing = self.journal.status().failing;
-        self.house.health.set(JOURNAL, failing.map(|why| format!("the journal cannot be written: {why}")));
+        let troubles = self.troubles();
+        let told = |of_journal: bool| {
+            let ours = troubles.iter().filter(|t| !t.warning && (t.code == JOURNAL) == of_journal);
+            Some(ours.map(|t| t.text.as_str()).collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
+        };
+        self.house.health.set(JOURNAL, told(true));
+        self.house.health.set(STORES, told(false));
     }
 
     fn renew_numbers(&self) {

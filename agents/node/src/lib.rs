@@ -23,6 +23,7 @@ pub mod processes;
 mod questions;
 pub mod start;
 mod state;
+mod stores;
 mod system;
 pub mod traces;
 mod usage;

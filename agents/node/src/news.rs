@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use razar_bus_schema::{ids::Instance, v1};
 
-use crate::policy::Input;
+use crate::policy::{Input, upkeep::Look};
 
 /// What the loop hears from its own tasks.
 #[derive(Debug)]
@@ -13,8 +13,8 @@ pub(crate) enum News {
     Probed(Box<Input>),
     /// State was cleared.
     Prepared(Instance, Option<String>),
-    /// EVENTS has this epoch.
-    EventsEpoch(String),
+    /// Disk and stores were looked at.
+    Looked(Box<Look>),
     /// What the processes use was measured.
     Measured(BTreeMap<Instance, v1::ResourceUsage>),
 }

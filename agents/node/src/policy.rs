@@ -15,6 +15,7 @@ pub mod restart;
 mod stopping;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -158,6 +159,15 @@ pub enum Input {
         /// Their pids.
         pids: Vec<u32>,
     },
+    /// A part of the mesh no longer does what it is there for: a one-shot runs again, what lives is stopped and started.
+    Renew {
+        /// Component of the system plan.
+        component: &'static str,
+        /// When that was seen, monotonic: what it did since is not to blame.
+        seen_at: Duration,
+        /// Why, in words.
+        why: String,
+    },
     /// Stop everything, in reverse order, the mesh itself last.
     Shutdown,
 }
@@ -289,6 +299,7 @@ impl Node {
             }
             Input::Sign { instance, incarnation, role, detail } => self.fold_sign(&instance, incarnation, role, &detail, now),
             Input::Survived { instance, incarnation, pids } => self.fold_survivors(&instance, incarnation, pids, now),
+            Input::Renew { component, seen_at, why } => self.fold_renew(component, seen_at, &why, now),
             Input::Shutdown => {
                 self.shutdown = true;
                 self.dirty.extend(self.instances.keys().cloned());

@@ -150,6 +150,11 @@ async fn tcp(host: &str, port: u32) -> Finding {
     }
 }
 
+/// Status and body of `GET http://127.0.0.1:<port><path>`; none: there is no answer.
+pub(crate) async fn get(port: u32, path: &str) -> Option<(u16, String)> {
+    http::get(port, path).await
+}
+
 /// A connection that leaves no TIME_WAIT behind: it is closed by a reset.
 async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
     let host = if host.is_empty() { HOST_DEFAULT } else { host };

@@ -38,7 +38,8 @@ impl Agent {
             _ => {
                 let loop_age = Some(time::duration(self.house.loop_age()));
                 let node_epoch = self.policy.config.node_epoch.clone();
-                answer(query, v1::PingReply { node: self.config.node.clone(), node_epoch, loop_age });
+                let troubles = self.troubles();
+                answer(query, v1::PingReply { node: self.config.node.clone(), node_epoch, loop_age, troubles });
             }
         }
     }

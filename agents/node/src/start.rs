@@ -1,7 +1,13 @@
 //! How a node begins: it takes the lock, reads its disk, looks for what the last agent left, and hands everything to the loop.
 //! Nothing is started before the survey is complete.
 
-use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use razar_bus::Bus;
@@ -82,8 +88,11 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     policy.tell_joined(joined.clone(), now());
     policy.tell_inventory(now());
     strangers.into_iter().for_each(|(instance, incarnation)| policy.tell_foreign(&instance, incarnation, now()));
-    write_mesh_file(&config, ports.broker, ports.node_http)?;
-    let house = House::open(&config, &bus, ports.node_http).await;
+    if let Err(error) = write_mesh_file(&config, ports.broker, ports.node_http) {
+        // Only `razar` reads it; a full disk is no reason to leave the components alone.
+        tracing::error!("{error:#}");
+    }
+    let house = House::open(&config, &bus, &ports).await;
     let sources = sources(&bus, &config, process_receiver).await;
     let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, lock, house };
     let (agent, news) = Agent::new(parts)?;
@@ -219,9 +228,15 @@ fn write_mesh_file(config: &NodeConfig, broker: u16, http: u16) -> Result<()> {
         "node_http": config.http.map_or_else(|| format!("127.0.0.1:{http}"), |a| a.to_string()),
         "guard_pid": guard,
     });
-    let (path, new) = (config.path("mesh.json"), config.path("mesh.json.new"));
-    fs::write(&new, serde_json::to_vec_pretty(&file)?).with_context(|| format!("writing {}", new.display()))?;
-    fs::rename(&new, &path).with_context(|| format!("writing {}", path.display()))
+    write_whole(&config.path("mesh.json"), &serde_json::to_vec_pretty(&file)?)
+}
+
+/// Writes a file whole or not at all; one that says it already is left alone, so that a full disk keeps nobody from starting.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    crate::journal::replace_file(path, bytes).with_context(|| format!("writing {}", path.display()))
 }
 
 /// The command by which the guard starts the agent: this program's other half.

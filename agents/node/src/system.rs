@@ -63,7 +63,7 @@ pub(crate) fn ports(path: &Path, config: &NodeConfig, cold: bool) -> Result<Port
         chosen.agents.insert(name.0, port);
     }
     if chosen != kept {
-        fs::write(path, serde_json::to_vec_pretty(&chosen)?).with_context(|| format!("writing {}", path.display()))?;
+        crate::start::write_whole(path, &serde_json::to_vec_pretty(&chosen)?)?;
     }
     Ok(chosen)
 }
@@ -153,7 +153,7 @@ fn write_broker_config(config: &NodeConfig, ports: &Ports) -> Result<String> {
         razar_bus_schema::PAYLOAD_BYTES_MAX,
         serde_json::to_string(&dir.to_string_lossy())?,
     );
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    crate::start::write_whole(&path, text.as_bytes())?;
     Ok(path.to_string_lossy().into_owned())
 }
 

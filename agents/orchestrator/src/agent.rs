@@ -110,6 +110,8 @@ struct Orchestrator {
     missions_applied: u64,
     missions_head: Option<u64>,
     heads_asked: Option<(HeadsWanted, Instant)>,
+    /// A fold has begun before.
+    folds: bool,
     /// The registry's snapshot, over which the stream is folded.
     snapshot: Option<v1::Observed>,
 }
@@ -159,6 +161,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         missions_applied: 0,
         missions_head: None,
         heads_asked: None,
+        folds: false,
         snapshot,
         agent,
     };
@@ -243,6 +246,10 @@ impl Orchestrator {
             FoldItem::Reset { epoch } => {
                 tracing::info!(epoch, "events are folded from their beginning");
                 self.state.apply_reset();
+                if std::mem::replace(&mut self.folds, true) {
+                    // A stream made anew under a running agent does not know that it runs.
+                    self.agent.announce();
+                }
                 if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
                     self.state.apply_snapshot(snapshot, self.now());
                 }
@@ -312,6 +319,8 @@ impl Orchestrator {
             WatchItem::Epoch(_) => {
                 self.state.apply_missions_epoch();
                 self.missions_applied = 0;
+                // The head that was read is of the bucket before it.
+                self.authority.store_reset();
                 self.agent.health.hold("missions", "the plan is not read yet");
             }
             WatchItem::Entry { key, revision, value, settled, .. } => {

@@ -10,6 +10,7 @@ mod mission;
 mod owed;
 mod query;
 mod reconcile;
+mod restore;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -269,11 +270,12 @@ impl State {
         }
     }
 
-    /// The bucket of missions was recreated: what was read of it is void.
+    /// The bucket of missions has another epoch. What was read of the one before still stands here, and is to be written again if the
+    /// new one does not say otherwise: absence says nothing.
     pub fn apply_missions_epoch(&mut self) {
-        self.plan = Kept::default();
-        self.histories.clear();
-        self.briefs.clear();
+        self.plan.revision = 0;
+        self.histories.values_mut().for_each(|h| h.revision = 0);
+        self.briefs.values_mut().for_each(|b| b.revision = 0);
     }
 
     /// A key of the bucket `missions` was read or written; `None`: deleted, or unreadable.
@@ -326,6 +328,11 @@ impl State {
 
     /// A command was read from the stream. A repeated delivery of one that still waits replaces its handle.
     pub fn apply_command(&mut self, command: Pending) {
+        // Whoever applies a revision has stored it just before: what was said of it earlier no longer holds.
+        let refused = |key: &(String, String)| matches!(self.blueprints.get(key), Some(Loaded::Refused(..)));
+        if let Some(key) = self.blueprint_for(&command).filter(refused) {
+            self.blueprints.remove(&key);
+        }
         match self.pending.iter_mut().find(|p| p.id == command.id) {
             Some(waiting) => waiting.token = command.token,
             None => self.pending.push_back(command),
@@ -468,9 +475,10 @@ impl State {
         }
     }
 
-    /// At most one write is under way: the end of a mission, then the oldest command, then what follows from the plan.
+    /// At most one write is under way: a plan that its bucket lost, the end of a mission, then the oldest command, then what follows from the plan.
     fn next_write(&mut self, now: Now) -> Option<Action> {
-        self.end_mission().or_else(|| self.next_command(now)).or_else(|| self.reconcile(now))
+        let lost = self.write_lost_plan();
+        lost.or_else(|| self.end_mission()).or_else(|| self.next_command(now)).or_else(|| self.reconcile(now))
     }
 
     /// When, after `now`, time alone changes something; `None`: never. What was due by now [`State::decide`] has seen to.

@@ -124,6 +124,8 @@ struct Registry {
     done: mpsc::Sender<Done>,
     began: Instant,
     lag: u64,
+    /// A fold has begun before.
+    folds: bool,
     led: bool,
     bucket_applied: u64,
     bucket_head: Option<u64>,
@@ -162,6 +164,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         done: results,
         shutdown: agent.shutdown.clone(),
     };
+    let begun = snapshot.is_some();
     let projection = snapshot.map(Projection::from_snapshot).unwrap_or_default();
     let mut registry = Registry {
         primed_to: projection.applied_sequence(),
@@ -174,6 +177,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         done,
         began: Instant::now(),
         lag: 0,
+        folds: begun,
         led: false,
         bucket_applied: 0,
         bucket_head: None,
@@ -337,6 +341,7 @@ impl Registry {
                 self.projection = Projection::new(&epoch);
                 (self.primed_to, self.snapshot_at, self.led) = (0, 0, false);
                 self.untold.clear();
+                self.begun_anew();
                 self.authority.events_reset();
                 self.agent.health.hold("events", "events are not folded to the head yet");
             }
@@ -367,6 +372,13 @@ impl Registry {
         }
     }
 
+    /// A stream made anew under a running agent does not know that it runs.
+    fn begun_anew(&mut self) {
+        if std::mem::replace(&mut self.folds, true) {
+            self.agent.announce();
+        }
+    }
+
     fn progressed(&mut self, sequence: u64) {
         self.authority.events_applied(sequence);
         self.agent.ticker.applied(sequence);
@@ -378,6 +390,8 @@ impl Registry {
             WatchItem::Epoch(_) => {
                 self.writer.reset();
                 (self.bucket_applied, self.led) = (0, false);
+                // The head that was read is of the bucket before it.
+                self.authority.store_reset();
             }
             WatchItem::Entry { key, revision, value, settled, .. } => {
                 self.writer.observe(&key, revision, value.as_deref());
@@ -397,6 +411,7 @@ impl Registry {
                         observed: Some(self.projection.status(&request)),
                         replica: self.agent.config.replica.clone(),
                         lag: self.lag,
+                        troubles: Vec::new(),
                     };
                     query.answer(&reply).await
                 }

@@ -172,6 +172,7 @@ fn an_inventory_corrects_what_was_missed() {
         generation: 4,
         incarnation: Some(Incarnation::new(4, 2).into()),
         state: InstanceState::Ready.into(),
+        ..Default::default()
     };
     let inventory = Fact::NodeInventory(v1::NodeInventory { node_epoch: "e1".to_owned(), items: vec![item], ..Default::default() });
     let mut event = of_node(1, (0, 0), inventory);

@@ -1866,6 +1866,9 @@ pub struct InventoryItem {
     /// State.
     #[prost(enumeration = "InstanceState", tag = "4")]
     pub state: i32,
+    /// Hash of the specification that is wanted of it in that generation, by the record on the node's disk; empty: none is.
+    #[prost(string, tag = "5")]
+    pub spec_hash: ::prost::alloc::string::String,
 }
 impl ::prost::Name for InventoryItem {
     const NAME: &'static str = "InventoryItem";
@@ -3594,6 +3597,10 @@ pub struct StatusReply {
     /// Events in the stream that it has not folded yet.
     #[prost(uint64, tag = "3")]
     pub lag: u64,
+    /// What nodes say is wrong with what they stand on. Nodes are asked for it directly, since what cannot be stored cannot be told: the
+    /// registry leaves it empty, and `razar status` fills it in.
+    #[prost(message, repeated, tag = "4")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
 }
 impl ::prost::Name for StatusReply {
     const NAME: &'static str = "StatusReply";
@@ -3603,6 +3610,32 @@ impl ::prost::Name for StatusReply {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.StatusReply".into()
+    }
+}
+/// Something is wrong with what a node and its components stand on: its disk, its journal, the broker's stores.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    /// Node that says so.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// Stable code: `disk_full`, `disk_low`, `journal`, `broker_store`, `stores_missing`.
+    #[prost(string, tag = "2")]
+    pub code: ::prost::alloc::string::String,
+    /// What is wrong, what goes on all the same, and what to do.
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+    /// Nothing is amiss yet; absent: something does not work.
+    #[prost(bool, tag = "4")]
+    pub warning: bool,
+}
+impl ::prost::Name for Trouble {
+    const NAME: &'static str = "Trouble";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.Trouble".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.Trouble".into()
     }
 }
 /// `razar.query.registry.discover`: who offers what.
@@ -3833,7 +3866,7 @@ impl ::prost::Name for PingRequest {
     }
 }
 /// The node's answer to a ping.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PingReply {
     /// Node.
     #[prost(string, tag = "1")]
@@ -3844,6 +3877,9 @@ pub struct PingReply {
     /// Age of its loop's last tick.
     #[prost(message, optional, tag = "3")]
     pub loop_age: ::core::option::Option<::prost_types::Duration>,
+    /// What is wrong with what it stands on; empty: nothing that it knows of.
+    #[prost(message, repeated, tag = "4")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
 }
 impl ::prost::Name for PingReply {
     const NAME: &'static str = "PingReply";

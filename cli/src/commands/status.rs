@@ -13,7 +13,7 @@ use crate::{
     render::{
         log,
         spec::detail,
-        status::{Health, Line, Report, SYSTEM_STACK, name_of, report, state_word},
+        status::{Health, Line, Report, SYSTEM_STACK, name_of, report, state_word, trouble_line},
     },
 };
 
@@ -49,12 +49,17 @@ pub(crate) async fn run(args: &Status, console: &Console, global: &Global) -> Do
 }
 
 async fn once(args: &Status, console: &Console, link: &Link) -> Done {
-    let (reply, took) = link.status().await?;
+    let (mut reply, took) = link.status().await?;
+    let nodes = reply.observed.as_ref().map(|o| o.nodes.as_slice()).unwrap_or_default();
+    reply.troubles = link.troubles(nodes).await;
     if reply.lag > 0 {
         console.note(&format!("the registry is {} events behind", reply.lag));
     }
     match &args.name {
-        Some(name) => one(args, name, console, link, &reply).await,
+        Some(name) => {
+            reply.troubles.iter().for_each(|trouble| console.note(&trouble_line(trouble).to_string()));
+            one(args, name, console, link, &reply).await
+        }
         None => all(args, console, &reply, took),
     }
 }
@@ -89,6 +94,8 @@ fn print(report: &Report, console: &Console) -> Result<(), Failure> {
     console.lines(report.lines.iter().chain([&report.verdict]).map(|l| painted(l, console)))?;
     if let Some(worst) = &report.worst {
         console.line(&format!("next: {}", console.command(&["why", worst])))?;
+    } else if report.health != Health::Well {
+        console.line(&format!("next: {}", console.command(&["doctor"])))?;
     }
     Ok(())
 }

@@ -228,10 +228,10 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
     let sick_system: Vec<_> = system.iter().filter(|s| !s.is_ready()).collect();
     let health = match () {
         () if wanted.iter().any(|s| s.is_critical()) => Health::Critical,
-        () if !unwell.is_empty() || !sick_system.is_empty() => Health::Degraded,
+        () if !unwell.is_empty() || !sick_system.is_empty() || reply.troubles.iter().any(|t| !t.warning) => Health::Degraded,
         () => Health::Well,
     };
-    let lines = if all {
+    let mut lines = if all {
         let mut every: Vec<_> = own.iter().chain(&system).collect();
         every.sort_by_key(|s| s.severity());
         component_lines(&every, now)
@@ -240,9 +240,36 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
     } else {
         component_lines(&sick_system.iter().copied().chain(unwell.iter().copied()).collect::<Vec<_>>(), now)
     };
-    let verdict = verdict(observed, &wanted, &own, &unwell, health, now, bus);
+    lines.extend(reply.troubles.iter().map(trouble_line));
+    let verdict = verdict(&Parts { reply, observed, wanted: &wanted, own: &own, unwell: &unwell, health }, now, bus);
     let worst = unwell.last().or(sick_system.last()).map(|s| s.name.clone());
     Report { lines, verdict, health, worst }
+}
+
+/// `node a: disk of /var/lib/razar is full, …`
+pub(crate) fn trouble_line(trouble: &v1::Trouble) -> Line {
+    let tone = if trouble.warning { Tone::Warn } else { Tone::Bad };
+    let word = format!("node {}", escape(&trouble.node));
+    Line { before: String::new(), word, tone, after: format!(": {}", escape(&trouble.text)) }
+}
+
+/// `; node a: disk full, broker store`, of what does not work.
+fn trouble_words(troubles: &[v1::Trouble]) -> String {
+    let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for trouble in troubles.iter().filter(|t| !t.warning) {
+        by_node.entry(&trouble.node).or_default().push(escape(&trouble.code).replace('_', " "));
+    }
+    by_node.iter().map(|(node, codes)| format!("; node {}: {}", escape(node), codes.join(", "))).collect()
+}
+
+/// What a verdict is made of.
+struct Parts<'r> {
+    reply: &'r v1::StatusReply,
+    observed: &'r v1::Observed,
+    wanted: &'r [&'r Seen<'r>],
+    own: &'r [Seen<'r>],
+    unwell: &'r [&'r Seen<'r>],
+    health: Health,
 }
 
 fn component_lines(list: &[&Seen<'_>], now: SystemTime) -> Vec<Line> {
@@ -289,28 +316,25 @@ fn chakra_order(chakra: &str) -> usize {
     CHAKRAS.iter().position(|c| *c == chakra).unwrap_or(CHAKRAS.len())
 }
 
-fn verdict(
-    observed: &v1::Observed,
-    wanted: &[&Seen<'_>],
-    own: &[Seen<'_>],
-    unwell: &[&Seen<'_>],
-    health: Health,
-    now: SystemTime,
-    bus: Duration,
-) -> Line {
+fn verdict(parts: &Parts<'_>, now: SystemTime, bus: Duration) -> Line {
+    let &Parts { reply, observed, wanted, own, unwell, health } = parts;
+    let troubles = trouble_words(&reply.troubles);
     let mesh = mesh_words(observed, bus);
     let line = |before: String, word: &str, tone, after: String| Line { before, word: word.to_owned(), tone, after };
     let first = || own.first().map(|s| s.observed.stack.as_str());
     let Some(stack) = stack_in_force(observed).filter(|_| !own.is_empty()).or_else(first).map(escape) else {
-        return line(String::new(), "no stack is in force", Tone::Quiet, format!("; {mesh}"));
+        return line(String::new(), "no stack is in force", Tone::Quiet, format!("{troubles}; {mesh}"));
     };
     let aside = own.len() - wanted.len();
     let aside = if aside > 0 { format!(", {aside} stopped as asked") } else { String::new() };
     if wanted.is_empty() {
-        return line(format!("{stack}: "), "stopped", Tone::Quiet, format!("{}; {mesh}", aside.replacen(", ", ": ", 1)));
+        return line(format!("{stack}: "), "stopped", Tone::Quiet, format!("{}{troubles}; {mesh}", aside.replacen(", ", ": ", 1)));
     }
     let total = wanted.len();
     let ready = wanted.iter().filter(|s| s.is_ready()).count();
+    if unwell.is_empty() && !troubles.is_empty() {
+        return line(format!("{stack}: "), "degraded", Tone::Warn, format!("; {ready}/{total} ready{aside}{troubles}; {mesh}"));
+    }
     if unwell.is_empty() {
         let long = wanted.iter().filter_map(|s| s.age(now)).min().map(|d| format!(" for {}", age(d))).unwrap_or_default();
         return line(format!("{stack}: {ready}/{total} "), "ready", Tone::Good, format!("{long}{aside}; {mesh}"));
@@ -336,7 +360,7 @@ fn verdict(
     if !incidents.is_empty() {
         counts.push(format!("{} open", count(incidents.len(), "incident")));
     }
-    line(format!("{stack}: "), word, tone, format!("{long}; {}{aside}", counts.join(", ")))
+    line(format!("{stack}: "), word, tone, format!("{long}; {}{aside}{troubles}", counts.join(", ")))
 }
 
 /// The stack that a mission put in force last; `None`: the missions tell of none.
@@ -510,6 +534,33 @@ mod tests {
         let report = report(&reply(vec![component("redis", "heart", State::Ready, 5000), stopped]), now(), BUS, false);
         assert_eq!(report.verdict.to_string(), "quickstart: 1/1 ready for 5.0s, 1 stopped as asked; mesh: 2 agents, 1 node, bus 0.2ms");
         assert_eq!(report.health, Health::Well);
+    }
+
+    /// Mutation caught: a trouble does not count, or a warning does.
+    #[test]
+    fn what_a_node_stands_on_is_told_last_before_the_verdict_and_in_it() {
+        let mut reply = reply(vec![component("redis", "heart", State::Ready, 5000)]);
+        let trouble = |code: &str, warning, text: &str| v1::Trouble { node: "a".into(), code: code.into(), text: text.into(), warning };
+        reply.troubles = vec![trouble("disk_low", true, "disk of /x is nearly full")];
+        let warned = report(&reply, now(), BUS, false);
+        assert_eq!(
+            told(&warned),
+            ["heart 1/1 redis", "node a: disk of /x is nearly full", "quickstart: 1/1 ready for 5.0s; mesh: 2 agents, 1 node, bus 0.2ms"]
+        );
+        assert_eq!(warned.health, Health::Well);
+        reply.troubles =
+            vec![trouble("disk_full", false, "disk of /x is full"), trouble("broker_store", false, "the broker cannot store: ENOSPC")];
+        let full = report(&reply, now(), BUS, false);
+        assert_eq!(
+            told(&full),
+            [
+                "heart 1/1 redis",
+                "node a: disk of /x is full",
+                "node a: the broker cannot store: ENOSPC",
+                "quickstart: degraded; 1/1 ready; node a: disk full, broker store; mesh: 2 agents, 1 node, bus 0.2ms",
+            ]
+        );
+        assert_eq!((full.health, full.worst), (Health::Degraded, None));
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Authority {
         self.start_over();
     }
 
+    /// Another store that decisions are written to began anew: it is read to its head before anything is written there.
+    pub fn store_reset(&mut self) {
+        self.start_over();
+    }
+
     /// Every event up to `sequence` is folded (also those passed over).
     pub fn events_applied(&mut self, sequence: u64) {
         self.events_applied = self.events_applied.max(sequence);

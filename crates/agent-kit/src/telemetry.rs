@@ -299,6 +299,9 @@ impl Line {
 pub fn start_logs(config: &AgentConfig) {
     let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true);
+    // A line that cannot be written (stderr is a file, and its disk is full) is lost; told on stderr, as is the default, it would be
+    // a panic.
+    let lines = lines.log_internal_errors(false);
     let _ = if config.log_json { lines.json().flatten_event(true).try_init() } else { lines.compact().with_ansi(false).try_init() };
 }
 

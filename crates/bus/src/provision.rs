@@ -165,6 +165,21 @@ pub(crate) fn epoch_or_created(info: &Info) -> String {
 }
 
 impl Bus {
+    /// Every store with its epoch id; `None`: it does not exist.
+    ///
+    /// # Errors
+    /// When the bus is down, or the broker does not answer for one of them.
+    pub async fn stores(&self) -> Result<Vec<(Store, Option<String>)>, BusError> {
+        let look = |store| async move {
+            match self.epoch(store).await {
+                Ok(epoch) => Ok((store, Some(epoch))),
+                Err(BusError::Missing { .. }) => Ok((store, None)),
+                Err(error) => Err(error),
+            }
+        };
+        futures::future::try_join_all(Store::ALL.map(look)).await
+    }
+
     /// Epoch id of a store: another one means that it was recreated, and that what was derived from it is void.
     ///
     /// # Errors

@@ -18,7 +18,8 @@ pub const STACK: &str = "system";
 /// Start slots of the system stack: all agents at once, a mesh is up when the slowest is.
 const PARALLEL_STARTS: u32 = 32;
 
-/// What readiness asks of the broker: its streams are there and can be written.
+/// What readiness asks of the broker: JetStream has begun. It does not ask whether each stream can be written: on a full disk who runs goes
+/// on, and what is wrong is told by the node's own look at the broker.
 const BROKER_READY_PATH: &str = "/healthz?js-server-only=true";
 
 /// What liveness asks of the broker: it answers at all.

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use razar_bus_schema::v1;
@@ -201,6 +201,8 @@ pub struct Queued {
     pub command: v1::Command,
     /// When it was stored.
     pub stored_at: Duration,
+    /// The same by the broker's wall clock.
+    pub stored_wall: SystemTime,
     /// Deliveries so far.
     pub deliveries: u32,
     /// The token of the newest delivery.
@@ -243,6 +245,8 @@ pub struct Broker {
     pub lease: Option<Lease>,
     /// Lines.
     pub links: BTreeMap<Client, Link>,
+    /// How far its wall clock is off, in seconds.
+    pub wall_skew: i64,
 }
 
 impl Default for Broker {
@@ -257,6 +261,7 @@ impl Default for Broker {
             commands_watched: false,
             lease: None,
             links: BTreeMap::new(),
+            wall_skew: 0,
         }
     }
 }

@@ -54,6 +54,8 @@ impl World {
 
     fn mend(&mut self) {
         self.broker.up = true;
+        self.broker.wall_skew = 0;
+        self.replicas.iter_mut().for_each(|replica| replica.wall_skew = 0);
         let clients: Vec<Client> = self.broker.links.keys().copied().collect();
         for client in clients {
             self.broker.links.entry(client).or_default().cut = false;

@@ -235,6 +235,11 @@ impl World {
         if !told && !self.faults.had(super::faults::Fault::EventsLost) {
             self.violated("ack", format!("command {} is answered before it is told of", receipt.command_id));
         }
+        let stored = self.broker.commands.iter().find(|c| c.id == receipt.command_id).map(|c| c.stored_at);
+        let young = stored.is_some_and(|at| self.now.saturating_sub(at) < super::replica::EXPIRES_SOONEST);
+        if receipt.code == "expired" && young && !self.faults.had(super::faults::Fault::ClockJump) {
+            self.violated("I2", format!("command {} is refused as expired, too early", receipt.command_id));
+        }
         let others = self.checks.receipts.entry(receipt.command_id.clone()).or_default();
         if others.iter().any(|o| o.accepted != receipt.accepted) && !self.faults.had(super::faults::Fault::EventsLost) {
             self.violated("I2", format!("command {} is accepted and refused", receipt.command_id));

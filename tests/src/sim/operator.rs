@@ -100,10 +100,11 @@ impl World {
         self.say("operator", format_args!("{id}: {verb} {target}"));
         let copies = if self.faults.on(Fault::DoubleCommands) && self.operator.rng.per_mille(200) { 2 } else { 1 };
         for copy in 0..copies {
-            let stored_at = self.now;
+            let (stored_at, stored_wall) = (self.now, self.wall(self.broker.wall_skew));
             let (verb, target, command) = (verb.to_owned(), target.to_owned(), command.clone());
             let next_at = self.now + Duration::from_millis(700 * copy);
-            let queued = Queued { id: id.clone(), verb, target, command, stored_at, deliveries: 0, token: 0, next_at, acked: false };
+            let queued =
+                Queued { id: id.clone(), verb, target, command, stored_at, stored_wall, deliveries: 0, token: 0, next_at, acked: false };
             self.broker.commands.push(queued);
         }
         if !std::mem::replace(&mut self.broker.commands_watched, true) {

@@ -17,6 +17,10 @@ use super::{
 
 /// Events that wait to be stored at once.
 const OUTBOX_MAX: usize = 256;
+/// A command expires so long after it was stored, by the broker's clock.
+const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
+/// As above, by a replica whose clock is some seconds off: no sooner while no clock jumps.
+pub const EXPIRES_SOONEST: Duration = Duration::from_secs(50);
 /// A request that is not answered by then is taken for lost.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 
@@ -31,7 +35,8 @@ pub struct Replica {
     pub paused_until: Option<Duration>,
     /// Its policy.
     pub state: State,
-    wall_skew: i64,
+    /// How far its wall clock is off, in seconds.
+    pub wall_skew: i64,
     authority: Authority,
     renewed_at: Option<Duration>,
     cursor: u64,
@@ -96,7 +101,8 @@ impl World {
         let now = self.now;
         let replica = &mut self.replicas[r];
         let lives = replica.lives + 1;
-        *replica = Replica { alive: true, lives, started_at: now, ..Replica::new(r) };
+        // The clock is its machine's.
+        *replica = Replica { alive: true, lives, started_at: now, wall_skew: replica.wall_skew, ..Replica::new(r) };
         replica.state = State::new(Identity { mesh: "razar".to_owned(), replica: format!("o{r}-{lives}") });
         self.say("orch", format_args!("replica {r} starts, life {lives}"));
         self.reconnect_soon(Client::Replica(r));
@@ -457,10 +463,7 @@ impl World {
                 verb: command.verb.clone(),
                 target: command.target.clone(),
                 command: command.command.clone(),
-                expires: std::time::UNIX_EPOCH
-                    + Duration::from_secs(super::world::WALL_AT_START_SECONDS)
-                    + command.stored_at
-                    + Duration::from_secs(60),
+                expires: command.stored_wall + COMMAND_AGE_MAX,
                 verdict: None,
             };
             let (wait, life) = (self.latency(), self.replicas[r].lives);

@@ -4,10 +4,10 @@ use razar_bus_schema::{
     event::Kind as _,
     ids::{Incarnation, Instance, parse_traceparent, span_id, trace_id, traceparent},
     time,
-    v1::{self, event::Fact},
+    v1::{self, InstanceState, event::Fact},
 };
 
-use super::{Node, Now, SYSTEM_STACK};
+use super::{Node, Now, SYSTEM_STACK, instance::Inst};
 
 impl Node {
     /// A draft about `id` (`None`: about the node itself).
@@ -74,6 +74,7 @@ impl Node {
             generation: i.generation,
             incarnation: Some(i.incarnation.into()),
             state: i.state.into(),
+            spec_hash: wanted_hash(i),
         });
         v1::NodeInventory {
             node_epoch: self.config.node_epoch.clone(),
@@ -83,10 +84,56 @@ impl Node {
         }
     }
 
+    /// Tells who lives, what has completed, and as which process: for a stream of events that knows nothing of it.
+    pub fn tell_living(&mut self, now: Now) {
+        let mut told = Vec::new();
+        for inst in self.instances.values().filter(|i| i.wanted.is_some()) {
+            let about = |fact| self.draft(Some(&inst.id), fact, "told_again", "EVENTS is new, and knows nothing of it", now);
+            let ready = |completed| {
+                Fact::ComponentReady(v1::ComponentReady { probe: inst.reason.clone(), again: true, completed, ..Default::default() })
+            };
+            if let Some(process) = inst.process.clone().filter(|_| inst.lives()) {
+                let started = v1::ComponentStarted {
+                    process: Some(process),
+                    generation: inst.incarnation.generation,
+                    adopted: true,
+                    dependencies: super::folding::dependencies_seen(inst),
+                    ..Default::default()
+                };
+                told.push(about(Fact::ComponentStarted(started)));
+            }
+            match inst.state {
+                InstanceState::Ready => told.push(about(ready(false))),
+                InstanceState::Completed => told.push(about(ready(true))),
+                InstanceState::Unready => {
+                    told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
+                }
+                InstanceState::Unspecified
+                | InstanceState::Waiting
+                | InstanceState::Preparing
+                | InstanceState::Starting
+                | InstanceState::Stopping
+                | InstanceState::Stopped
+                | InstanceState::Exited
+                | InstanceState::Backoff
+                | InstanceState::Failed
+                | InstanceState::Quarantined
+                | InstanceState::Probation => {}
+            }
+        }
+        self.tells.extend(told);
+    }
+
     /// Tells what the node holds.
     pub fn tell_inventory(&mut self, now: Now) {
         let fact = Fact::NodeInventory(self.inventory());
         let event = self.draft(None, fact, "inventory", "what this node holds", now);
         self.tells.push(event);
     }
+}
+
+/// Hash of what is wanted of an instance in the generation that it has persisted; empty: nothing is.
+fn wanted_hash(inst: &Inst) -> String {
+    let wanted = inst.wanted.as_ref().filter(|w| !w.elsewhere && w.desired.generation == inst.generation);
+    wanted.map_or_else(String::new, |w| w.desired.spec_hash.clone())
 }

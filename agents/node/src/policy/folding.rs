@@ -9,7 +9,7 @@ use razar_bus_schema::{
 };
 
 use super::{
-    Action, Node, Now,
+    Action, Group, Node, Now,
     evidence::{Window, classify},
     instance::{Inst, OpenIncident, may_follow},
     probing::{self, Answer, Probes, Role, Row},
@@ -384,6 +384,43 @@ impl Node {
         if let Some(inst) = self.instances.get_mut(id) {
             inst.incident = None;
         }
+    }
+
+    /// What of the mesh itself is to do its work anew: it is told, since somebody took away what it had made or could keep.
+    pub(super) fn fold_renew(&mut self, component: &str, seen_at: Duration, why: &str, now: Now) {
+        let ours = self.replicas(component).filter(|i| i.group() == Group::System && i.since < seen_at);
+        let found: Vec<(Instance, State)> = ours.map(|i| (i.id.clone(), i.state)).collect();
+        for (id, state) in found {
+            match state {
+                State::Completed => {
+                    if let Some(inst) = self.instances.get_mut(&id) {
+                        inst.completed = None;
+                    }
+                    self.escalate(&id, why, now);
+                    self.set_state(&id, State::Waiting, why, now);
+                }
+                State::Ready | State::Unready => {
+                    self.escalate(&id, why, now);
+                    self.begin_stop(&id, "store_stuck", now);
+                }
+                State::Unspecified
+                | State::Waiting
+                | State::Preparing
+                | State::Starting
+                | State::Stopping
+                | State::Stopped
+                | State::Exited
+                | State::Backoff
+                | State::Failed
+                | State::Quarantined
+                | State::Probation => {}
+            }
+        }
+    }
+
+    fn escalate(&mut self, id: &Instance, about: &str, now: Now) {
+        let fact = Fact::Escalated(v1::Escalated { severity: "P2".to_owned(), about: about.to_owned() });
+        self.tell(id, fact, "upkeep", about, now);
     }
 
     pub(super) fn fold_survivors(&mut self, id: &Instance, incarnation: Incarnation, pids: Vec<u32>, now: Now) {

@@ -34,12 +34,20 @@ pub(super) async fn ask(check: &HttpCheck) -> Finding {
         Err(error) => return Finding::of_error("http", &error),
     };
     match exchange(TokioIo::new(Abrupt(stream)), request).await {
-        Ok(status) => {
+        Ok((status, _)) => {
             let outcome = if (200..400).contains(&status) { Outcome::Passed } else { Outcome::Failed };
             Finding::new(outcome, format!("http {status}"))
         }
         Err(error) => Finding::new(Outcome::Failed, format!("http: {}", with_source(&error))),
     }
+}
+
+/// Status and body of a GET on this machine; none: there is no answer. The body is cut where a probe stops to read.
+pub(super) async fn get(port: u32, path: &str) -> Option<(u16, String)> {
+    let check = HttpCheck { port, path: path.to_owned(), ..HttpCheck::default() };
+    let stream = connect(&check.host, check.port).await.ok()?;
+    let (status, body) = exchange(TokioIo::new(Abrupt(stream)), request(&check).ok()?).await.ok()?;
+    Some((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 fn request(check: &HttpCheck) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
@@ -62,8 +70,8 @@ fn request(check: &HttpCheck) -> Result<Request<Empty<Bytes>>, hyper::http::Erro
     request.body(Empty::new())
 }
 
-/// The response's status, once its body has come too, or as much of it as is read.
-async fn exchange(io: TokioIo<Abrupt>, request: Request<Empty<Bytes>>) -> hyper::Result<u16> {
+/// The response's status, once its body has come too, and as much of that as is read.
+async fn exchange(io: TokioIo<Abrupt>, request: Request<Empty<Bytes>>) -> hyper::Result<(u16, Vec<u8>)> {
     let (mut sender, connection) =
         hyper::client::conn::http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake::<_, Empty<Bytes>>(io).await?;
     // The connection is driven here, so that dropping this future closes it: no task is left behind.
@@ -71,12 +79,14 @@ async fn exchange(io: TokioIo<Abrupt>, request: Request<Empty<Bytes>>) -> hyper:
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
         let mut body = response.into_body();
-        let mut read = 0;
-        while !body.is_end_stream() && read < RESPONSE_BYTES_MAX {
+        let mut read = Vec::new();
+        while !body.is_end_stream() && read.len() < RESPONSE_BYTES_MAX {
             let Some(frame) = body.frame().await else { break };
-            read += frame?.data_ref().map_or(0, Bytes::len);
+            if let Some(data) = frame?.data_ref() {
+                read.extend_from_slice(data);
+            }
         }
-        Ok(status)
+        Ok((status, read))
     });
     let connection = pin!(connection);
     match select(talk, connection).await {

@@ -35,8 +35,17 @@ pub struct NodeView {
     pub lost: bool,
     /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
     pub inventory_of: Option<String>,
-    /// What lived there by that inventory, in which generation.
-    pub held: BTreeMap<Instance, u64>,
+    /// What lived there by that inventory.
+    pub held: BTreeMap<Instance, Held>,
+}
+
+/// What a node holds of an instance, by its inventory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Highest generation that it has persisted.
+    pub generation: u64,
+    /// Hash of the specification that is wanted in it; empty: none is.
+    pub spec_hash: String,
 }
 
 /// An instance as its node tells it.
@@ -88,6 +97,10 @@ pub struct MissionFacts {
     pub started: v1::MissionStarted,
     /// Stream sequence of that.
     pub sequence: u64,
+    /// When that was told; `None`: it was not said.
+    pub started_at: Option<prost_types::Timestamp>,
+    /// Command that began it; empty: it is not known.
+    pub command: String,
     /// When this replica folded that.
     pub seen: Duration,
     /// How it ended, and when.
@@ -157,7 +170,9 @@ impl Facts {
         for mission in &snapshot.missions {
             let Some(started) = &mission.started else { continue };
             let completed = mission.completed.clone().map(|c| (c, None));
-            self.missions.push_back(MissionFacts { started: started.clone(), sequence: 0, seen: now.mono, completed });
+            let facts =
+                MissionFacts { started: started.clone(), started_at: mission.started_at, seen: now.mono, completed, ..Default::default() };
+            self.missions.push_back(facts);
         }
     }
 
@@ -233,7 +248,8 @@ impl Facts {
             Fact::MissionStarted(started) => {
                 let at = self.early_ends.iter().position(|(end, _)| end.mission_id == started.mission_id);
                 let completed = at.and_then(|at| self.early_ends.remove(at));
-                self.missions.push_back(MissionFacts { started: started.clone(), sequence, seen: now.mono, completed });
+                let (started, started_at, command) = (started.clone(), event.time, event.cause_id.clone());
+                self.missions.push_back(MissionFacts { started, sequence, started_at, command, seen: now.mono, completed });
                 if self.missions.len() > MISSIONS_MAX {
                     self.missions.pop_front();
                 }
@@ -412,11 +428,11 @@ impl Facts {
 }
 
 /// An item of an inventory that lives, or may again by itself.
-fn held(item: &v1::InventoryItem) -> Option<(Instance, u64)> {
+fn held(item: &v1::InventoryItem) -> Option<(Instance, Held)> {
     use InstanceState as S;
     let instance = Instance::try_from(item.instance.as_ref()?).ok()?;
     let rests = matches!(item.state(), S::Stopped | S::Completed | S::Unspecified);
-    (!rests).then_some((instance, item.generation))
+    (!rests).then(|| (instance, Held { generation: item.generation, spec_hash: item.spec_hash.clone() }))
 }
 
 fn is_ours(event: &v1::Event) -> bool {

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::blueprint::{Blueprint, Part};
 
+/// Reason of a record that an operator stopped by name.
+pub(super) const BY_HAND: &str = "stopped_by_hand";
+
 /// What a record is to say, before it is known to differ from the one that stands.
 struct Wish {
     desired: v1::Desired,
@@ -101,7 +104,7 @@ impl State {
             return Vec::new();
         }
         let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost && n.inventory_of.as_ref() == Some(&self.bucket_epoch));
-        let held = present.flat_map(|(name, node)| node.held.iter().map(move |(instance, generation)| (name, node, instance, *generation)));
+        let held = present.flat_map(|(name, node)| node.held.iter().map(move |(instance, held)| (name, node, instance, held.generation)));
         let strays = held.filter(|(_, _, instance, _)| !named.contains(*instance) && !self.records.contains_key(*instance));
         let mut writes: BTreeMap<Instance, (Instance, v1::Intent, u64)> = BTreeMap::new();
         for (name, node, instance, generation) in strays {
@@ -175,7 +178,7 @@ impl State {
         let cause = if moved && !place.told_by.is_empty() { place.told_by.clone() } else { cause_of(plan) };
         let short = plan.mission_id.get(..8).unwrap_or(&plan.mission_id);
         let reason = if by_hand {
-            reason("stopped_by_hand", "stopped by hand until it is started by hand".to_owned())
+            reason(BY_HAND, "stopped by hand until it is started by hand".to_owned())
         } else {
             reason("planned", format!("mission {short}: run, rank {}, {}", part.rank_of(instance), place.why))
         };
@@ -186,10 +189,9 @@ impl State {
     fn generation(&self, plan: &v1::Mission, instance: &Instance, wish: &v1::Desired, record: Option<&v1::Desired>) -> u64 {
         let floor = self.facts.floor(instance);
         let Some(record) = record else {
-            // A new bucket: what the nodes hold goes on if it was told to be the same, else it is placed anew.
-            let told = self.facts.told_desired(instance);
-            let same = told.is_some_and(|t| t.generation == floor && t.spec_hash == wish.spec_hash && t.node == wish.node);
-            return if same && !wish.fresh { floor.max(1) } else { floor + 1 };
+            // A new bucket: what the nodes hold goes on if it is the same, else it is placed anew.
+            let same = (self.told_same(instance, wish, floor) || self.holds_same(instance, wish, floor)) && !wish.fresh;
+            return if same { floor.max(1) } else { floor + 1 };
         };
         let begins_anew = record.mission_id != plan.mission_id && !plan.ended;
         let changed = record.spec_hash != wish.spec_hash
@@ -200,6 +202,21 @@ impl State {
             || (record.mode() == RunMode::Stop && wish.mode() == RunMode::Run)
             || (begins_anew && (wish.fresh || self.failed_before(plan, instance, record)));
         if changed { floor.max(record.generation) + 1 } else { record.generation }
+    }
+
+    /// Whether what was desired last, by EVENTS, is what the wish asks for.
+    fn told_same(&self, instance: &Instance, wish: &v1::Desired, floor: u64) -> bool {
+        let told = self.facts.told_desired(instance);
+        told.is_some_and(|t| t.generation == floor && t.spec_hash == wish.spec_hash && t.node == wish.node)
+    }
+
+    /// Whether the wish's node has told, for this bucket, that it is to run the very same by the record on its disk: who knows that needs
+    /// no EVENTS. (What rests there is another matter: a start by hand is a new life.)
+    fn holds_same(&self, instance: &Instance, wish: &v1::Desired, floor: u64) -> bool {
+        let node = self.facts.nodes().get(&wish.node);
+        let node = node.filter(|n| n.epoch == wish.node_epoch && n.inventory_of.as_ref() == Some(&self.bucket_epoch));
+        let held = node.and_then(|n| n.held.get(instance));
+        held.is_some_and(|h| h.generation == floor && h.spec_hash == wish.spec_hash)
     }
 
     /// Whether it had failed when the mission began: an operator who asks for the stack again asks for it, too.

@@ -155,21 +155,125 @@ fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
     assert_eq!(world.generations(), before, "nothing was started anew");
 }
 
-/// The same when EVENTS is lost as well: what was desired is unknown, so what is held is placed anew, above what the node told.
-#[test]
-fn a_new_bucket_and_new_events_place_above_what_is_held() {
-    let mut world = booted(&THREE);
-    let before = world.generations();
+/// EVENTS and the bucket are lost at once, before a take-over or under a holder that lives on; the nodes go on.
+fn lose_events_and_intents(world: &mut World, restart: bool) {
     world.events.clear();
-    let node = world.nodes[0].clone();
+    let nodes = world.nodes.clone();
     world.lose_intents("b2");
-    world.restart();
-    world.nodes[0] = node;
-    world.join("a", "e1");
-    world.run();
-    for (name, generation) in world.generations() {
-        assert_eq!(generation, before[&name] + 1);
+    if restart {
+        world.restart();
+    } else {
+        world.lose_events();
     }
+    world.nodes = nodes;
+    world.join("a", "e1");
+}
+
+/// The same when EVENTS is lost as well: what a node is to run by the record on its disk is known by its inventory alone (story 7).
+/// Mutation caught: `holds_same` answers false.
+#[test]
+fn a_new_bucket_and_new_events_restart_nothing_that_is_the_same() {
+    for restart in [true, false] {
+        let mut world = booted(&THREE);
+        world.command("c2", "restart", "api", v1::Command::default());
+        world.run();
+        let before = world.generations();
+        lose_events_and_intents(&mut world, restart);
+        world.run();
+        assert_eq!(world.generations(), before, "restart: {restart}");
+    }
+}
+
+/// What is to run otherwise than the node holds it is placed above what it told. Mutation caught: `holds_same` without the hash, or
+/// without the generation.
+#[test]
+fn a_new_bucket_and_new_events_place_above_what_is_held_and_differs() {
+    let mut world = booted(&THREE);
+    let other = world.store(&blueprint("demo", "", &["db=other", "api>db", "web>api"]));
+    let before = world.generations();
+    lose_events_and_intents(&mut world, true);
+    world.apply("c2", "demo", &other);
+    world.run();
+    let raised = |name: &str| world.generations()[name] - before[name];
+    assert_eq!([raised("db"), raised("api"), raised("web")], [1, 0, 0]);
+}
+
+/// A holder that lives on writes the plan again as it was read, whatever else it knew. Mutation caught: `apply_missions_epoch` forgets.
+#[test]
+fn a_lost_plan_is_written_again_by_a_holder_that_read_it() {
+    let mut world = booted(&THREE);
+    world.command("c2", "stop", "web", v1::Command::default());
+    world.run();
+    let (before, history) = (world.plan(), world.history("db"));
+    world.lose_missions();
+    world.run();
+    assert_eq!((world.plan(), world.history("db")), (before, history));
+    world.command("c3", "restart", "api", v1::Command::default());
+    world.run();
+    assert_eq!(world.results("c3"), ["accepted", "done"]);
+}
+
+/// A successor that never read it makes it from EVENTS and the records. Mutation caught: `lost_plan` without the facts, or `plan_by_facts`
+/// without what was stopped by hand.
+#[test]
+fn a_lost_plan_is_made_of_events_and_records_by_a_successor() {
+    let mut world = booted(&THREE);
+    world.command("c2", "stop", "web", v1::Command::default());
+    world.run();
+    let (before, generations) = (world.plan(), world.generations());
+    world.lose_missions();
+    world.restart();
+    world.run();
+    let plan = world.plan();
+    assert_eq!((&plan.mission_id, &plan.stack_revision, plan.ended), (&before.mission_id, &before.stack_revision, true));
+    assert_eq!((plan.stopped_by_hand, world.generations()), (vec!["web.0".to_owned()], generations), "nothing else changes");
+    world.command("c3", "start", "web", v1::Command::default());
+    world.run();
+    assert_eq!(world.results("c3"), ["accepted", "done"]);
+    assert!(world.plan().stopped_by_hand.is_empty());
+}
+
+/// What this replica has read last may be older than what EVENTS tells. Mutation caught: `lost_plan` without `later`.
+#[test]
+fn a_later_mission_is_believed_before_an_old_plan() {
+    let mut world = booted(&THREE);
+    let old = world.missions.clone();
+    let two = world.store(&blueprint("demo", "", &["db", "api>db"]));
+    world.command("c2", "apply", "demo", v1::Command { stack_revision: two.clone(), approve: true, ..Default::default() });
+    world.run();
+    // A replica whose watch was behind when the bucket was lost.
+    world.missions = old;
+    world.restart();
+    world.lose_missions();
+    world.run();
+    assert_eq!((world.plan().stack_revision, world.desired("web").mode()), (two, RunMode::Stop));
+}
+
+/// After everything was taken down a lost plan brings nothing back.
+#[test]
+fn a_lost_plan_of_nothing_starts_nothing() {
+    let mut world = booted(&THREE);
+    world.command("c2", "down", "demo", v1::Command::default());
+    world.run();
+    world.lose_missions();
+    world.restart();
+    world.run();
+    assert_eq!(world.desired("db").mode(), RunMode::Stop);
+    assert!(world.plan().stack_revision.is_empty() && !world.plan().mission_id.is_empty());
+}
+
+/// The store of revisions was lost: who applies the stack again has stored it again. Mutation caught: `apply_command` keeps the refusal.
+#[test]
+fn a_revision_that_was_missing_is_read_again_when_it_is_applied() {
+    let mut world = booted(&THREE);
+    let plan = blueprint("demo", "", &THREE);
+    world.stacks.clear();
+    world.restart();
+    world.run();
+    let revision = world.store(&plan);
+    world.apply("c2", "demo", &revision);
+    world.run();
+    assert_eq!(world.results("c2"), ["accepted", "done"]);
 }
 
 /// What somebody else overwrote is written again as it was, and stays the orchestrator's to change. Mutations caught: `apply_spoiled`

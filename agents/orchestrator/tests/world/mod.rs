@@ -60,6 +60,8 @@ pub(crate) struct Node {
     pub(crate) epoch: String,
     pub(crate) sequence: u64,
     pub(crate) held: BTreeMap<Instance, (u64, u64, bool)>,
+    /// Hash of what is wanted of each, by the newest record that it obeyed.
+    pub(crate) hashes: BTreeMap<Instance, String>,
     pub(crate) labels: Vec<(String, String)>,
     told_bucket: String,
     blocked: BTreeMap<Instance, u64>,
@@ -149,6 +151,7 @@ impl World {
             epoch: epoch.to_owned(),
             sequence: 0,
             held: BTreeMap::new(),
+            hashes: BTreeMap::new(),
             labels: Vec::new(),
             told_bucket: String::new(),
             blocked: BTreeMap::new(),
@@ -203,6 +206,7 @@ impl World {
                     generation: *generation,
                     incarnation: Some(Incarnation::new(*generation, *start).into()),
                     state: v1::InstanceState::Ready.into(),
+                    spec_hash: node.hashes.get(i).cloned().unwrap_or_default(),
                 });
                 let inventory = v1::NodeInventory {
                     node_epoch: node.epoch.clone(),
@@ -227,6 +231,7 @@ impl World {
         if desired.node != node.name || desired.node_epoch != node.epoch || desired.generation < generation {
             return;
         }
+        node.hashes.insert(instance.clone(), desired.spec_hash.clone());
         if desired.mode() == RunMode::Stop {
             if lives {
                 node.held.insert(instance.clone(), (desired.generation, start, false));
@@ -314,6 +319,18 @@ impl World {
         epoch.clone_into(&mut self.bucket_epoch);
         self.intents.clear();
         self.read();
+    }
+
+    /// EVENTS is lost and made anew: what is in it is read from its beginning.
+    pub(crate) fn lose_events(&mut self) {
+        self.state.apply_reset();
+        self.cursor = 0;
+    }
+
+    /// The bucket of missions is lost and made anew.
+    pub(crate) fn lose_missions(&mut self) {
+        self.missions.clear();
+        self.state.apply_missions_epoch();
     }
 
     /// Somebody overwrites the record of `component` with what is none.

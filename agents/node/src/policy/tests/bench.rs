@@ -70,8 +70,14 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::with_system(&[])
+    }
+
+    /// A node whose compiled-in plan is of these.
+    pub(super) fn with_system(system: &[v1::ComponentSpec]) -> Self {
         let now = Now { mono: Duration::from_secs(1_000), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) };
-        let node = Node::new(config(), Vec::new(), Restored::default(), now);
+        let system = (1..).zip(system).map(|(rank, spec)| desired(spec, 1, rank)).collect();
+        let node = Node::new(config(), system, Restored::default(), now);
         let mut bench = Self {
             node,
             now,

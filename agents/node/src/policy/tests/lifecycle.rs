@@ -460,3 +460,92 @@ fn who_stops_beating_is_found_however_long_it_beat_before() {
     }
     assert!(b.take().contains(&"kill api@1.1".to_owned()), "the first window had a beat, three had none");
 }
+
+/// A mesh of two: a broker, and a one-shot that makes its stores.
+fn mesh() -> Bench {
+    let one_shot = v1::ComponentSpec { one_shot: true, readiness: None, liveness: None, ..component("provision", &["broker"]) };
+    let mut b = Bench::with_system(&[component("broker", &[]), one_shot]);
+    b.turn();
+    b.ready("broker");
+    b.exit("provision", 0);
+    b.take();
+    b
+}
+
+/// `seen` is how long ago.
+fn renew(b: &mut Bench, component: &'static str, seen: Duration) {
+    let seen_at = b.now.mono - seen;
+    b.input(Input::Renew { component, seen_at, why: "somebody took it away".to_owned() });
+}
+
+/// Mutation: leave `completed` as it is, or ask for no evidence newer than the last run.
+#[test]
+fn a_one_shot_of_the_mesh_runs_again_when_what_it_made_is_gone() {
+    let mut b = mesh();
+    b.pass(SECOND);
+    renew(&mut b, "provision", SECOND);
+    assert_eq!(b.take(), Vec::<String>::new(), "what was seen before it ended is no longer so");
+    renew(&mut b, "provision", SECOND / 2);
+    assert_eq!(b.take(), ["spawn provision@1.2", "escalated provision@1.1", "component_started provision@1.2"]);
+    renew(&mut b, "provision", Duration::ZERO);
+    assert_eq!(b.take(), Vec::<String>::new(), "it is at it");
+    b.exit("provision", 0);
+    assert_eq!(b.take(), ["component_ready provision@1.2"]);
+    assert!(b.node.instance(&id("provision")).unwrap().incident.is_none(), "nothing has failed");
+}
+
+/// Mutation: restart it by the local budget.
+#[test]
+fn a_broker_that_is_to_begin_anew_is_stopped_politely_and_started() {
+    let mut b = mesh();
+    b.pass(SECOND);
+    renew(&mut b, "broker", Duration::ZERO);
+    assert_eq!(b.take(), ["signal 15 broker@1.1", "escalated broker@1.1"]);
+    b.exit("broker", 0);
+    assert_eq!(b.take(), ["spawn broker@1.2", "component_stopped broker@1.1", "component_started broker@1.2"]);
+    assert_eq!(b.state("provision"), State::Completed, "what it depends on it was done long ago");
+}
+
+/// Mutation: ask for no group.
+#[test]
+fn nothing_of_the_users_is_renewed() {
+    let mut b = Bench::running(&[component("broker", &[])]);
+    b.ready("broker");
+    b.pass(SECOND);
+    b.take();
+    renew(&mut b, "broker", Duration::ZERO);
+    assert_eq!(b.take(), Vec::<String>::new());
+}
+
+/// Mutation: leave the system plan out, or the process.
+#[test]
+fn a_new_stream_of_events_is_told_who_lives_and_as_which_process() {
+    let mut b = mesh();
+    b.desire(&desired(&component("api", &[]), 1, 1));
+    b.settle();
+    b.ready("api");
+    b.take();
+    let before = b.events.len();
+    let now = b.now;
+    b.node.tell_living(now);
+    b.turn();
+    let told = ["component_started api@1.1", "component_ready api@1.1", "component_started broker@1.1", "component_ready broker@1.1"];
+    assert_eq!(b.take(), [told.as_slice(), &["component_ready provision@1.1"]].concat());
+    let Some(v1::event::Fact::ComponentStarted(started)) = &b.events[before].fact else { panic!("{:?}", b.events[before]) };
+    assert!(started.adopted && started.process.as_ref().is_some_and(|p| p.pid > 0), "{started:?}");
+}
+
+/// What an orchestrator that lost everything goes by. Mutation: tell the hash of an older generation.
+#[test]
+fn an_inventory_tells_what_is_wanted_by_its_hash() {
+    let mut b = Bench::running(&[component("api", &[]), component("db", &[])]);
+    let told = |b: &Bench| b.node.inventory().items.into_iter().map(|i| (i.generation, i.spec_hash)).collect::<Vec<_>>();
+    let hash = desired(&component("api", &[]), 1, 1).spec_hash;
+    assert_eq!(told(&b)[0], (1, hash.clone()));
+    let other = desired(&component("api", &["db"]), 2, 1);
+    b.desire(&other);
+    b.settle();
+    assert_eq!(told(&b)[0], (2, other.spec_hash.clone()));
+    b.restart_agent(&[]);
+    assert_eq!(told(&b)[0], (2, other.spec_hash), "also after the agent's end: the record is on its disk");
+}
