@@ -169,9 +169,7 @@ impl Agent {
     pub(crate) fn on_events_epoch(&mut self, epoch: String) {
         let known = std::mem::replace(&mut self.house.events_epoch, epoch);
         if !known.is_empty() && known != self.house.events_epoch {
-            let now = crate::agent::now();
-            self.policy.tell_joined(self.joined.clone(), now);
-            self.policy.tell_inventory(now);
+            self.policy.join(self.joined.clone(), crate::agent::now());
         }
     }
 

@@ -50,10 +50,10 @@ impl Node {
         v1::TraceContext { traceparent: traceparent(trace_id(&subject), span_id(&subject)), tracestate: String::new() }
     }
 
-    /// Tells that the node joined.
-    pub fn tell_joined(&mut self, joined: v1::NodeJoined, now: Now) {
+    /// Tells that the node joined, and what it holds.
+    pub fn join(&mut self, joined: v1::NodeJoined, now: Now) {
         let event = self.draft(None, Fact::NodeJoined(joined), "joined", "the node's agent began its work", now);
-        self.tells.push(event);
+        self.tells.extend([event, self.inventory_told(now)]);
     }
 
     /// Tells that a process of another epoch's was stopped.
@@ -84,9 +84,12 @@ impl Node {
     }
 
     /// Tells what the node holds.
-    pub fn tell_inventory(&mut self, now: Now) {
-        let fact = Fact::NodeInventory(self.inventory());
-        let event = self.draft(None, fact, "inventory", "what this node holds", now);
+    pub(super) fn tell_inventory(&mut self, now: Now) {
+        let event = self.inventory_told(now);
         self.tells.push(event);
+    }
+
+    fn inventory_told(&self, now: Now) -> v1::Event {
+        self.draft(None, Fact::NodeInventory(self.inventory()), "inventory", "what this node holds", now)
     }
 }
