@@ -20,7 +20,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Generate docs/subjects.md from the contract, or check that it is current.
+    /// Generate docs/subjects.md from the contract and docs/rules.md from the list of mutations, or check that they are current.
     Docs {
         /// Compare only; fail on a difference.
         #[arg(long)]
@@ -57,7 +57,7 @@ fn run(task: &Task) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
     match task {
         Task::Codegen { check } => codegen::run(root, *check),
-        Task::Docs { check } => ci::docs(root, *check),
+        Task::Docs { check } => mutants::document(root, *check).and_then(|()| ci::docs(root, *check)),
         Task::Examples { check } => ci::examples(root, *check),
         Task::Tidy => tidy::run(root),
         Task::Mutants { filter } => mutants::run(root, filter.as_deref()),

@@ -7,23 +7,12 @@ use std::{
 
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prost::Message as _;
-use razar_agent_kit::{Health, LoopTicker, Metrics, SpanRecord, Spans, health, http, metrics};
+use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
 use razar_bus::Bus;
-use razar_bus_schema::{
-    event::subject_of,
-    ids::{parse_traceparent, span_id},
-    stream::Store,
-    time, v1,
-};
+use razar_bus_schema::{stream::Store, time, v1};
 use tokio::sync::mpsc;
 
-use crate::{
-    agent::Agent,
-    config::NodeConfig,
-    news::News,
-    policy::Group,
-    traces::{Span, Traces},
-};
+use crate::{agent::Agent, config::NodeConfig, news::News, policy::Group, traces::Traces};
 
 /// Key of the reason on `/readyz` while the journal cannot be written.
 const JOURNAL: &str = "journal";
@@ -105,38 +94,9 @@ impl House {
         let trace_id = event.trace.as_ref().and_then(|t| t.traceparent.get(3..35)).unwrap_or("");
         tracing::info!(component = about, reason, trace_id, "{}", event.kind);
         if self.spans.is_on() {
-            self.traces.told(event).into_iter().for_each(|span| self.spans.record(record(span)));
-            self.record_publish(event);
+            self.traces.told(event, &self.subjects).into_iter().for_each(|span| self.spans.record(span));
         }
     }
-
-    /// The PRODUCER span of an event that belongs to an incident; a boot's events are told by its `start component` spans.
-    fn record_publish(&self, event: &v1::Event) {
-        let (Some(_), Some((trace, parent))) = (&event.incident, event.trace.as_ref().and_then(|t| parse_traceparent(&t.traceparent)))
-        else {
-            return;
-        };
-        let at = event.time.as_ref().map_or_else(SystemTime::now, time::system_time);
-        let subject = subject_of(&self.subjects, event);
-        let template = format!("razar.event.<chakra>.<component>.{}", event.kind);
-        let id = span_id(&format!("publish:{subject}:{:?}", event.time));
-        let span = SpanRecord::new(trace, id, format!("publish {template}"), at, SystemTime::now().max(at))
-            .under(parent)
-            .kind(razar_agent_kit::SpanKind::Producer)
-            .with("messaging.system", "nats")
-            .with("messaging.operation.name", "publish")
-            .with("messaging.operation.type", "send")
-            .with("messaging.destination.name", subject)
-            .with("messaging.destination.template", template);
-        self.spans.record(span);
-    }
-}
-
-fn record(span: Span) -> SpanRecord {
-    let mut record = SpanRecord::new(span.trace, span.id, span.name, span.start, span.end).error(span.error);
-    record.parent = span.parent;
-    record.attributes = span.attributes.into_iter().map(|(key, value)| (key, value.into())).collect();
-    record
 }
 
 impl Agent {

@@ -425,8 +425,9 @@ impl Node {
         if let Some(inst) = self.instances.get_mut(id) {
             inst.queued_since = queued;
         }
+        let trace = self.instances.get(id).and_then(|inst| self.story(inst));
         let Wanted { desired, spec, group, .. } = wanted;
-        let spawn = Spawn { instance: id.clone(), incarnation, desired, spec, group, dependencies: seen, by_rung };
+        let spawn = Spawn { instance: id.clone(), incarnation, desired, spec, group, dependencies: seen, by_rung, trace };
         self.remember(id, now);
         self.actions.push(Action::Spawn(Box::new(spawn)));
     }
