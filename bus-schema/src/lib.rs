@@ -9,6 +9,7 @@ pub mod json;
 pub mod stream;
 pub mod subject;
 pub mod time;
+pub mod trace;
 
 /// Types generated from `proto/razar/v1/*.proto` by `cargo xtask codegen`; never edited by hand.
 #[expect(clippy::large_enum_variant, reason = "generated code")]

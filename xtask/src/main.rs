@@ -2,6 +2,7 @@
 
 mod ci;
 mod codegen;
+mod mutants;
 mod tidy;
 
 use std::path::Path;
@@ -19,7 +20,7 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Generate docs/subjects.md from the contract, or check that it is current.
+    /// Generate docs/subjects.md from the contract and docs/rules.md from the list of mutations, or check that they are current.
     Docs {
         /// Compare only; fail on a difference.
         #[arg(long)]
@@ -33,6 +34,11 @@ enum Task {
     },
     /// Check the rules of the architecture and the house.
     Tidy,
+    /// Take each rule of tests/mutations.toml out of the product, one at a time, and demand that its test fails.
+    Mutants {
+        /// Only those with this in their names.
+        filter: Option<String>,
+    },
     /// Run exactly what CI runs.
     Ci,
 }
@@ -49,11 +55,12 @@ fn main() -> ExitCode {
 
 fn run(task: &Task) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
-    match *task {
-        Task::Codegen { check } => codegen::run(root, check),
-        Task::Docs { check } => ci::docs(root, check),
-        Task::Examples { check } => ci::examples(root, check),
+    match task {
+        Task::Codegen { check } => codegen::run(root, *check),
+        Task::Docs { check } => mutants::document(root, *check).and_then(|()| ci::docs(root, *check)),
+        Task::Examples { check } => ci::examples(root, *check),
         Task::Tidy => tidy::run(root),
+        Task::Mutants { filter } => mutants::run(root, filter.as_deref()),
         Task::Ci => ci::run(root),
     }
 }

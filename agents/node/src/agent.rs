@@ -245,7 +245,7 @@ impl Agent {
         let (instance, incarnation) = (spawn.instance.clone(), spawn.incarnation);
         let outcome = self.processes.plan(spawn).and_then(|(planned, prepared)| {
             self.note(|journal| journal.spawn_planned(planned.clone()));
-            let traceparent = crate::traces::of_start(&self.config.mesh, &instance, incarnation, &spawn.desired);
+            let traceparent = crate::traces::of_start(spawn);
             let process = self.processes.spawn(spawn, prepared, &traceparent)?;
             self.note(|journal| journal.spawned(v1::Spawned { planned: Some(planned), process: Some(process.clone()) }));
             Ok(process)

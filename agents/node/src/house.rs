@@ -7,11 +7,9 @@ use std::{
 
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prost::Message as _;
-use razar_agent_kit::{Health, LoopTicker, Metrics, SpanRecord, Spans, health, http, metrics};
+use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
 use razar_bus::Bus;
 use razar_bus_schema::{
-    event::subject_of,
-    ids::{parse_traceparent, span_id},
     stream::Store,
     time,
     v1::{self, event::Fact},
@@ -29,7 +27,7 @@ use crate::{
     },
     stores,
     system::Ports,
-    traces::{Span, Traces},
+    traces::Traces,
 };
 
 /// Key of the reason on `/readyz` while the journal cannot be written.
@@ -131,38 +129,9 @@ impl House {
         let trace_id = event.trace.as_ref().and_then(|t| t.traceparent.get(3..35)).unwrap_or("");
         tracing::info!(component = about, reason, trace_id, "{}", event.kind);
         if self.spans.is_on() {
-            self.traces.told(event).into_iter().for_each(|span| self.spans.record(record(span)));
-            self.record_publish(event);
+            self.traces.told(event, &self.subjects).into_iter().for_each(|span| self.spans.record(span));
         }
     }
-
-    /// The PRODUCER span of an event that belongs to an incident; a boot's events are told by its `start component` spans.
-    fn record_publish(&self, event: &v1::Event) {
-        let (Some(_), Some((trace, parent))) = (&event.incident, event.trace.as_ref().and_then(|t| parse_traceparent(&t.traceparent)))
-        else {
-            return;
-        };
-        let at = event.time.as_ref().map_or_else(SystemTime::now, time::system_time);
-        let subject = subject_of(&self.subjects, event);
-        let template = format!("razar.event.<chakra>.<component>.{}", event.kind);
-        let id = span_id(&format!("publish:{subject}:{:?}", event.time));
-        let span = SpanRecord::new(trace, id, format!("publish {template}"), at, SystemTime::now().max(at))
-            .under(parent)
-            .kind(razar_agent_kit::SpanKind::Producer)
-            .with("messaging.system", "nats")
-            .with("messaging.operation.name", "publish")
-            .with("messaging.operation.type", "send")
-            .with("messaging.destination.name", subject)
-            .with("messaging.destination.template", template);
-        self.spans.record(span);
-    }
-}
-
-fn record(span: Span) -> SpanRecord {
-    let mut record = SpanRecord::new(span.trace, span.id, span.name, span.start, span.end).error(span.error);
-    record.parent = span.parent;
-    record.attributes = span.attributes.into_iter().map(|(key, value)| (key, value.into())).collect();
-    record
 }
 
 impl Agent {
@@ -225,8 +194,7 @@ impl Agent {
         let known = std::mem::replace(&mut self.house.events_epoch, epoch);
         if !known.is_empty() && known != self.house.events_epoch {
             let now = crate::agent::now();
-            self.policy.tell_joined(self.joined.clone(), now);
-            self.policy.tell_inventory(now);
+            self.policy.join(self.joined.clone(), now);
             self.policy.tell_living(now);
         }
     }

@@ -238,6 +238,8 @@ pub struct Spawn {
     pub dependencies: Vec<v1::DependencySeen>,
     /// Made by a rung of the ladder.
     pub by_rung: bool,
+    /// Trace that it belongs to: the incident's that it answers, else that of its record.
+    pub trace: Option<v1::TraceContext>,
 }
 
 /// The node's state.

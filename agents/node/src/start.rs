@@ -85,8 +85,7 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     let bus = bus.await?;
     let outbox = Outbox::start(bus.event_publisher(), journal.backlog(), &journalled);
     let joined = joined(&config, &policy, &boot_id, ports.node_http);
-    policy.tell_joined(joined.clone(), now());
-    policy.tell_inventory(now());
+    policy.join(joined.clone(), now());
     strangers.into_iter().for_each(|(instance, incarnation)| policy.tell_foreign(&instance, incarnation, now()));
     if let Err(error) = write_mesh_file(&config, ports.broker, ports.node_http) {
         // Only `razar` reads it; a full disk is no reason to leave the components alone.

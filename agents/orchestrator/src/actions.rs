@@ -1,22 +1,20 @@
 //! Carries out what was decided: one task for each action that waits, one [`Outcome`] from each. Decides nothing.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use prost::Message as _;
-use razar_agent_kit::{SpanKind, SpanRecord, Spans};
-use razar_bus::{Bus, BusError, ReceivedCommand};
+use razar_bus::{Bus, BusError};
 use razar_bus_schema::{
     bucket::{IntentKey, REGISTRY_SNAPSHOT},
-    ids::{Instance, parse_traceparent, span_id},
+    ids::Instance,
     stream::Store,
-    time::system_time,
     v1,
 };
 use razar_stack::{DOCUMENT_BYTES_MAX, ResolveError, StackDocument};
 
 use crate::{
     blueprint::{Blueprint, BlueprintError},
-    policy::{EndedMission, LoadError, MissionsValue, Outcome, WriteError, mission_trace},
+    policy::{LoadError, MissionsValue, Outcome, WriteError},
 };
 
 /// Largest snapshot: every entity that the projection may have, at a few kilobytes each.
@@ -102,50 +100,4 @@ pub(crate) fn decode(key: &str, bytes: &[u8]) -> Option<MissionsValue> {
         Some(("brief", slot)) => Some(MissionsValue::Brief(slot.parse().ok()?, v1::MissionBrief::decode(bytes).ok()?)),
         _ => None,
     }
-}
-
-/// The span of a command that was decided: under its sender's, or in its mission's trace.
-pub(crate) fn tell_command_span(spans: &Spans, mesh: &str, command: &ReceivedCommand, receipt: &v1::Receipt, taken: SystemTime) {
-    let own = || parse_traceparent(&mission_trace(mesh, &receipt.mission_id).traceparent).filter(|_| !receipt.mission_id.is_empty());
-    let Some((trace, parent)) = parse_traceparent(&command.traceparent).or_else(own) else { return };
-    let id = span_id(&format!("command:{}", command.command.command_id));
-    let template = "razar.command.<agent>.<verb>.<target>";
-    let span = SpanRecord::new(trace, id, format!("process {template}"), taken, SystemTime::now())
-        .under(parent)
-        .kind(SpanKind::Consumer)
-        .with("messaging.system", "nats")
-        .with("messaging.operation.name", "process")
-        .with("messaging.operation.type", "process")
-        .with("messaging.destination.template", template)
-        .with("messaging.message.id", command.command.command_id.clone())
-        .with("razar.verb", command.verb.clone())
-        .with("razar.target", command.target.clone())
-        .with("razar.mission", receipt.mission_id.clone())
-        .error((!receipt.accepted).then(|| receipt.code.clone()));
-    spans.record(span);
-}
-
-/// The spans of a mission: its root, and under it the plan from the command to the last record.
-pub(crate) fn tell_spans(spans: &Spans, ended: &EndedMission) {
-    let Some((trace, root)) = parse_traceparent(&ended.trace.traceparent) else { return };
-    let at = |t: &prost_types::Timestamp| -> SystemTime { system_time(t) };
-    let (start, planned, end) = (at(&ended.started_at), at(&ended.planned_at), at(&ended.ended_at));
-    let completed = &ended.completed;
-    let count = |names: &[String]| i64::try_from(names.len()).unwrap_or(i64::MAX);
-    let failed = (completed.outcome != "complete").then(|| completed.outcome.clone());
-    let mission = SpanRecord::new(trace, root, "mission", start, end)
-        .with("razar.mission", completed.mission_id.clone())
-        .with("razar.stack", ended.started.stack.clone())
-        .with("razar.profile", ended.started.profile.clone())
-        .with("razar.outcome", completed.outcome.clone())
-        .with("razar.ready", count(&completed.ready))
-        .with("razar.failed", count(&completed.failed))
-        .error(failed);
-    spans.record(mission);
-    let id = span_id(&format!("plan:{}", completed.mission_id));
-    let plan = SpanRecord::new(trace, id, "plan", start, planned)
-        .under(root)
-        .with("razar.to_start", count(&ended.started.to_start))
-        .with("razar.to_stop", count(&ended.started.to_stop));
-    spans.record(plan);
 }

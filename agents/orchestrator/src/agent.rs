@@ -25,6 +25,7 @@ use crate::{
     config::Settings,
     numbers::Numbers,
     policy::{Action, Identity, Now, Outcome, Pending, State},
+    spans::Teller,
 };
 
 /// Outcomes of actions that wait to be folded; there are never more actions under way than commands and one write.
@@ -102,6 +103,7 @@ struct Orchestrator {
     lease: Lease,
     publisher: EventPublisher,
     numbers: Numbers,
+    teller: Teller,
     done: mpsc::Sender<Done>,
     began: Instant,
     held: HashMap<u64, (ReceivedCommand, SystemTime)>,
@@ -152,6 +154,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         authority: Authority::new(),
         publisher: bus.event_publisher(),
         numbers: Numbers::new(&agent.metrics),
+        teller: Teller::new(agent.spans.clone(), &agent.config.mesh, bus.subjects()),
         lease,
         done,
         began: Instant::now(),
@@ -258,6 +261,9 @@ impl Orchestrator {
             }
             FoldItem::Event { sequence, event, pending, .. } => {
                 self.state.apply_event(sequence, &event, self.now());
+                if self.leads() {
+                    self.teller.folded(&event);
+                }
                 self.authority.events_applied(sequence);
                 self.agent.ticker.applied(sequence);
                 self.numbers.folded.inc();
@@ -466,12 +472,16 @@ impl Orchestrator {
                 self.numbers.decided("plan");
                 if let Some(ended) = ended {
                     tracing::info!(mission = ended.completed.mission_id, outcome = ended.completed.outcome, "mission ended");
-                    actions::tell_spans(&self.agent.spans, &ended);
+                    self.teller.ended(&ended);
                 }
                 self.spawn(actions::write_missions(bus, writes));
             }
             Action::Publish(event) => {
                 self.numbers.decided("event");
+                if matches!(event.fact, Some(Fact::MissionCompleted(_))) {
+                    self.teller.completes(&event);
+                }
+                self.teller.published(&event);
                 let stored = self.offer(&event);
                 if !stored {
                     self.state.apply_outcome(Outcome::Published { id: event.id, stored }, now);
@@ -480,7 +490,7 @@ impl Orchestrator {
             Action::Answer { token, verb, receipt } => {
                 self.numbers.answered(&verb, receipt.accepted);
                 if let Some((received, taken)) = self.held.remove(&token) {
-                    actions::tell_command_span(&self.agent.spans, &self.agent.config.mesh, &received, &receipt, taken);
+                    self.teller.answered(&received, &receipt, taken);
                     tokio::spawn(async move {
                         if let Err(error) = received.settle(*receipt).await {
                             tracing::debug!(%error, "a command will come again");

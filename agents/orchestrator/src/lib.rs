@@ -10,5 +10,6 @@ pub mod blueprint;
 pub mod config;
 mod numbers;
 pub mod policy;
+mod spans;
 
 pub use policy::AGENT;

@@ -109,6 +109,42 @@ impl SpanRecord {
     }
 }
 
+/// A message on its way, for the two spans of it: that of who sends it and that of who acts on it.
+#[derive(Debug, Clone)]
+pub struct Hop {
+    operation: &'static str,
+    kind: SpanKind,
+    template: String,
+    destination: String,
+}
+
+impl Hop {
+    /// Sent to `destination` (empty: to several that the template stands for).
+    #[must_use]
+    pub fn sent(template: String, destination: String) -> Self {
+        Self { operation: "send", kind: SpanKind::Producer, template, destination }
+    }
+
+    /// Acted on, as it came from `destination`.
+    #[must_use]
+    pub fn processed(template: String, destination: String) -> Self {
+        Self { operation: "process", kind: SpanKind::Consumer, template, destination }
+    }
+
+    /// Its span, named `{operation} {template}`, with the attributes of messaging.
+    #[must_use]
+    pub fn span(self, trace_id: [u8; 16], span_id: [u8; 8], start: SystemTime, end: SystemTime) -> SpanRecord {
+        let name = format!("{} {}", self.operation, self.template);
+        let span = SpanRecord::new(trace_id, span_id, name, start, end.max(start))
+            .kind(self.kind)
+            .with("messaging.system", "nats")
+            .with("messaging.operation.name", self.operation)
+            .with("messaging.operation.type", self.operation)
+            .with("messaging.destination.template", self.template);
+        if self.destination.is_empty() { span } else { span.with("messaging.destination.name", self.destination) }
+    }
+}
+
 /// Where spans are told. Clones share the queue. Without a collector it does nothing.
 #[derive(Debug, Clone)]
 pub struct Spans {

@@ -3,6 +3,7 @@
 mod support;
 
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
 use razar_os::{
@@ -126,6 +127,33 @@ fn a_lock_has_one_holder_and_is_waited_for() {
     // With patience: another test's child between its clone and its exec holds the lock as well.
     NodeLock::acquire(&path, support::PATIENCE).unwrap();
     assert!(matches!(NodeLock::acquire(&place.path("no/such"), Duration::ZERO), Err(LockError::Io { .. })));
+}
+
+#[test]
+fn a_child_holds_the_lock_until_its_exec() {
+    use std::io::{Read as _, Write as _};
+    let place = Place::new();
+    let path = place.path("node.lock");
+    let held = NodeLock::acquire(&path, Duration::ZERO).unwrap();
+    let (mut forked, tell_forked) = std::io::pipe().unwrap();
+    let (go, mut tell_go) = std::io::pipe().unwrap();
+    // The library's own spawn, which leaves descriptors as they were opened: it is the lock that closes on exec.
+    let mut command = std::process::Command::new("sleep");
+    command.arg("1000");
+    // SAFETY: read and write alone, which are safe between fork and exec.
+    unsafe {
+        command.pre_exec(move || (&tell_forked).write_all(b"x").and_then(|()| (&go).read_exact(&mut [0])));
+    }
+    let started = std::thread::spawn(move || command.spawn());
+    forked.read_exact(&mut [0]).unwrap();
+    drop(held);
+    assert!(matches!(NodeLock::acquire(&path, Duration::ZERO), Err(LockError::Held { .. })), "the child has not become its program yet");
+    tell_go.write_all(b"x").unwrap();
+    let mut child = started.join().unwrap().unwrap();
+    let taken = NodeLock::acquire(&path, support::PATIENCE);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(taken.is_ok(), "its program carries the lock on");
 }
 
 #[test]

@@ -236,8 +236,7 @@ impl World {
         let labels = vec![v1::NodeLabel { key: "host".to_owned(), value: host.name.clone() }];
         let (node_epoch, boot_id) = (host.journal.disk.epoch.clone(), host.boot_id());
         let joined = v1::NodeJoined { node_epoch, boot_id, labels, ..Default::default() };
-        node.tell_joined(joined.clone(), now);
-        node.tell_inventory(now);
+        node.join(joined.clone(), now);
         for (instance, incarnation) in strangers {
             node.tell_foreign(&instance, incarnation, now);
         }
@@ -310,8 +309,7 @@ impl World {
         let reaches = self.broker.reaches(Client::Host(h));
         let Some(agent) = self.hosts[h].agent.as_mut().filter(|_| reaches) else { return };
         if agent.events_epoch.replace(epoch).is_some_and(|known| known != epoch) {
-            agent.node.tell_joined(agent.joined.clone(), now);
-            agent.node.tell_inventory(now);
+            agent.node.join(agent.joined.clone(), now);
             self.turn_node(h);
         }
     }

@@ -4,6 +4,7 @@
 
 mod exceptions;
 mod layers;
+mod mutations;
 mod proto;
 mod rust;
 mod text;
@@ -45,7 +46,7 @@ impl Breach {
 
 /// Every rule, in the order of the output.
 fn rules() -> impl Iterator<Item = &'static Rule> {
-    [layers::RULES, rust::RULES, proto::RULES, text::RULES].into_iter().flatten()
+    [layers::RULES, rust::RULES, proto::RULES, text::RULES, mutations::RULES].into_iter().flatten()
 }
 
 /// Checks the repository at `root` and prints every breach with its rule and the reason.

@@ -2,8 +2,9 @@
 
 use razar_bus_schema::{
     event::Kind as _,
-    ids::{Incarnation, Instance, parse_traceparent, span_id, trace_id, traceparent},
+    ids::{Incarnation, Instance},
     time,
+    trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
 
@@ -15,10 +16,7 @@ impl Node {
         let inst = id.and_then(|id| self.instances.get(id));
         let wanted = inst.and_then(|i| i.wanted.as_ref());
         let incident = inst.and_then(|i| i.incident.as_ref()).map(|open| &open.id);
-        let trace = match incident {
-            Some(incident) => Some(self.incident_trace(&incident.to_string())),
-            None => wanted.and_then(|w| w.trace.clone()).filter(|t| parse_traceparent(&t.traceparent).is_some()),
-        };
+        let trace = inst.and_then(|inst| self.story(inst));
         v1::Event {
             id: String::new(),
             kind: fact.kind().to_owned(),
@@ -45,15 +43,18 @@ impl Node {
         self.tells.push(event);
     }
 
-    fn incident_trace(&self, incident: &str) -> v1::TraceContext {
-        let subject = format!("incident:{}:{incident}", self.config.mesh);
-        v1::TraceContext { traceparent: traceparent(trace_id(&subject), span_id(&subject)), tracestate: String::new() }
+    /// The trace that what happens to `inst` belongs to: its open incident's, else that of the record that it follows.
+    pub(super) fn story(&self, inst: &Inst) -> Option<v1::TraceContext> {
+        match &inst.incident {
+            Some(open) => Some(Context::incident(&self.config.mesh, &open.id.to_string()).into()),
+            None => inst.wanted.as_ref()?.trace.clone().filter(|t| Context::parse(&t.traceparent).is_some()),
+        }
     }
 
-    /// Tells that the node joined.
-    pub fn tell_joined(&mut self, joined: v1::NodeJoined, now: Now) {
+    /// Tells that the node joined, and what it holds.
+    pub fn join(&mut self, joined: v1::NodeJoined, now: Now) {
         let event = self.draft(None, Fact::NodeJoined(joined), "joined", "the node's agent began its work", now);
-        self.tells.push(event);
+        self.tells.extend([event, self.inventory_told(now)]);
     }
 
     /// Tells that a process of another epoch's was stopped.
@@ -125,10 +126,13 @@ impl Node {
     }
 
     /// Tells what the node holds.
-    pub fn tell_inventory(&mut self, now: Now) {
-        let fact = Fact::NodeInventory(self.inventory());
-        let event = self.draft(None, fact, "inventory", "what this node holds", now);
+    pub(super) fn tell_inventory(&mut self, now: Now) {
+        let event = self.inventory_told(now);
         self.tells.push(event);
+    }
+
+    fn inventory_told(&self, now: Now) -> v1::Event {
+        self.draft(None, Fact::NodeInventory(self.inventory()), "inventory", "what this node holds", now)
     }
 }
 

@@ -93,7 +93,6 @@ impl Node {
             generation: incarnation.generation,
             adopted: false,
         };
-        let none = inst.spec().is_some_and(|s| s.readiness_none && s.startup.is_none() && !s.one_shot);
         let (code, text) = match (restart, inst.by_rung) {
             (_, true) => ("rung_start", "started by a rung of the ladder".to_owned()),
             (0, false) => ("start", "its dependencies' conditions hold".to_owned()),
@@ -101,7 +100,13 @@ impl Node {
         };
         self.tell(id, Fact::ComponentStarted(fact), code, &text, now);
         self.touch(id);
-        if none {
+        self.ready_unasked(id, now);
+    }
+
+    /// Who is asked for no readiness has it as soon as its process is there.
+    pub(super) fn ready_unasked(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id).filter(|i| i.state == State::Starting) else { return };
+        if inst.spec().is_some_and(|s| s.readiness_none && s.startup.is_none() && !s.one_shot) {
             self.became_ready(id, "no readiness is asked for", now);
         }
     }

@@ -59,7 +59,9 @@ impl Node {
     pub(super) fn adopt_processes(&mut self, living: Vec<v1::Spawned>, ended: Vec<(v1::SpawnPlanned, v1::ExitStatus, String)>, now: Now) {
         for spawned in living {
             if let (Some(planned), Some(process)) = (spawned.planned, spawned.process) {
-                self.adopt(&planned, Some(process), now);
+                let adopted = self.adopt(&planned, Some(process), now);
+                // The last agent may have died between the spawn and its readiness.
+                adopted.iter().for_each(|id| self.ready_unasked(id, now));
             }
         }
         for (planned, status, last_error) in ended {

@@ -37,7 +37,9 @@ impl Node {
             Verdict::NotWanted => self.put_down(id, State::Stopped, "not_wanted", now),
             Verdict::Held { ref by, .. } => {
                 let text = format!("held while {by} recovers");
-                self.hold_back(id, &[], &text, now);
+                // What recovers may have lost its condition as well, and then the failures before are its fault.
+                let blockers = inst.wanted.as_ref().map_or_else(Vec::new, |w| self.blockers(&w.spec, id, now.mono));
+                self.hold_back(id, &blockers, &text, now);
             }
             Verdict::Blocked(ref by) => {
                 let text = by.iter().map(sentence).collect::<Vec<_>>().join("; ");
@@ -149,10 +151,12 @@ impl Node {
         let Some(inst) = self.instances.get_mut(id) else { return };
         match inst.state {
             State::Exited | State::Backoff | State::Failed => {
-                if !by.is_empty() {
-                    inst.budget.give_back();
-                    self.withdraw(id, "blocked", now);
+                // Held while every condition holds, it keeps its failures: waiting, it would start at no cost.
+                if by.is_empty() {
+                    return;
                 }
+                inst.budget.give_back();
+                self.withdraw(id, "blocked", now);
                 self.set_state(id, State::Waiting, text, now);
             }
             State::Stopped | State::Probation => self.set_state(id, State::Waiting, text, now),
@@ -421,8 +425,9 @@ impl Node {
         if let Some(inst) = self.instances.get_mut(id) {
             inst.queued_since = queued;
         }
+        let trace = self.instances.get(id).and_then(|inst| self.story(inst));
         let Wanted { desired, spec, group, .. } = wanted;
-        let spawn = Spawn { instance: id.clone(), incarnation, desired, spec, group, dependencies: seen, by_rung };
+        let spawn = Spawn { instance: id.clone(), incarnation, desired, spec, group, dependencies: seen, by_rung, trace };
         self.remember(id, now);
         self.actions.push(Action::Spawn(Box::new(spawn)));
     }
@@ -437,6 +442,7 @@ impl Node {
 /// When `inst` needs the next look by time alone.
 fn deadline(inst: &Inst, verdict: &Verdict, now: Duration) -> Option<Duration> {
     let mut at = [None; 4];
+    let hold = if let Verdict::Held { until, .. } = verdict { Some(*until) } else { None };
     match inst.state {
         State::Starting | State::Ready | State::Unready => {
             at = [
@@ -451,9 +457,9 @@ fn deadline(inst: &Inst, verdict: &Verdict, now: Duration) -> Option<Duration> {
             ];
         }
         State::Stopping => at = [Node::stop_deadline(inst), None, None, None],
-        State::Backoff => at = [Some(inst.backoff_until), None, None, None],
+        State::Backoff => at = [Some(hold.unwrap_or(inst.backoff_until)), None, None, None],
+        State::Exited => at = [hold, None, None, None],
         State::Waiting => {
-            let hold = if let Verdict::Held { until, .. } = verdict { Some(*until) } else { None };
             // Past its backoff it waits for a slot, which no clock brings.
             let rung = matches!(verdict, Verdict::Replace(_)).then_some(inst.backoff_until).filter(|at| *at > now);
             at = [hold, rung, None, None];
@@ -461,7 +467,6 @@ fn deadline(inst: &Inst, verdict: &Verdict, now: Duration) -> Option<Duration> {
         State::Unspecified
         | State::Preparing
         | State::Stopped
-        | State::Exited
         | State::Failed
         | State::Completed
         | State::Quarantined

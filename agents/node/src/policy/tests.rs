@@ -2,4 +2,5 @@
 
 mod bench;
 mod lifecycle;
+mod reading;
 mod rules;

@@ -9,6 +9,7 @@ use std::{
 use razar_bus_schema::{
     ids::{Instance, is_name},
     time,
+    trace::Context,
     v1::{self, InstanceState, RunMode},
 };
 
@@ -90,6 +91,11 @@ impl State {
             "profile" => self.in_force().map(|m| (m.stack_revision.clone(), wanted_profile(command))),
             _ => None,
         }
+    }
+
+    /// What the sender of a command that waits says of its trace.
+    pub(super) fn pending_trace(&self, command: &str) -> Option<Context> {
+        self.pending.iter().find(|p| p.id == command).and_then(|p| Context::parse(&p.command.traceparent))
     }
 
     /// Settled in a record, that is: it has had its effect.

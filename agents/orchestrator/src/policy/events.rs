@@ -4,9 +4,10 @@ use std::time::SystemTime;
 
 use razar_bus_schema::{
     event::{Kind as _, agent_event_id},
-    ids::{Incarnation, Instance, sha256_hex, span_id, trace_id, traceparent},
+    ids::{Incarnation, Instance, sha256_hex},
     subject::MESH_CHAKRA,
     time,
+    trace::{self, Context},
     v1::{self, event::Fact, probe::Check},
 };
 
@@ -27,8 +28,7 @@ pub(super) fn mission_id(revision: &str, profile: &str, command: &str) -> String
 /// Trace of a mission: its root span's context, computed from its id.
 #[must_use]
 pub fn mission_trace(mesh: &str, mission: &str) -> v1::TraceContext {
-    let subject = format!("mission:{mesh}:{mission}");
-    v1::TraceContext { traceparent: traceparent(trace_id(&subject), span_id(&subject)), tracestate: String::new() }
+    Context::mission(mesh, mission).into()
 }
 
 /// Id of an event about the mesh.
@@ -83,11 +83,18 @@ impl State {
         let command = told.command_id.clone();
         let mut event = self.fact(&command, Fact::OperatorCommand(told), reason, at);
         event.id = command_event_id(&command, terminal);
-        if !mission.is_empty() {
-            mission.clone_into(&mut event.mission_id);
-            event.trace = Some(mission_trace(&self.who.mesh, mission));
-        }
+        mission.clone_into(&mut event.mission_id);
+        event.trace = Some(self.command_trace(&command, mission).into());
         event
+    }
+
+    /// The span in which a command is acted on: in the trace of its mission, else in that of its sender, else in one of its own.
+    pub(super) fn command_trace(&self, command: &str, mission: &str) -> Context {
+        let mesh = &self.who.mesh;
+        let known = self.facts.command(command).and_then(|known| known.trace);
+        let sender = || self.pending_trace(command).unwrap_or_else(|| Context::command(mesh, command));
+        let trace = if mission.is_empty() { known.unwrap_or_else(sender) } else { Context::mission(mesh, mission) };
+        trace.with_span(trace::command_processed(command))
     }
 
     /// The event that tells of a `desired` record.

@@ -8,6 +8,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
+    trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
 
@@ -120,6 +121,8 @@ pub struct CommandFacts {
     pub seen: Duration,
     /// Terminal result; `None`: open.
     pub ended: Option<String>,
+    /// Trace that it was told in first.
+    pub trace: Option<Context>,
 }
 
 /// Everything folded from EVENTS.
@@ -313,6 +316,7 @@ impl Facts {
             facts.reason = event.reason.clone().unwrap_or_default();
             facts.mission_id.clone_from(&event.mission_id);
             facts.seen = now.mono;
+            facts.trace = facts.trace.or_else(|| Context::parse(&event.trace.as_ref()?.traceparent));
         }
         if !known {
             self.command_order.push_back(told.command_id.clone());

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use razar_bus_schema::{
     ids::Instance,
     time,
+    trace::{self, Context, RANKS_TRACED_MAX},
     v1::{self, InstanceState, RunMode},
 };
 
 use super::{
     Action, INSTANCES_MAX, NodeView, Now, RECORD_SETTLED_MAX, Record, State,
-    events::{DOWN, LEFT_PLAN, desired_changed, desired_id, mission_trace},
+    events::{DOWN, LEFT_PLAN, desired_changed, desired_id},
 };
 use crate::blueprint::{Blueprint, Part};
 
@@ -290,16 +291,20 @@ impl State {
             wish.desired.spec = Some(part.spec.clone());
         }
         let settled = record.map(|r| r.intent.settled_command_ids.clone()).unwrap_or_default();
-        Some((instance.clone(), self.intent(instance, wish, settled, now), record.map_or(0, |r| r.revision)))
+        let story = Context::mission(&self.who.mesh, &wish.desired.mission_id);
+        Some((instance.clone(), self.intent(instance, wish, story, settled, now), record.map_or(0, |r| r.revision)))
     }
 
-    fn intent(&self, instance: &Instance, wish: Wish, settled: Vec<String>, now: Now) -> v1::Intent {
+    /// The record of a wish; what acts on it goes on in the trace of the mission, or of the command that asked for this one record.
+    fn intent(&self, instance: &Instance, wish: Wish, story: Context, settled: Vec<String>, now: Now) -> v1::Intent {
+        let span = trace::desired_sent(&wish.desired.mission_id, &wish.cause);
+        let trace = Context { span, sampled: story.sampled && wish.desired.rank <= RANKS_TRACED_MAX, ..story };
         v1::Intent {
             writer: Some(self.who.actor()),
             told_by_event_id: desired_id(instance, wish.desired.generation, &wish.cause),
             cause_id: wish.cause,
             reason: Some(wish.reason),
-            trace: Some(mission_trace(&self.who.mesh, &wish.desired.mission_id)),
+            trace: Some(trace.into()),
             decided_at: Some(time::timestamp(now.wall)),
             settled_command_ids: settled,
             want: Some(v1::intent::Want::Desired(wish.desired)),
@@ -328,7 +333,7 @@ impl State {
             ..current.clone()
         };
         let wish = Wish { desired, reason: reason("restart", why.to_owned()), cause: command.to_owned() };
-        Some((instance.clone(), self.intent(instance, wish, settled, now), record.revision))
+        Some((instance.clone(), self.intent(instance, wish, self.command_trace(command, ""), settled, now), record.revision))
     }
 }
 

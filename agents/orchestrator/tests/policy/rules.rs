@@ -306,6 +306,16 @@ fn every_present_node_is_waited_for() {
     assert_eq!(nodes.len(), 2, "both are used");
 }
 
+#[test]
+fn a_node_that_has_not_told_what_it_holds_gets_nothing() {
+    let mut world = booted(&THREE);
+    world.join("b", "f1");
+    let revision = world.store(&blueprint("demo", "", &["db", "api>db", "web>api", "new"]));
+    world.apply("c2", "demo", &revision);
+    while world.step() {}
+    assert_eq!(world.desired("new").node, "a", "though b has nothing to do");
+}
+
 /// Rule: records name the node epoch, and a node with a new journal gets new generations (story 8).
 /// Mutation caught: `generation` without the comparison of epochs.
 #[test]

@@ -307,6 +307,19 @@ impl Bench {
         self.settle();
     }
 
+    /// A rung that keeps the starts of what depends on `name` back for so long, and is itself due no sooner; settled.
+    pub(super) fn hold(&mut self, name: &str, span: Duration) {
+        let order = v1::RecoveryOrder {
+            instance: Some((&id(name)).into()),
+            incident: Some((&Incident { instance: id(name), incarnation: Incarnation::new(1, 1), signs_of_life: 0 }).into()),
+            replaces: Some(Incarnation::new(9, 9).into()),
+            hold_dependents: Some(time::duration(span)),
+            ..Default::default()
+        };
+        self.record(&format!("recovery.{}", id(name).key()), Want::Recovery(order));
+        self.settle();
+    }
+
     /// Lines of the log since the last call.
     pub(super) fn take(&mut self) -> Vec<String> {
         std::mem::take(&mut self.log)

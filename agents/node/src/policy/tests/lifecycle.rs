@@ -549,3 +549,27 @@ fn an_inventory_tells_what_is_wanted_by_its_hash() {
     b.restart_agent(&[]);
     assert_eq!(told(&b)[0], (2, other.spec_hash), "also after the agent's end: the record is on its disk");
 }
+
+#[test]
+fn who_is_asked_for_no_readiness_has_it_also_when_its_agent_dies_at_the_spawn() {
+    let mut api = component("api", &[]);
+    (api.readiness, api.readiness_none) = (None, true);
+    let mut b = Bench::running(&[api, component("web", &["api"])]);
+    // The agent died before it could write that the component is ready.
+    b.memories.get_mut(&id("api")).unwrap().state = State::Starting.into();
+    b.memories.remove(&id("web"));
+    b.planned.remove(&id("web"));
+    b.node.apply(
+        Input::Exited {
+            instance: id("web"),
+            incarnation: b.node.instance(&id("web")).unwrap().incarnation,
+            status: v1::ExitStatus::default(),
+            last_error: String::new(),
+            while_away: false,
+            stragglers: 0,
+        },
+        b.now,
+    );
+    b.restart_agent(&[]);
+    assert_eq!((b.state("api"), b.state("web")), (State::Ready, State::Starting));
+}

@@ -1,4 +1,5 @@
-//! The rules marked as proven necessary, each with the mutation of the policy that its test was seen to catch.
+//! What an instance may do, and which order is void: the rules without which something is started twice, killed while healthy or stuck
+//! for ever. The mutation that each test catches is in `tests/mutations.toml`.
 
 use std::time::Duration;
 
@@ -9,10 +10,9 @@ use razar_bus_schema::{
 
 use super::{
     super::{Input, ViewChange},
-    bench::{Bench, component, desired, id},
+    bench::{Bench, EPOCH, component, desired, id},
 };
 
-/// Mutation: put records in force as they come, in `fold_view`.
 #[test]
 fn a_view_with_something_pending_is_not_acted_on() {
     let mut b = Bench::new();
@@ -24,7 +24,6 @@ fn a_view_with_something_pending_is_not_acted_on() {
     assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
 }
 
-/// Mutation: drop from `records` what a new bucket does not hold.
 #[test]
 fn an_empty_bucket_stops_and_releases_nothing() {
     let mut b = Bench::running(&[component("api", &[]), component("db", &[])]);
@@ -37,9 +36,11 @@ fn an_empty_bucket_stops_and_releases_nothing() {
     b.settle();
     assert_eq!((b.state("api"), b.state("db")), (State::Ready, State::Quarantined));
     assert_eq!(b.take(), ["node_inventory node"], "it tells what it holds");
+    b.desire(&desired(&component("db", &[]), 2, 2));
+    b.settle();
+    assert_eq!(b.state("db"), State::Quarantined, "placed anew by a bucket that has lost its isolation");
 }
 
-/// Mutation: leave the node epoch out of `accept_desired`.
 #[test]
 fn a_record_for_another_journal_is_void() {
     let mut b = Bench::new();
@@ -49,7 +50,6 @@ fn a_record_for_another_journal_is_void() {
     assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
 }
 
-/// Mutation: compare nothing in `accept_desired`, or revisions across bucket epochs.
 #[test]
 fn lower_generations_and_revisions_are_void_and_generations_order_epochs() {
     let spec = component("api", &[]);
@@ -70,21 +70,27 @@ fn lower_generations_and_revisions_are_void_and_generations_order_epochs() {
     assert_eq!(b.state("api"), State::Stopping, "a low revision of a new bucket counts");
 }
 
-/// Mutation: forget `generation` and `fence` in `recall`.
 #[test]
 fn fences_outlive_the_agent() {
     let spec = component("api", &[]);
     let mut b = Bench::new();
+    b.revision = 10;
     b.desire(&desired(&spec, 3, 1));
     b.settle();
     b.ready("api");
+    // The plan on the disk is lost: the journal alone knows the fences.
+    b.plan = v1::PlanOnDisk::default();
     b.restart_agent(&[]);
-    b.desire(&v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, 2, 1) });
+    b.input(Input::View(ViewChange::Epoch(EPOCH.into())));
+    let stop = |generation| v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, generation, 1) };
+    b.desire(&stop(2));
     b.settle();
     assert_eq!((b.last_void().as_deref(), b.state("api")), (Some("lower_generation"), State::Ready));
+    b.record_at("desired.api.0", 3, v1::Intent { want: Some(Want::Desired(stop(3))), ..Default::default() });
+    b.settle();
+    assert_eq!((b.last_void().as_deref(), b.state("api")), (Some("lower_revision"), State::Ready));
 }
 
-/// Mutation: let `void_cause` pass any incarnation.
 #[test]
 fn an_order_to_replace_another_incarnation_is_void() {
     let mut b = Bench::running(&[component("api", &[])]);
@@ -97,7 +103,6 @@ fn an_order_to_replace_another_incarnation_is_void() {
     assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Ready, "1.2"));
 }
 
-/// Mutation: leave `signs_of_life` out of `void_cause`.
 #[test]
 fn an_order_on_a_missing_sign_is_void_once_the_sign_was_given_and_ends_the_incident() {
     let mut b = Bench::running(&[component("api", &[])]);
@@ -116,7 +121,6 @@ fn alive(b: &mut Bench) {
     b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "200".into() });
 }
 
-/// Mutation: name incidents by the incarnation alone in `open_incident`.
 #[test]
 fn an_incarnation_that_fails_again_after_a_sign_of_life_is_another_incident() {
     let mut b = Bench::running(&[component("api", &[])]);
@@ -128,13 +132,14 @@ fn an_incarnation_that_fails_again_after_a_sign_of_life_is_another_incident() {
     assert_eq!(incident.signs_of_life, 1);
 }
 
-/// Mutation: restart `Failed` in `run` when the window has slid.
 #[test]
 fn failed_is_left_by_a_listed_cause_alone() {
     let spec = component("api", &[]);
     let mut b = Bench::running(std::slice::from_ref(&spec));
     b.exhaust("api");
     b.pass(Duration::from_secs(3_600));
+    b.desire(&desired(&spec, 1, 1));
+    b.settle();
     assert_eq!(b.state("api"), State::Failed, "the sliding window is whole again, and that is no cause");
     b.order(Incarnation::new(1, 4), 1, None);
     assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.5"), "a rung");
@@ -149,7 +154,6 @@ fn failed_is_left_by_a_listed_cause_alone() {
     assert_eq!(b.state("api"), State::Starting, "a release");
 }
 
-/// Mutation: leave `by_rung` out of `restart`.
 #[test]
 fn a_start_made_by_a_rung_has_no_local_restarts_until_recovered() {
     let mut b = Bench::running(&[component("api", &[])]);
@@ -157,8 +161,9 @@ fn a_start_made_by_a_rung_has_no_local_restarts_until_recovered() {
     b.pass(Duration::from_secs(200));
     b.order(Incarnation::new(1, 4), 1, None);
     b.take();
+    b.restart_agent(&[]);
     b.exit("api", 1);
-    assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
+    assert!(!b.take().iter().any(|l| l.starts_with("spawn")), "also when the node's agent died in between");
     b.order(Incarnation::new(1, 5), 2, None);
     b.ready("api");
     b.pass(Duration::from_secs(2));
@@ -180,7 +185,6 @@ fn end_order(b: &mut Bench, attempt: u32) {
     b.settle();
 }
 
-/// Mutation: leave `give_back` or the states out of `hold_back`.
 #[test]
 fn a_lost_dependency_takes_failures_back_and_gives_the_budget_back() {
     let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
@@ -196,7 +200,37 @@ fn a_lost_dependency_takes_failures_back_and_gives_the_budget_back() {
     assert_eq!(b.node.instance(&id("api")).unwrap().budget.restarts.len(), 0);
 }
 
-/// Mutation: charge every exit in `blame`.
+#[test]
+fn a_hold_takes_no_failure_back_while_the_condition_holds() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.exhaust("api");
+    b.hold("db", Duration::from_secs(10));
+    b.pass(Duration::from_secs(60));
+    assert_eq!(b.state("api"), State::Failed);
+    b.desire(&desired(&component("api", &["db"]), 2, 2));
+    b.settle();
+    b.exit("api", 1);
+    b.hold("db", Duration::from_secs(10));
+    b.exit("api", 1);
+    assert_eq!(b.state("api"), State::Exited, "no start while it is held");
+    b.pass(Duration::from_secs(10));
+    b.pass(Duration::from_secs(1));
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "2.3"), "then the local policy goes on");
+    assert_eq!(b.node.instance(&id("api")).unwrap().budget.restarts.len(), 2, "at its cost");
+}
+
+#[test]
+fn a_hold_takes_failures_back_once_the_condition_is_lost() {
+    let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
+    b.ready("db");
+    b.exhaust("api");
+    b.hold("db", Duration::from_secs(10));
+    b.exit("db", 1);
+    let inst = b.node.instance(&id("api")).unwrap();
+    assert_eq!((inst.state, inst.budget.restarts.len(), &inst.incident), (State::Waiting, 0, &None));
+}
+
 #[test]
 fn a_failure_that_a_dependency_is_to_blame_for_opens_no_incident_and_costs_nothing() {
     let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
@@ -211,7 +245,6 @@ fn a_failure_that_a_dependency_is_to_blame_for_opens_no_incident_and_costs_nothi
     assert_eq!(b.take(), ["component_exited api@1.1"]);
 }
 
-/// Mutation: count every window in `HangRow::add`.
 #[test]
 fn while_a_dependency_is_away_only_stopped_counts() {
     let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
@@ -227,7 +260,6 @@ fn while_a_dependency_is_away_only_stopped_counts() {
     assert!(b.take().iter().any(|l| l == "kill api@1.1"));
 }
 
-/// Mutation: start from `Quarantined` in `run`.
 #[test]
 fn quarantine_stops_and_no_path_goes_round_it() {
     let mut b = Bench::running(&[component("api", &[])]);
@@ -246,7 +278,6 @@ fn quarantine_stops_and_no_path_goes_round_it() {
     assert!(!b.take().iter().any(|l| l.starts_with("spawn")));
 }
 
-/// Mutation: hold back living instances in `hold_back`.
 #[test]
 fn rules_three_four_and_six_gate_starts_only() {
     let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
