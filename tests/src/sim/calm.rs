@@ -55,7 +55,7 @@ impl World {
     fn mend(&mut self) {
         self.broker.up = true;
         self.broker.wall_skew = 0;
-        self.replicas.iter_mut().for_each(|replica| replica.wall_skew = 0);
+        self.replicas.iter_mut().zip(0_u8..).for_each(|(replica, index)| replica.wall_skew = super::replica::skew_at_start(index.into()));
         let clients: Vec<Client> = self.broker.links.keys().copied().collect();
         for client in clients {
             self.broker.links.entry(client).or_default().cut = false;

@@ -237,7 +237,7 @@ impl World {
         }
         let stored = self.broker.commands.iter().find(|c| c.id == receipt.command_id).map(|c| c.stored_at);
         let young = stored.is_some_and(|at| self.now.saturating_sub(at) < super::replica::EXPIRES_SOONEST);
-        if receipt.code == "expired" && young && !self.faults.had(super::faults::Fault::ClockJump) {
+        if receipt.code == "expired" && young && !self.faults.had(super::faults::Fault::WallJump) {
             self.violated("I2", format!("command {} is refused as expired, too early", receipt.command_id));
         }
         let others = self.checks.receipts.entry(receipt.command_id.clone()).or_default();

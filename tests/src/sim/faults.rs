@@ -49,13 +49,12 @@ pub enum Fault {
     Quarantine,
     Recovery,
     Poison,
-    ClockJump,
 }
 
 use Fault as F;
 
 /// All of them.
-pub const ALL: [Fault; 33] = [
+pub const ALL: [Fault; 32] = [
     F::BootCrash,
     F::Crash,
     F::Hang,
@@ -88,11 +87,10 @@ pub const ALL: [Fault; 33] = [
     F::Quarantine,
     F::Recovery,
     F::Poison,
-    F::ClockJump,
 ];
 
 /// Those that strike at an instant; the others are in what happens anyway.
-const STRIKES: [(Fault, u64); 16] = [
+const STRIKES: [(Fault, u64); 15] = [
     (F::AgentKilled, 10),
     (F::AgentDiesMidway, 10),
     (F::AgentPaused, 6),
@@ -108,7 +106,6 @@ const STRIKES: [(Fault, u64); 16] = [
     (F::MissionsLost, 1),
     (F::ReplicaKilled, 8),
     (F::ReplicaPaused, 8),
-    (F::ClockJump, 3),
 ];
 
 /// The faults of a run.
@@ -194,17 +191,17 @@ impl World {
                 self.tell_host(host, format_args!("wall clock jumps by {by}s"));
                 self.hosts[host].wall_skew += by;
                 self.hosts[host].oracle.blur(self.now);
-            }
-            F::ClockJump => {
-                // Up to an hour, either way: the broker's clock stamps commands, a replica's says whether one has expired.
-                let by = i64::try_from(self.chaos.below(7_200)).unwrap_or(0) - 3_600;
-                let of_broker = self.chaos.per_mille(500);
-                let whose = if of_broker { "broker".to_owned() } else { format!("replica {replica}") };
-                self.say("clock", format_args!("wall clock of the {whose} jumps by {by}s"));
-                if of_broker {
-                    self.broker.wall_skew += by;
-                } else {
-                    self.replicas[replica].wall_skew += by;
+                // Some of these are jumps of a second clock as well: the broker's stamps commands, a replica's says whether one has expired.
+                match by.rem_euclid(3) {
+                    0 => {
+                        self.say("clock", format_args!("wall clock of the broker jumps by {by}s"));
+                        self.broker.wall_skew += by;
+                    }
+                    1 => {
+                        self.say("clock", format_args!("wall clock of replica {replica} jumps by {by}s"));
+                        self.replicas[replica].wall_skew += by;
+                    }
+                    _ => {}
                 }
             }
             F::LineCut => {

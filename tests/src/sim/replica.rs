@@ -24,6 +24,11 @@ pub const EXPIRES_SOONEST: Duration = Duration::from_secs(50);
 /// A request that is not answered by then is taken for lost.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 
+/// How far a replica's clock is off as long as none jumps, in seconds.
+pub const fn skew_at_start(index: usize) -> i64 {
+    if index == 0 { 0 } else { 7 }
+}
+
 /// A replica of the orchestrator.
 #[derive(Debug)]
 pub struct Replica {
@@ -60,7 +65,7 @@ impl Replica {
             lives: 0,
             paused_until: None,
             state: State::default(),
-            wall_skew: if index == 0 { 0 } else { 7 },
+            wall_skew: skew_at_start(index),
             authority: Authority::new(),
             renewed_at: None,
             cursor: 0,
