@@ -18,6 +18,7 @@ use crate::{
     mesh::{Facts, Place, SERVER_DEFAULT, host_port},
     ports,
     render::text::escape,
+    spans::Sending,
 };
 
 /// A bus on the same network accepts in a millisecond.
@@ -187,7 +188,11 @@ impl Link {
             command.issuer = issuer();
         }
         let id = command.command_id.clone();
+        let sending = Sending::begin(self.bus.mesh(), &mut command);
         let receipt = self.bus.command(agent, verb, target, command, ASK_LIMIT).await;
+        if let Ok(receipt) = &receipt {
+            sending.end(self.bus.subjects(), agent, verb, target, receipt).await;
+        }
         #[expect(clippy::wildcard_enum_match_arm, reason = "the others say for themselves what is wrong")]
         receipt.map_err(|e| match e {
             BusError::Timeout { .. } | BusError::NoResponders { .. } => Failure::new(

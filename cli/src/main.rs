@@ -15,6 +15,7 @@ mod mesh;
 mod outcome;
 mod ports;
 mod render;
+mod spans;
 mod stack_file;
 mod waterfall;
 

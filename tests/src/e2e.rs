@@ -1,6 +1,7 @@
 //! A real mesh for the end-to-end tests: the programs as they are built, a real broker, real components, on free ports of the
 //! loopback and in a state directory of its own. What is asserted about it is in `tests/e2e_*.rs`; the simulation is `sim`.
 
+mod collector;
 mod disk;
 mod mesh;
 mod process;
@@ -8,6 +9,7 @@ mod raw;
 mod stack;
 mod tools;
 
+pub use collector::{Arrived, Collector};
 pub use disk::Disk;
 pub use mesh::{Mesh, Said};
 pub use process::{Process, alive, http_get, parent_of, port_is_open, signal};

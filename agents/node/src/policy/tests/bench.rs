@@ -14,6 +14,9 @@ use razar_bus_schema::{
 
 use super::super::{Action, Config, Input, Node, Now, Restored, ViewChange, probing::Answer};
 
+/// Tenths of a second that a liveness probe may take to come; a start that hangs is asked after thirty seconds.
+const PATIENCE: u32 = 1_000;
+
 pub(super) const EPOCH: &str = "bucket-1";
 pub(super) const NODE_EPOCH: &str = "journal-1";
 
@@ -239,9 +242,13 @@ impl Bench {
             probing::Role,
         };
         let due = |b: &Self| b.node.instance(&id(name)).unwrap().probes.liveness.asked.is_some();
-        while !due(self) {
+        for _ in 0..PATIENCE {
+            if due(self) {
+                break;
+            }
             self.pass(Duration::from_millis(100));
         }
+        assert!(due(self), "{name} is not asked whether it lives");
         let task = Task { tid: 1, state: kind, run_ns: 0, delay_ns: 0 };
         let sample = Sample { tasks: vec![task], traced: false };
         let second = Duration::from_secs(1);
