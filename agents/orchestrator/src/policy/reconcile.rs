@@ -189,7 +189,7 @@ impl State {
             // A new bucket: what the nodes hold goes on if it was told to be the same, else it is placed anew.
             let told = self.facts.told_desired(instance);
             let same = told.is_some_and(|t| t.generation == floor && t.spec_hash == wish.spec_hash && t.node == wish.node);
-            return if same && !wish.fresh { floor.max(1) } else { floor + 1 };
+            return if same && !wish.fresh { floor.max(1) } else { floor.saturating_add(1) };
         };
         let begins_anew = record.mission_id != plan.mission_id && !plan.ended;
         let changed = record.spec_hash != wish.spec_hash
@@ -199,7 +199,7 @@ impl State {
             // Started again it is another life: what was told of the one before it says nothing about this one.
             || (record.mode() == RunMode::Stop && wish.mode() == RunMode::Run)
             || (begins_anew && (wish.fresh || self.failed_before(plan, instance, record)));
-        if changed { floor.max(record.generation) + 1 } else { record.generation }
+        if changed { floor.max(record.generation).saturating_add(1) } else { record.generation }
     }
 
     /// Whether it had failed when the mission began: an operator who asks for the stack again asks for it, too.
@@ -306,7 +306,7 @@ impl State {
         // A one-shot that has completed runs again only when it is to be fresh.
         let one_shot = current.spec.as_ref().is_some_and(|s| s.one_shot);
         let desired = v1::Desired {
-            generation: self.facts.floor(instance).max(current.generation) + 1,
+            generation: self.facts.floor(instance).max(current.generation).saturating_add(1),
             fresh: one_shot || current.fresh,
             ..current.clone()
         };
