@@ -166,7 +166,7 @@ async fn slow_consumers(monitor: u16) -> Result<u64> {
     let mut answer = String::new();
     peer.read_to_string(&mut answer).await?;
     let (_, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
-    serde_json::from_str::<serde_json::Value>(body)?["slow_consumers"].as_u64().context("no count")
+    serde_json::from_str::<serde_json::Value>(body)?.get("slow_consumers").and_then(serde_json::Value::as_u64).context("no count")
 }
 
 async fn put(bus: &Bus, component: &str, generation: u64, over: u64) -> Result<u64> {
@@ -186,7 +186,7 @@ async fn converge(watch: &mut IntentWatch, view: &mut BTreeMap<String, u64>, wan
                 told.push(revision);
             }
             IntentItem::Settled { .. } | IntentItem::Epoch(_) => {}
-            IntentItem::Record { record, .. } => panic!("{record:?}"),
+            IntentItem::Record { record, .. } => anyhow::bail!("{record:?}"),
         }
     }
     Ok(told)
