@@ -4,6 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds in a second.
 const NANOS: u64 = 1_000_000_000;
+/// Seconds of the year 9999's end: later instants cannot be written as JSON, nor counted on.
+const SECONDS_MAX: u64 = 253_402_300_799;
+/// Longest span that is believed, a thousand years: sums of such never overflow.
+const SPAN_MAX: Duration = Duration::from_secs(1_000 * 366 * 24 * 3600);
 
 /// A wall-clock instant as the wire writes it; instants before 1970 become 1970.
 #[must_use]
@@ -15,10 +19,10 @@ pub fn timestamp(at: SystemTime) -> prost_types::Timestamp {
     }
 }
 
-/// The instant of a timestamp; one out of range becomes 1970.
+/// The instant of a timestamp; before 1970 it becomes 1970, after the year 9999 that year's end.
 #[must_use]
 pub fn system_time(at: &prost_types::Timestamp) -> SystemTime {
-    let seconds = u64::try_from(at.seconds).unwrap_or(0);
+    let seconds = u64::try_from(at.seconds).unwrap_or(0).min(SECONDS_MAX);
     let nanos = u64::try_from(at.nanos).unwrap_or(0).min(NANOS - 1);
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds) + Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
 }
@@ -39,12 +43,12 @@ pub fn duration(span: Duration) -> prost_types::Duration {
     }
 }
 
-/// The span of a wire duration; a negative one becomes zero.
+/// The span of a wire duration; a negative one becomes zero, and one of more than a thousand years that.
 #[must_use]
 pub fn std_duration(span: &prost_types::Duration) -> Duration {
     let seconds = u64::try_from(span.seconds).unwrap_or(0);
     let nanos = u32::try_from(span.nanos).unwrap_or(0).min(999_999_999);
-    Duration::new(seconds, nanos)
+    Duration::new(seconds, nanos).min(SPAN_MAX)
 }
 
 /// The span of an optional wire duration, or `default` when it is absent.
@@ -61,6 +65,9 @@ mod tests {
     fn odd_values_saturate() {
         assert_eq!(std_duration(&prost_types::Duration { seconds: -1, nanos: -5 }), Duration::ZERO);
         assert_eq!(system_time(&prost_types::Timestamp { seconds: -9, nanos: 3 }), UNIX_EPOCH + Duration::from_nanos(3));
+        assert_eq!(std_duration(&prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX }), SPAN_MAX);
+        let late = system_time(&prost_types::Timestamp { seconds: i64::MAX, nanos: 0 });
+        assert_eq!(late, UNIX_EPOCH + Duration::from_secs(SECONDS_MAX));
         let now = SystemTime::now();
         assert_eq!(system_time(&timestamp(now)), now);
     }

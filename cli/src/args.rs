@@ -7,6 +7,9 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 /// Stack file taken when none is named.
 const FILE_DEFAULT: &str = "razar.yaml";
 
+/// Replicas of one agent on one machine; more serve nothing there.
+const REPLICAS_MAX: i64 = 16;
+
 /// Razar boots a stack of services in order, watches it, and brings back whatever dies.
 #[derive(Debug, Parser)]
 #[command(name = "razar", version, disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
@@ -67,7 +70,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   razar up                                   razar.yaml here; follows it, Ctrl+C stops all, d detaches
   razar up stack.yaml --profile core --detach
-  razar up --fresh                           forget the checkpoint: one-shots run again")]
+  razar up --fresh                           forget the checkpoint: one-shots run again
+  razar up --replicas 3                      three of each agent: two of them may die at once")]
     Up(Up),
     /// Stop the stack in reverse order, then the embedded mesh
     #[command(after_help = "Examples:
@@ -168,6 +172,9 @@ pub(crate) struct Up {
     /// A drop of more than 20 % of the components is meant
     #[arg(long)]
     pub(crate) approve: bool,
+    /// Replicas of each agent, where this starts the embedded mesh (1)
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX))]
+    pub(crate) replicas: Option<u8>,
 }
 
 /// Options of `down`.

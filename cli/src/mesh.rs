@@ -24,6 +24,9 @@ pub(crate) const BROKER_VERSION: (u64, u64, u64) = (2, 15, 1);
 /// Name of the node of an embedded mesh.
 const NODE_DEFAULT: &str = "a";
 
+/// Agents of an embedded mesh.
+const AGENTS: [&str; 2] = ["registry", "orchestrator"];
+
 /// Lines of the node's log that explain why it did not start.
 const LOG_LINES: usize = 8;
 
@@ -140,7 +143,8 @@ impl Place {
     ///
     /// # Errors
     /// When the node's or the broker's binary is missing, or the state directory cannot be written.
-    pub(crate) fn start(&self, server: &str) -> Result<std::process::Child, Failure> {
+    /// `replicas`: of each agent; `None`: as `RAZAR_AGENTS` says.
+    pub(crate) fn start(&self, server: &str, replicas: Option<u8>) -> Result<std::process::Child, Failure> {
         let node = find_binary("razar-node")
             .ok_or_else(|| Failure::new(Exit::OutOfReach, "razar-node is neither beside this program nor on PATH; fix: make build"))?;
         let broker = find_broker()?;
@@ -159,6 +163,9 @@ impl Place {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(cannot)?)
             .stderr(log);
+        if let Some(replicas) = replicas {
+            command.env("RAZAR_AGENTS", AGENTS.map(|agent| format!("{agent}:{replicas}")).join(","));
+        }
         if std::env::var_os("RAZAR_NODE").is_none() {
             command.env("RAZAR_NODE", NODE_DEFAULT);
         }

@@ -5,14 +5,16 @@ mod collector;
 mod disk;
 mod mesh;
 mod process;
+mod proxy;
 mod raw;
 mod stack;
 mod tools;
 
 pub use collector::{Arrived, Collector};
 pub use disk::Disk;
-pub use mesh::{Mesh, Said};
-pub use process::{Process, alive, http_get, parent_of, port_is_open, signal};
+pub use mesh::{ByHand, Mesh, Said};
+pub use process::{Process, alive, environment_of, http_get, parent_of, port_is_open, signal};
+pub use proxy::{Proxy, Way};
 pub use raw::Raw;
 pub use stack::{Part, Stack};
 pub use tools::{binary, broker};

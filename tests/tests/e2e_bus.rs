@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use razar_bus_schema::v1::{self, event::Fact};
-use razar_tests::e2e::{Mesh, Part, Raw, SOON, Stack, signal, wait_for};
+use razar_tests::e2e::{Mesh, Part, Raw, SOON, Stack, http_get, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -60,6 +60,7 @@ fn a_command_as_json_has_a_receipt_at_once_and_its_outcome_as_an_event() -> Resu
     mesh.end()
 }
 
+/// Faults 14 and 31: a client that did not hear its receipt sends the command again.
 #[test]
 fn a_command_that_comes_twice_has_one_effect_and_one_receipt() -> Result<()> {
     let mesh = Mesh::start(pair)?;
@@ -80,6 +81,7 @@ fn a_command_that_comes_twice_has_one_effect_and_one_receipt() -> Result<()> {
     mesh.end()
 }
 
+/// Faults 19, 20 and 22.
 #[test]
 fn a_wrong_command_is_refused_with_the_reason() -> Result<()> {
     let mesh = Mesh::start(pair)?;
@@ -107,6 +109,7 @@ fn a_wrong_command_is_refused_with_the_reason() -> Result<()> {
     mesh.end()
 }
 
+/// Faults 17, 19 and 51.
 #[test]
 fn poison_on_any_subject_is_put_aside_and_nobody_panics() -> Result<()> {
     let mesh = Mesh::start(pair)?;
@@ -141,6 +144,105 @@ fn poison_on_any_subject_is_put_aside_and_nobody_panics() -> Result<()> {
     mesh.end()
 }
 
+/// A number of an agent's `/metrics`.
+fn metric(mesh: &Mesh, agent: &str, name: &str) -> Result<u64> {
+    let agents = mesh.observed()?.agents;
+    let address = agents.into_iter().filter_map(|a| a.started).find(|s| s.kind == agent).context("the agent")?.http;
+    let port = address.rsplit(':').next().context("a port")?.parse()?;
+    let text = http_get(port, "/metrics")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).with_context(|| format!("no {name}:\n{text}"))?;
+    Ok(line.trim().parse()?)
+}
+
+/// Faults 17, 19, 20 and 22: what is no message is counted on `/metrics` by each agent that meets it, told once as `dead_lettered`, and
+/// passed over: what comes behind it is folded. A command of the largest size that the broker lets through is refused with a receipt.
+#[test]
+fn a_poison_message_is_counted_told_and_passed_over() -> Result<()> {
+    let mesh = Mesh::start(pair)?;
+    let (before, mut raw, name) = (pids(&mesh)?, mesh.raw()?, mesh.name().to_owned());
+    let counts = |agent: &str| metric(&mesh, agent, "razar_dead_letters_total");
+    let was = (counts("registry")?, counts("orchestrator")?);
+    let subject = format!("{name}.event.heart.db.component_exited");
+    raw.publish(&subject, b"\xff\xff\xff\xff")?;
+    wait_for("both to count it", SOON, || Ok((counts("registry")? > was.0 && counts("orchestrator")? > was.1).then_some(())))?;
+    let told = |subject: &str| {
+        let of = |e: v1::Event| matches!(e.fact, Some(Fact::DeadLettered(told)) if told.subject == subject && !told.why.is_empty());
+        Ok::<_, anyhow::Error>(mesh.events()?.into_iter().filter(|e| of(e.clone())).count())
+    };
+    wait_for("the event of it", SOON, || Ok((told(&subject)? == 1).then_some(())))?;
+
+    let restart = format!("{name}.command.orchestrator.restart.db");
+    let largest = vec![0xff; razar_bus_schema::PAYLOAD_BYTES_MAX];
+    let receipt = v1::Receipt::decode(raw.request(&restart, &largest)?.as_slice())?;
+    ensure!(!receipt.accepted && receipt.code == "malformed", "{receipt:?}");
+    wait_for("the event of the command", SOON, || Ok((told(&restart)? == 1).then_some(())))?;
+    // One byte more is the broker's to refuse; it closes that connection, and nobody else's.
+    let larger = vec![0xff; razar_bus_schema::PAYLOAD_BYTES_MAX + 1];
+    ensure!(mesh.raw()?.publish(&restart, &larger).is_err(), "the broker took it");
+    nothing_has_happened(&mesh, &before)?;
+    ensure!(told(&subject)? == 1, "it was told again");
+    mesh.end()
+}
+
+/// Fault 16: a node that did not hear that its events were stored sends them again, long after the broker has forgotten their ids. They
+/// are in the stream twice, and change nothing.
+#[test]
+fn facts_told_again_past_the_dedupe_window_change_nothing() -> Result<()> {
+    let mesh = Mesh::start(pair)?;
+    let db = mesh.pid("db")?;
+    signal(db, Signal::KILL)?;
+    mesh.wait_event("db", "recovered", |_| true)?;
+    let (before, mut raw, events) = (pids(&mesh)?, mesh.raw()?, mesh.events()?);
+    let components = || Ok::<_, anyhow::Error>(mesh.observed()?.components);
+    let view = components()?;
+    let of_node: Vec<&v1::Event> = events.iter().filter(|e| e.node_sequence.is_some()).collect();
+    ensure!(of_node.iter().any(|e| e.kind == "component_exited"), "nothing worth repeating");
+    for event in &of_node {
+        let instance = event.instance.as_ref().map_or("a", |i| i.component.as_str());
+        let chakra = if event.instance.is_some() { event.chakra.as_str() } else { "mesh" };
+        // Without a message id the broker compares with nothing, as it does once the window is over.
+        raw.publish(&format!("{}.event.{chakra}.{instance}.{}", mesh.name(), event.kind), &event.encode_to_vec())?;
+    }
+    let stored = mesh.events()?.len();
+    ensure!(stored >= events.len() + of_node.len(), "{stored} events where {} were repeated", of_node.len());
+    wait_for("all folded", SOON, || Ok((mesh.observed()?.applied_sequence >= stored as u64).then_some(())))?;
+    ensure!(components()? == view, "the projection changed:\n{view:?}\n{:?}", components()?);
+    nothing_has_happened(&mesh, &before)?;
+    ensure!(mesh.component("db")?.incarnation.is_some_and(|i| i.generation == 1 && i.start == 3), "{:?}", mesh.component("db")?);
+    mesh.end()
+}
+
+/// Fault 30: fifty writers at once. Clients ask for the same at the same moment, each under an id of its own. Each command has one effect
+/// and one end.
+#[test]
+fn fifty_writers_at_once_have_one_effect_each() -> Result<()> {
+    const WRITERS: usize = 50;
+    let mesh = Mesh::start(pair)?;
+    let was = mesh.component("db")?.incarnation.context("db")?.generation;
+    let receipts: Vec<Result<Value>> = std::thread::scope(|scope| {
+        let ask = |n: usize| {
+            let mesh = &mesh;
+            move || command(&mut mesh.raw()?, mesh, "restart", "db", format!(r#"{{"commandId":"writer-{n}"}}"#).as_bytes())
+        };
+        let asked: Vec<_> = (0..WRITERS).map(|n| scope.spawn(ask(n))).collect();
+        asked.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?).collect()
+    });
+    for receipt in receipts {
+        let receipt = receipt?;
+        ensure!(receipt["accepted"] == true, "{receipt}");
+    }
+    for n in 0..WRITERS {
+        let id = format!("writer-{n}");
+        wait_for(&format!("the end of {id}"), 3 * SOON, || Ok((!outcomes(&mesh, &id)?.is_empty()).then_some(())))?;
+        let ends = outcomes(&mesh, &id)?;
+        ensure!(ends.len() == 1 && ends.iter().all(|end| end.result == "done"), "{ends:?}");
+    }
+    let now = mesh.component("db")?.incarnation.context("db")?.generation;
+    ensure!(now == was + WRITERS as u64, "{WRITERS} restarts led from generation {was} to {now}");
+    mesh.end()
+}
+
+/// Faults 21 and 22.
 #[test]
 fn what_is_newer_than_this_mesh_is_survived() -> Result<()> {
     let mesh = Mesh::start(pair)?;
@@ -176,26 +278,10 @@ fn what_is_newer_than_this_mesh_is_survived() -> Result<()> {
 
 /// A component's record in the projection's bucket: its bytes, and what they say.
 fn stored_component(raw: &mut Raw, mesh: &Mesh, name: &str) -> Result<(Vec<u8>, v1::ObservedComponent)> {
-    let stream = format!("KV_{}_observed", mesh.name());
-    let key = format!(r#"{{"last_by_subj":"$KV.{}_observed.components.{name}.0"}}"#, mesh.name());
-    let answer = raw.jetstream(&format!("STREAM.MSG.GET.{stream}"), &key)?;
-    let bytes = base64(answer.pointer("/message/data").and_then(Value::as_str).context("data")?)?;
+    let (mesh, key) = (mesh.name(), format!("components.{name}.0"));
+    let bytes = raw.newest(&format!("KV_{mesh}_observed"), &format!("$KV.{mesh}_observed.{key}"))?;
     let component = v1::ObservedComponent::decode(bytes.as_slice())?;
     Ok((bytes, component))
-}
-
-fn base64(text: &str) -> Result<Vec<u8>> {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bytes, mut bits, mut held) = (Vec::new(), 0_u32, 0);
-    for digit in text.trim_end_matches('=').bytes() {
-        bits = bits << 6 | u32::try_from(digits.iter().position(|d| *d == digit).context("a digit of base64")?)?;
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push(u8::try_from(bits >> held & 0xff)?);
-        }
-    }
-    Ok(bytes)
 }
 
 #[test]

@@ -243,6 +243,7 @@ fn a_port_that_a_stranger_holds_is_named() -> Result<()> {
     mesh.end()
 }
 
+/// Fault 47.
 #[test]
 fn a_flood_of_log_lines_is_bounded_and_hurts_nobody() -> Result<()> {
     const FILE: u64 = 1 << 20;
@@ -329,6 +330,7 @@ fn an_agent_that_dies_during_a_boot_starts_nothing_twice() -> Result<()> {
     mesh.end()
 }
 
+/// Faults 1 and 2, with two replicas of each agent.
 #[test]
 fn replicas_carry_on_when_the_leader_is_killed_during_an_apply() -> Result<()> {
     let mesh = Mesh::new()?.with_env("RAZAR_AGENTS", "registry:2,orchestrator:2").started(pair)?;

@@ -151,12 +151,12 @@ impl Projection {
             None => return Folded::Stale,
         }
         let Some(fact) = &event.fact else {
-            self.unknown_events += 1;
+            self.unknown_events = self.unknown_events.saturating_add(1);
             return Folded::Unknown;
         };
         let folded = self.fold(stream_sequence, event, fact);
         if folded == Folded::Incomplete {
-            self.unknown_events += 1;
+            self.unknown_events = self.unknown_events.saturating_add(1);
         }
         folded
     }
@@ -165,7 +165,7 @@ impl Projection {
     pub fn dead_letter(&mut self, stream_sequence: u64) {
         if stream_sequence > self.applied_sequence {
             self.applied_sequence = stream_sequence;
-            self.dead_letters += 1;
+            self.dead_letters = self.dead_letters.saturating_add(1);
         }
     }
 

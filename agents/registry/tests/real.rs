@@ -3,6 +3,9 @@
 
 #[path = "../../../crates/bus/tests/real/broker.rs"]
 mod broker;
+#[expect(dead_code, unreachable_pub, reason = "shared with the end-to-end tests; not every part is used here")]
+#[path = "../../../tests/src/e2e/proxy.rs"]
+mod proxy;
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use broker::{Broker, SOON, free_port, soon};
 use prost::Message as _;
 use razar_bus::{Bus, EventPublisher};
@@ -34,11 +37,16 @@ struct Replica {
 
 impl Replica {
     fn start(broker: &Broker, name: &str) -> Result<Self> {
+        Self::through(broker.port, name)
+    }
+
+    /// On a port that leads to the broker.
+    fn through(port: u16, name: &str) -> Result<Self> {
         let (http, folder) = (free_port()?, tempfile::tempdir()?);
         let file = folder.path().join("agent.toml");
         std::fs::write(&file, "[settings]\nsnapshot_events = 500\n")?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_razar-registry"));
-        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{}", broker.port)).env("RAZAR_REPLICA", name).env("RAZAR_CONFIG", file);
+        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).env("RAZAR_REPLICA", name).env("RAZAR_CONFIG", file);
         command.env("RAZAR_HTTP", format!("127.0.0.1:{http}")).stdin(Stdio::null());
         if std::env::var_os("RAZAR_TEST_LOGS").is_none() {
             command.stderr(Stdio::null());
@@ -295,6 +303,51 @@ async fn questions_are_answered_from_memory() -> Result<()> {
     })
     .await?;
     assert_eq!(found.components[0].state(), InstanceState::Ready);
+    Ok(())
+}
+
+/// How many clients the broker has cut off for reading too slowly.
+async fn slow_consumers(monitor: u16) -> Result<u64> {
+    let mut peer = tokio::net::TcpStream::connect(("127.0.0.1", monitor)).await?;
+    peer.write_all(b"GET /varz HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    peer.read_to_string(&mut answer).await?;
+    let (_, count) = answer.split_once("\"slow_consumers\": ").context("no count")?;
+    Ok(count.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default().parse()?)
+}
+
+/// Fault 11: a replica reads too slowly while questions and events flood it; the broker cuts it off. It comes back by itself, and its
+/// projection is the same, byte for byte, as one that was folded without trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_cut_off_as_too_slow_has_lost_and_doubled_nothing() -> Result<()> {
+    let monitor = free_port()?;
+    let broker = Broker::with(&format!("http: \"127.0.0.1:{monitor}\"\nwrite_deadline: \"300ms\"\nmax_pending: 1048576"))?;
+    let bus = broker.provisioned().await?;
+    let proxy = proxy::Proxy::start(broker.port)?;
+    let replica = Replica::through(proxy.port(), "r1")?;
+    let mut teller = Teller::new(&bus);
+    teller.life("c0", 1).await;
+    teller.done().await;
+    bucket_agrees(&bus).await?;
+    proxy.hold(proxy::Way::ToClient);
+    for n in 0..300 {
+        teller.life(&format!("c{}", n % 40), 2 + n).await;
+    }
+    teller.done().await;
+    let question = bytes::Bytes::from(vec![0xff; 100_000]);
+    soon("the broker to cut it off", async {
+        while slow_consumers(monitor).await? == 0 {
+            bus.publish("razar.query.registry.status", question.clone(), "").await?;
+        }
+        anyhow::Ok(())
+    })
+    .await??;
+    proxy.mend();
+    bucket_agrees(&bus).await?;
+    let (mine, reply) = (folded(&bus).await?.0.observed(), status(&bus).await?);
+    assert_eq!(reply.observed.unwrap().encode_to_vec(), mine.encode_to_vec());
+    assert_eq!(replica.metric("razar_dead_letters_total").await?, 0.0);
+    assert!(proxy.connections() >= 2, "it came back over another connection");
     Ok(())
 }
 

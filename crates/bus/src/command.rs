@@ -32,6 +32,7 @@ use crate::{
     Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT,
     connection::{check_size, jittered},
     provision::unique,
+    stall,
 };
 
 /// A command is not taken up later than this after it was stored, whatever it says.
@@ -147,6 +148,10 @@ pub struct CommandSource {
     inboxes: Arc<Inboxes>,
     listener: tokio::task::AbortHandle,
     pull: Option<Pull>,
+    /// Where the consumer stood when the last pull ran out although commands wait.
+    stands_at: Option<u64>,
+    /// The consumer is being made anew; everything up to this sequence of COMMANDS was acknowledged to the one before.
+    anew_after: Option<u64>,
 }
 
 struct Pull {
@@ -173,7 +178,8 @@ impl Bus {
         let inboxes = Arc::new(Inboxes::default());
         let filled = inboxes.clone();
         let listener = tokio::spawn(async move { listen(&mut heard, &filled).await }).abort_handle();
-        Ok(CommandSource { bus: self.clone(), agent: agent.to_owned(), inboxes, listener, pull: None })
+        let (bus, agent) = (self.clone(), agent.to_owned());
+        Ok(CommandSource { bus, agent, inboxes, listener, pull: None, stands_at: None, anew_after: None })
     }
 
     /// Sends a command and waits for its receipt. An empty id is filled in, so that the call may be repeated with the returned id.
@@ -272,11 +278,15 @@ impl CommandSource {
             match message.status {
                 None => {
                     pull.asked_until = None;
+                    self.stands_at = None;
                     return Ok(message);
                 }
                 Some(StatusCode::IDLE_HEARTBEAT) => {}
                 // The pull ran out.
-                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => pull.asked_until = None,
+                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
+                    pull.asked_until = None;
+                    self.look_for_stall().await?;
+                }
                 // The consumer is gone, or does not take pulls: make it again.
                 Some(status) => return Err(BusError::Broker { code: u64::from(status.as_u16()), why: "the pull was refused".to_owned() }),
             }
@@ -291,10 +301,43 @@ impl CommandSource {
         }
     }
 
-    async fn begin(&self, connected: Instant) -> Result<Pull, BusError> {
+    /// A pull ran out: if commands wait all the same, and did at the last one too, the consumer stands still and is made anew behind
+    /// what was acknowledged to it.
+    async fn look_for_stall(&mut self) -> Result<(), BusError> {
+        let stream = self.bus.stream_of(Store::Commands);
+        let info = stall::info(&self.bus, &stream, &self.agent).await?;
+        let delivered = info.delivered.consumer_sequence;
+        // At its limit of unacknowledged ones it waits rightly, for them to be acknowledged or due again.
+        let full = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) >= ACK_PENDING_MAX;
+        let now = stall::standing(info.num_pending, delivered, delivered).filter(|_| !full);
+        if now.is_none() || self.stands_at != now {
+            self.stands_at = now;
+            return Ok(());
+        }
+        tracing::warn!(agent = self.agent, pending = info.num_pending, "the consumer of commands stands still, making another");
+        self.anew_after = Some(info.ack_floor.stream_sequence);
+        (self.pull, self.stands_at) = (None, None);
+        let call = format!("CONSUMER.DELETE.{stream}.{}", self.agent);
+        self.bus.api::<serde_json::Value>(&call, &serde_json::Map::new(), &self.agent).await.map(|_| ())
+    }
+
+    /// Where the shared consumer begins: where it began if it is there, since that cannot be changed.
+    async fn deliver_policy(&self, stream: &str) -> Result<DeliverPolicy, BusError> {
+        match stall::info(&self.bus, stream, &self.agent).await {
+            Ok(present) => Ok(present.config.deliver_policy),
+            Err(BusError::Missing { .. }) => Ok(match self.anew_after {
+                Some(after) => DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+                None => DeliverPolicy::All,
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn begin(&mut self, connected: Instant) -> Result<Pull, BusError> {
+        let stream = self.bus.stream_of(Store::Commands);
         let config = pull::Config {
             durable_name: Some(self.agent.clone()),
-            deliver_policy: DeliverPolicy::All,
+            deliver_policy: self.deliver_policy(&stream).await?,
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: DELIVERIES_MAX,
@@ -302,12 +345,12 @@ impl CommandSource {
             filter_subject: self.bus.subjects().commands_to(&self.agent),
             ..pull::Config::default()
         };
-        let stream = self.bus.stream_of(Store::Commands);
         let create = async {
             let made = self.bus.context().create_consumer_on_stream(config, &stream).await;
             made.map(|_| ()).map_err(|e| BusError::Client(e.to_string()))
         };
         self.bus.limited("making the consumer of commands", "", REQUEST_LIMIT, create).await?;
+        self.anew_after = None;
         let inbox = self.bus.inner.client.new_inbox();
         let subscribe = async { self.bus.inner.client.subscribe(inbox.clone()).await.map_err(|e| BusError::Client(e.to_string())) };
         let subscriber = self.bus.limited("subscribing", "", REQUEST_LIMIT, subscribe).await?;

@@ -16,6 +16,7 @@ mod ordered;
 mod provision;
 mod publisher;
 mod query;
+mod stall;
 
 pub use bucket::{Bucket, BucketWatch, Entry, WatchItem};
 pub use command::{COMMAND_AGE_MAX, CommandItem, CommandSource, ReceivedCommand};

@@ -1,7 +1,13 @@
-//! One ordered read of a stream: a push consumer that is made anew after each gap, silence, lost connection or recreated stream.
+//! One ordered read of a stream: a push consumer that is made anew after each gap, silence, stall, lost connection or recreated stream.
 //! Push, since an ordered pull consumer stalls for 17 s after a broker's end. What the messages mean is the callers' matter.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
 use async_nats::{
     HeaderMap, StatusCode, Subscriber,
@@ -19,6 +25,7 @@ use crate::{
     Bus, BusError, Connection, TRACEPARENT,
     connection::jittered,
     provision::{epoch_or_created, info, unique},
+    stall::Watchdog,
 };
 
 /// The broker tells so often that it has nothing to tell.
@@ -115,7 +122,7 @@ impl Reader {
             match self.begin().await {
                 Ok(Some((subscriber, name))) => {
                     pause = RETRY_MIN;
-                    let end = self.follow(subscriber).await;
+                    let end = self.follow(subscriber, &name).await;
                     self.remove(name);
                     if matches!(end, End::Dropped) {
                         return;
@@ -186,7 +193,7 @@ impl Reader {
         }
     }
 
-    async fn follow(&mut self, mut subscriber: Subscriber) -> End {
+    async fn follow(&mut self, mut subscriber: Subscriber, name: &str) -> End {
         let mut connection = self.bus.connection();
         if !connection.borrow_and_update().is_up() {
             return End::Again;
@@ -197,6 +204,8 @@ impl Reader {
         };
         let context = self.bus.context();
         let mut consumed = 0;
+        let read = Arc::new(AtomicU64::new(0));
+        let watchdog = Watchdog::start(&self.bus, &self.bus.stream_of(self.store), name, read.clone());
         let mut heard = Instant::now();
         loop {
             let silence = tokio::time::Instant::from_std(heard + SILENCE_MAX);
@@ -211,6 +220,7 @@ impl Reader {
                 }
                 () = tokio::time::sleep_until(silence) => return End::Again,
                 () = tokio::time::sleep_until(again) => return End::Again,
+                () = watchdog.stalled() => return End::Again,
                 () = self.out.closed() => return End::Dropped,
             };
             let Some(message) = message else { return End::Again };
@@ -227,6 +237,7 @@ impl Reader {
                 return End::Again;
             }
             consumed = consumer_sequence;
+            read.store(consumed, Ordering::Relaxed);
             let known = matches!(self.plan, Plan::Fold { .. }) && raw.sequence <= self.last;
             self.last = self.last.max(raw.sequence);
             if !known && self.out.send(Read::Message(raw)).await.is_err() {

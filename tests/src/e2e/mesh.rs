@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
@@ -58,6 +58,16 @@ pub struct Said {
     pub out: String,
     /// Standard error.
     pub err: String,
+}
+
+/// An agent that the test itself runs beside a mesh; it ends with this.
+#[derive(Debug)]
+pub struct ByHand(Child);
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        drop((self.0.kill(), self.0.wait()));
+    }
 }
 
 static MESHES: AtomicU32 = AtomicU32::new(0);
@@ -347,6 +357,19 @@ impl Mesh {
         Ok(())
     }
 
+    /// A replica of an agent by hand, as anybody may run one anywhere; `port` of the loopback leads to the broker. It logs to
+    /// `by-hand.log` in the state directory.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn by_hand(&self, program: &str, port: u16, replica: &str) -> Result<ByHand> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.state().join("by-hand.log"))?;
+        let mut command = Command::new(binary(program)?);
+        self.environment(&mut command);
+        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).env("RAZAR_REPLICA", replica).stdout(log.try_clone()?).stderr(log);
+        Ok(ByHand(command.spawn()?))
+    }
+
     /// A client of the broker that is none of the mesh's.
     ///
     /// # Errors
@@ -403,7 +426,9 @@ impl Mesh {
     /// # Errors
     /// When somebody did.
     pub fn nobody_panicked(&self) -> Result<()> {
-        for (who, text) in [("node", self.log()), ("registry", self.log_of("registry")), ("orchestrator", self.log_of("orchestrator"))] {
+        let by_hand = fs::read_to_string(self.state().join("by-hand.log")).unwrap_or_default();
+        let agents = [("registry", self.log_of("registry")), ("orchestrator", self.log_of("orchestrator"))];
+        for (who, text) in [("node", self.log()), ("an agent by hand", by_hand)].into_iter().chain(agents) {
             ensure!(!text.contains("panicked at"), "{who} panicked:\n{}", tail(&text));
         }
         Ok(())

@@ -54,6 +54,14 @@ pub fn alive(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z" && state != "X"))
 }
 
+/// Value of a variable in the environment that it was started with.
+#[must_use]
+pub fn environment_of(pid: u32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let of = |entry: &[u8]| Some(String::from_utf8_lossy(entry).strip_prefix(name)?.strip_prefix('=')?.to_owned());
+    environment.split(|b| *b == 0).find_map(of)
+}
+
 /// Its parent.
 #[must_use]
 pub fn parent_of(pid: u32) -> Option<u32> {

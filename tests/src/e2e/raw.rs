@@ -121,4 +121,27 @@ impl Raw {
         ensure!(answer.get("error").is_none(), "{verb}: {answer}");
         Ok(answer)
     }
+
+    /// The newest message of `stream` under `subject`.
+    ///
+    /// # Errors
+    /// As [`Raw::jetstream`]; there is none.
+    pub fn newest(&mut self, stream: &str, subject: &str) -> Result<Vec<u8>> {
+        let answer = self.jetstream(&format!("STREAM.MSG.GET.{stream}"), &format!(r#"{{"last_by_subj":"{subject}"}}"#))?;
+        base64(answer.pointer("/message/data").and_then(Value::as_str).context("data")?)
+    }
+}
+
+fn base64(text: &str) -> Result<Vec<u8>> {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bytes, mut bits, mut held) = (Vec::new(), 0_u32, 0);
+    for digit in text.trim_end_matches('=').bytes() {
+        bits = bits << 6 | u32::try_from(digits.iter().position(|d| *d == digit).context("a digit of base64")?)?;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push(u8::try_from(bits >> held & 0xff)?);
+        }
+    }
+    Ok(bytes)
 }

@@ -49,6 +49,7 @@ impl World {
             });
         }
         self.check_projections();
+        self.check_late_copies();
         self.check_agreement();
     }
 

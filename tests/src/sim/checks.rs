@@ -14,7 +14,7 @@ use razar_node::policy::{Action, Spawn};
 use razar_orchestrator::policy::PENDING_MAX;
 use razar_registry::projection::Projection;
 
-use super::world::World;
+use super::{bus::Client, random::Rng, world::World};
 
 /// Something that must never have happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,6 +277,54 @@ impl World {
                     format!("registry {r} differs from a fold anew: {}", difference(&registry.projection.observed(), &whole.observed()));
                 self.violated("projection", text);
                 return;
+            }
+        }
+    }
+}
+
+impl World {
+    /// Faults 14 to 16: all that is stored comes to each fold again, late and in another order. Views stay as they are, and who decides
+    /// has nothing else to do. Copies from a journal that its node has lost since are left out: nobody is left to send them.
+    pub fn check_late_copies(&mut self) {
+        let mut rng = Rng::of(self.seed, "late copies");
+        let stored: Vec<_> = self.broker.events.stored.iter().map(|s| s.event.clone()).collect();
+        let place = |e: &v1::Event| e.node_sequence.as_ref().map(|s| (s.node.clone(), s.epoch.clone()));
+        let current: BTreeMap<String, String> = stored.iter().filter_map(|e| place(e)).collect();
+        let mut late: Vec<_> =
+            stored.into_iter().filter(|e| place(e).is_none_or(|(node, epoch)| current.get(&node) == Some(&epoch))).collect();
+        for n in (1..late.len()).rev() {
+            late.swap(n, rng.index(n + 1));
+        }
+        let head = self.broker.events.head();
+        let numbered = || late.iter().zip(head + 1..);
+        for r in 0..self.registries.len() {
+            let registry = &self.registries[r];
+            if !registry.alive || registry.projection.applied_sequence() != head {
+                continue;
+            }
+            let (before, mut after) = (registry.projection.observed(), registry.projection.clone());
+            for (event, sequence) in numbered() {
+                let _ = after.apply(sequence, event);
+            }
+            let mut after = after.observed();
+            (after.applied_sequence, after.unknown_events) = (before.applied_sequence, before.unknown_events);
+            if after != before {
+                let text = format!("late copies change the projection of registry {r}: {}", difference(&before, &after));
+                return self.violated("I1", text);
+            }
+        }
+        for r in 0..self.replicas.len() {
+            if !self.replicas[r].alive || !self.broker.reaches(Client::Replica(r)) {
+                continue;
+            }
+            let now = self.replica_clock(r);
+            let (mut once, mut again) = (self.replicas[r].state.clone(), self.replicas[r].state.clone());
+            for (event, sequence) in numbered() {
+                again.apply_event(sequence, event, now);
+            }
+            let (due, more) = (once.decide(now), again.decide(now));
+            if due != more || once.plan_reply() != again.plan_reply() {
+                return self.violated("I2", format!("late copies change what replica {r} decides from {due:?} to {more:?}"));
             }
         }
     }

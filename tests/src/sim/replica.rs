@@ -94,7 +94,7 @@ pub struct Registry {
 }
 
 impl World {
-    fn replica_clock(&self, r: usize) -> Now {
+    pub(super) fn replica_clock(&self, r: usize) -> Now {
         let replica = &self.replicas[r];
         Now { mono: self.now.saturating_sub(replica.started_at), wall: self.wall(replica.wall_skew) }
     }

@@ -1,23 +1,34 @@
-//! The thread that keeps live logs inside their bounds: it looks at each file's size, the sooner the faster the file grows.
+//! The thread that keeps live logs inside their bounds. A file that nobody writes to costs nothing: the kernel tells of the first write.
+//! From then on its size is looked at, the sooner the faster it grows, until it rests again.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use razar_bus_schema::ids::{Incarnation, Instance};
+use rustix::event::EventfdFlags;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
 
 use super::{
     LogStore,
     rotate::{self, LogBounds},
 };
 
-/// A file is looked at no more often than this: at 100 MB/s it grows by 2 MB meanwhile.
+/// A file is looked at no more often than this: at 500 MB/s it grows by 10 MB meanwhile.
 const LOOK_MIN: Duration = Duration::from_millis(20);
-/// And no less often: what a quiet component can write before its flood is seen is 50 MB at 100 MB/s.
-const LOOK_MAX: Duration = Duration::from_millis(500);
+/// While it is written to, no less often: what a chatty component can write before its flood is seen is 25 MB at 500 MB/s.
+const LOOK_MAX: Duration = Duration::from_millis(50);
+/// Where the kernel cannot tell of writes (no inotify instance or watch left) a file at rest is looked at so often.
+const LOOK_BLIND: Duration = Duration::from_millis(500);
 /// The next look comes when the file will have grown by this part of what it has left.
 const LOOK_AHEAD: u32 = 2;
+/// Room for some hundred changes per read.
+const BUFFER_BYTES: usize = 4096;
 
 /// Bytes that an instance's log lost, because it was written faster than it may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +45,18 @@ struct Kept {
     incarnation: Incarnation,
     path: PathBuf,
     bounds: LogBounds,
-    look_at: Instant,
+    next: Next,
     seen: Option<(Instant, u64)>,
     copied_at: Option<Instant>,
     lost_bytes: u64,
+}
+
+/// When a file is looked at next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    At(Instant),
+    /// When this watch, which fires once, tells of a write.
+    Written(i32),
 }
 
 #[derive(Default)]
@@ -49,7 +68,10 @@ struct State {
 struct Shared {
     store: LogStore,
     state: Mutex<State>,
-    wake: Condvar,
+    /// Readable when the thread has something new to look at.
+    wake: OwnedFd,
+    /// `None`: the system has none left.
+    inotify: Option<OwnedFd>,
 }
 
 /// Handle of the thread, which ends when this is dropped.
@@ -68,9 +90,12 @@ impl LogKeeper {
     /// Starts the thread.
     ///
     /// # Errors
-    /// No thread can be made.
+    /// No thread or descriptor can be made.
     pub fn start(store: LogStore) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { store, state: Mutex::default(), wake: Condvar::new() });
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
+        let inotify = inotify.inspect_err(|error| tracing::warn!(%error, "logs are looked at, since writes to them are not told")).ok();
+        let shared = Arc::new(Shared { store, state: Mutex::default(), wake, inotify });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("log-keeper".to_owned()).spawn(move || of_thread.run())?;
         Ok(Self { shared, thread: Some(thread) })
@@ -81,15 +106,17 @@ impl LogKeeper {
         let path = self.shared.store.path(&instance, incarnation);
         let mut state = self.shared.lock();
         let lost_bytes = state.kept.get(&instance).map_or(0, |kept| kept.lost_bytes);
-        let kept = Kept { incarnation, path, bounds, look_at: Instant::now(), seen: None, copied_at: None, lost_bytes };
-        state.kept.insert(instance, kept);
+        let kept = Kept { incarnation, path, bounds, next: Next::At(Instant::now()), seen: None, copied_at: None, lost_bytes };
+        let before = state.kept.insert(instance, kept);
         drop(state);
-        self.shared.wake.notify_one();
+        self.shared.disarm(before);
+        self.shared.wake();
     }
 
     /// No longer looks after the instance's log: its process has gone.
     pub fn forget(&self, instance: &Instance) {
-        self.shared.lock().kept.remove(instance);
+        let before = self.shared.lock().kept.remove(instance);
+        self.shared.disarm(before);
     }
 
     /// What was lost since the last call: to be said once a second or so, never line by line.
@@ -109,7 +136,7 @@ impl LogKeeper {
 impl Drop for LogKeeper {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
-        self.shared.wake.notify_one();
+        self.shared.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -121,42 +148,110 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wake(&self) {
+        // Full is as good as awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// A watch that has not fired would outlive its file's keeping.
+    fn disarm(&self, kept: Option<Kept>) {
+        if let (Some(inotify), Some(Next::Written(id))) = (&self.inotify, kept.map(|kept| kept.next)) {
+            let _ = inotify::remove_watch(inotify, id);
+        }
+    }
+
     fn run(&self) {
         loop {
-            let mut state = self.lock();
+            let state = self.lock();
             if state.stopping {
                 return;
             }
+            let at = |kept: &Kept| if let Next::At(at) = kept.next { Some(at) } else { None };
+            let due = state.kept.iter().filter_map(|(i, kept)| Some((at(kept)?, i))).min().map(|(at, i)| (at, i.clone()));
+            drop(state);
             let now = Instant::now();
-            let due = state.kept.iter().min_by_key(|(_, kept)| kept.look_at).map(|(i, kept)| (i.clone(), kept.look_at));
             match due {
-                None => drop(self.wake.wait(state)),
-                Some((_, at)) if at > now => drop(self.wake.wait_timeout(state, at - now)),
-                Some((instance, _)) => {
-                    let Some(kept) = state.kept.get_mut(&instance) else { continue };
-                    let (path, bounds, mut copied_at, incarnation) = (kept.path.clone(), kept.bounds, kept.copied_at, kept.incarnation);
-                    kept.look_at = now + LOOK_MAX;
-                    // The lock is not held while the disk works.
-                    drop(state);
-                    let rotated = rotate::rotate(&self.store, &path, bounds, &mut copied_at);
-                    let size = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-                    if let (Ok(Some(_)), Some(dir)) = (&rotated, path.parent()) {
-                        let _ = rotate::prune(&self.store, dir, incarnation, bounds.keep);
-                    }
-                    let mut state = self.lock();
-                    let Some(kept) = state.kept.get_mut(&instance).filter(|kept| kept.path == path) else { continue };
-                    kept.copied_at = copied_at;
-                    kept.lost_bytes += rotated.as_ref().ok().and_then(Option::as_ref).map_or(0, |r| r.lost_bytes);
-                    kept.plan_look(size, matches!(rotated, Ok(Some(_))));
-                }
+                Some((at, instance)) if at <= now => self.look(&instance),
+                later => self.wait(later.map(|(at, _)| at - now)),
             }
         }
     }
+
+    /// Sleeps until a look is due, something is to be kept, or a file at rest is written to.
+    fn wait(&self, limit: Option<Duration>) {
+        let mut fds = vec![self.wake.as_fd()];
+        fds.extend(self.inotify.as_ref().map(|inotify| inotify.as_fd()));
+        if razar_os::wait_readable(&fds, limit).is_err() {
+            // Out of memory: not at once again.
+            std::thread::sleep(LOOK_MAX);
+        }
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.take_writes();
+    }
+
+    fn take_writes(&self) {
+        let Some(inotify) = &self.inotify else { return };
+        let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
+        let mut changes = inotify::Reader::new(inotify, &mut buffer);
+        loop {
+            let (id, kind) = match changes.next() {
+                Ok(change) => (change.wd(), change.events()),
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+            };
+            let all = kind.contains(ReadFlags::QUEUE_OVERFLOW);
+            let now = Instant::now();
+            for kept in self.lock().kept.values_mut().filter(|kept| matches!(kept.next, Next::Written(of) if all || of == id)) {
+                // How fast it grows is seen from here on.
+                kept.seen = kept.seen.map(|(_, size)| (now, size));
+                kept.next = Next::At(now + LOOK_MIN);
+            }
+        }
+    }
+
+    fn look(&self, instance: &Instance) {
+        let Some((path, bounds, mut copied_at, incarnation)) =
+            self.lock().kept.get(instance).map(|kept| (kept.path.clone(), kept.bounds, kept.copied_at, kept.incarnation))
+        else {
+            return;
+        };
+        // The lock is not held while the disk works.
+        let mut size = size_of(&path);
+        let mut rotated = None;
+        if size > bounds.max_size_bytes {
+            rotated = rotate::rotate(&self.store, &path, bounds, &mut copied_at).ok().flatten();
+            size = size_of(&path);
+        }
+        if let (Some(_), Some(dir)) = (&rotated, path.parent()) {
+            let _ = rotate::prune(&self.store, dir, incarnation, bounds.keep);
+        }
+        let mut state = self.lock();
+        let Some(kept) = state.kept.get_mut(instance).filter(|kept| kept.path == path) else { return };
+        kept.copied_at = copied_at;
+        kept.lost_bytes += rotated.map_or(0, |r| r.lost_bytes);
+        let now = Instant::now();
+        kept.next = match kept.pause(now, size, rotated.is_some()) {
+            Some(pause) => Next::At(now + pause),
+            None => self.arm(&path, size).map_or(Next::At(now + LOOK_BLIND), |armed| armed.unwrap_or(Next::At(now + LOOK_MIN))),
+        };
+        kept.seen = Some((now, size));
+    }
+
+    /// Lets the kernel tell of the next write. `Ok(None)`: there was one meanwhile.
+    fn arm(&self, path: &std::path::Path, size: u64) -> io::Result<Option<Next>> {
+        let inotify = self.inotify.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let id = inotify::add_watch(inotify, path, WatchFlags::MODIFY | WatchFlags::ONESHOT)?;
+        Ok((size_of(path) == size).then_some(Next::Written(id)))
+    }
+}
+
+fn size_of(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
 impl Kept {
-    fn plan_look(&mut self, size: u64, rotated: bool) {
-        let now = Instant::now();
+    /// How long until the next look; `None`: it rests.
+    fn pause(&self, now: Instant, size: u64, rotated: bool) -> Option<Duration> {
         let left = self.bounds.max_size_bytes.saturating_sub(size);
         let wait = match self.seen {
             // After a rotation the growth is unknown again; it was fast before.
@@ -166,9 +261,9 @@ impl Kept {
                 let nanos = now.duration_since(at).as_nanos() * u128::from(left) / grown / u128::from(LOOK_AHEAD);
                 Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
             }
+            Some((_, before)) if size == before => return None,
             _ => LOOK_MAX,
         };
-        self.seen = Some((now, size));
-        self.look_at = now + wait.clamp(LOOK_MIN, LOOK_MAX);
+        Some(wait.clamp(LOOK_MIN, LOOK_MAX))
     }
 }

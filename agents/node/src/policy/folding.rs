@@ -289,7 +289,7 @@ impl Node {
         let sign = &mut inst.probes.liveness.sign_at;
         *sign = (*sign).max(Some(at));
         if inst.hang.windows() > 0 {
-            inst.signs_of_life += 1;
+            inst.signs_of_life = inst.signs_of_life.saturating_add(1);
             self.dirty.insert(id.clone());
         }
         inst.hang.answered();

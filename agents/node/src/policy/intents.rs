@@ -227,7 +227,7 @@ impl Node {
             let before = self.instances.get(&id);
             let same = before.is_none_or(|i| i.started_hash.is_empty() || i.started_hash == desired.spec_hash);
             let generation = before.map_or(1, |i| i.generation.max(1));
-            desired.generation = if same { generation } else { generation + 1 };
+            desired.generation = if same { generation } else { generation.saturating_add(1) };
             desired.stack = SYSTEM_STACK.to_owned();
             let wanted = Wanted {
                 spec: Arc::new(desired.spec.clone().unwrap_or_default()),

@@ -393,7 +393,7 @@ impl Node {
         let Some(wanted) = inst.wanted.clone() else { return };
         let local = matches!(inst.state, State::Exited | State::Backoff);
         let (generation, used) = (wanted.desired.generation, inst.used.max(inst.incarnation));
-        let start = if generation > used.generation { self.config.start_floor + 1 } else { used.start + 1 };
+        let start = if generation > used.generation { self.config.start_floor + 1 } else { used.start.saturating_add(1) };
         inst.incarnation = Incarnation::new(generation.max(used.generation), start);
         inst.used = inst.incarnation;
         if generation > used.generation {

@@ -114,12 +114,15 @@ pub fn manner(probe: &v1::Probe) -> Manner {
     }
 }
 
+/// A start that may take longer than a year may take for ever: sums with it stay in range.
+const STARTUP_LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Longest time that a start may hold its slot: what the startup probe allows, else [`STARTUP_LIMIT`].
 #[must_use]
 pub fn startup_limit(spec: &v1::ComponentSpec) -> Duration {
     spec.startup.as_ref().map_or(STARTUP_LIMIT, |probe| {
         let f = figures(probe, Role::Startup);
-        f.initial_delay + f.period.saturating_mul(f.failures)
+        (f.initial_delay + f.period.saturating_mul(f.failures).min(STARTUP_LONGEST)).min(STARTUP_LONGEST)
     })
 }
 
@@ -299,6 +302,15 @@ mod tests {
 
     fn spec() -> v1::ComponentSpec {
         v1::ComponentSpec { readiness: Some(http()), liveness: Some(http()), ..Default::default() }
+    }
+
+    /// Faults 22 and 51: numbers that no stack file gives, from a record of anybody's.
+    #[test]
+    fn odd_numbers_of_a_record_give_a_limit_all_the_same() {
+        let longest = Some(prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX });
+        let startup = v1::Probe { period: longest, initial_delay: longest, failure_threshold: u32::MAX, ..http() };
+        let limit = startup_limit(&v1::ComponentSpec { startup: Some(startup), ..Default::default() });
+        assert_eq!(Duration::from_secs(1) + limit, Duration::from_secs(1) + STARTUP_LONGEST);
     }
 
     /// Times of the questions, in ms, when every one is answered at once with `answer`.

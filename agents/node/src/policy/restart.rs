@@ -68,7 +68,7 @@ impl Limits {
             base: time::duration_or(r.base.as_ref(), Duration::from_secs(1)),
             factor: or(r.factor, 2.0),
             longest: time::duration_or(r.max.as_ref(), Duration::from_secs(60)),
-            jitter: r.jitter.clamp(0.0, 1.0),
+            jitter: or(r.jitter, 0.0).min(1.0),
             reset_after: time::duration_or(r.reset_after.as_ref(), Duration::from_secs(1)),
             endless: r.endless,
             policy: r.policy(),
@@ -84,7 +84,7 @@ impl Limits {
             n => {
                 let exponent = i32::try_from(n - 2).unwrap_or(i32::MAX);
                 let seconds = (self.base.as_secs_f64() * self.factor.powi(exponent)).min(self.longest.as_secs_f64());
-                Duration::from_secs_f64(seconds * (1.0 - self.jitter / 2.0 + self.jitter * dice))
+                Duration::try_from_secs_f64(seconds * (1.0 - self.jitter / 2.0 + self.jitter * dice)).unwrap_or(self.longest)
             }
         }
     }
@@ -150,6 +150,19 @@ mod tests {
 
     fn limits() -> Limits {
         Limits::of(&v1::ComponentSpec::default())
+    }
+
+    /// Faults 22 and 51: numbers that no stack file gives, from a record of anybody's.
+    #[test]
+    fn odd_numbers_of_a_record_give_a_delay_all_the_same() {
+        let longest = prost_types::Duration { seconds: i64::MAX, nanos: i32::MAX };
+        for odd in [f64::NAN, f64::INFINITY, -1.0, f64::MAX, f64::MIN_POSITIVE] {
+            let restart = v1::RestartSpec { jitter: odd, factor: odd, base: Some(longest), max: Some(longest), ..Default::default() };
+            let limits = Limits::of(&v1::ComponentSpec { restart: Some(restart), ..Default::default() });
+            for lives in [0, 1, 2, 9, u32::MAX] {
+                let _ = Duration::from_secs(1) + limits.delay(lives, 1.0);
+            }
+        }
     }
 
     #[test]

@@ -206,7 +206,7 @@ impl State {
         }
         let mut events = Vec::new();
         for component in &completed.failed {
-            let boots = self.history(component).failed_boots + 1;
+            let boots = self.history(component).failed_boots.saturating_add(1);
             let Some(part) = blueprint.parts.get(component) else { continue };
             if boots < blueprint.failed_boots.max(1) {
                 continue;
@@ -271,7 +271,7 @@ impl State {
 
     fn failed_boot(&self, component: &str) -> (MissionsValue, u64) {
         let mut history = self.history(component);
-        history.failed_boots += 1;
+        history.failed_boots = history.failed_boots.saturating_add(1);
         (MissionsValue::History(history), self.history_revision(component))
     }
 

@@ -192,7 +192,7 @@ impl State {
         let Some(record) = record else {
             // A new bucket: what the nodes hold goes on if it is the same, else it is placed anew.
             let same = (self.told_same(instance, wish, floor) || self.holds_same(instance, wish, floor)) && !wish.fresh;
-            return if same { floor.max(1) } else { floor + 1 };
+            return if same { floor.max(1) } else { floor.saturating_add(1) };
         };
         let begins_anew = record.mission_id != plan.mission_id && !plan.ended;
         let changed = record.spec_hash != wish.spec_hash
@@ -202,7 +202,7 @@ impl State {
             // Started again it is another life: what was told of the one before it says nothing about this one.
             || (record.mode() == RunMode::Stop && wish.mode() == RunMode::Run)
             || (begins_anew && (wish.fresh || self.failed_before(plan, instance, record)));
-        if changed { floor.max(record.generation) + 1 } else { record.generation }
+        if changed { floor.max(record.generation).saturating_add(1) } else { record.generation }
     }
 
     /// Whether what was desired last, by EVENTS, is what the wish asks for.
@@ -328,7 +328,7 @@ impl State {
         // A one-shot that has completed runs again only when it is to be fresh.
         let one_shot = current.spec.as_ref().is_some_and(|s| s.one_shot);
         let desired = v1::Desired {
-            generation: self.facts.floor(instance).max(current.generation) + 1,
+            generation: self.facts.floor(instance).max(current.generation).saturating_add(1),
             fresh: one_shot || current.fresh,
             ..current.clone()
         };

@@ -30,9 +30,14 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn start(broker: &Broker, name: &str) -> Result<Self> {
+        Self::through(broker.port, name)
+    }
+
+    /// On a port that leads to the broker.
+    pub(crate) fn through(port: u16, name: &str) -> Result<Self> {
         let http = free_port()?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_razar-orchestrator"));
-        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{}", broker.port)).env("RAZAR_REPLICA", name);
+        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).env("RAZAR_REPLICA", name);
         command.env("RAZAR_HTTP", format!("127.0.0.1:{http}")).stdin(Stdio::null());
         if std::env::var_os("RAZAR_TEST_LOGS").is_none() {
             command.stderr(Stdio::null());

@@ -9,6 +9,10 @@
 #[path = "../../../../crates/bus/tests/real/broker.rs"]
 mod broker;
 mod cast;
+mod lines;
+#[expect(dead_code, unreachable_pub, reason = "shared with the end-to-end tests; not every part is used here")]
+#[path = "../../../../tests/src/e2e/proxy.rs"]
+mod proxy;
 
 use std::time::Duration;
 

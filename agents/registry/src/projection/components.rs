@@ -105,7 +105,7 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             component.last_error.clone_from(&exited.last_error);
             open_incident(component, event);
             if component.incident.is_some() {
-                component.incident_exits += 1;
+                component.incident_exits = component.incident_exits.saturating_add(1);
             }
         }
         Fact::ComponentUnkillable(_) => component.reason.clone_from(&event.reason),
@@ -155,7 +155,7 @@ fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, starte
         enter(component, event, InstanceState::Starting);
     }
     if new_incarnation || component.starts == 0 {
-        component.starts += 1;
+        component.starts = component.starts.saturating_add(1);
     }
 }
 

@@ -89,6 +89,7 @@ async fn a_command_sent_while_no_agent_runs_is_taken_up_later() -> Result<()> {
     Ok(())
 }
 
+/// Faults 19 and 22.
 #[tokio::test]
 async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
     let broker = Broker::start()?;
@@ -122,6 +123,7 @@ async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
     Ok(())
 }
 
+/// Fault 1: killed between the command and its effect.
 #[tokio::test]
 async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()> {
     let broker = Broker::start()?;
@@ -144,6 +146,7 @@ async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()
     Ok(())
 }
 
+/// Fault 3.
 #[tokio::test]
 async fn commands_are_taken_up_after_a_broker_kill() -> Result<()> {
     let mut broker = Broker::start()?;

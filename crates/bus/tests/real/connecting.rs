@@ -43,6 +43,7 @@ async fn the_state_of_the_connection_is_told() -> Result<()> {
     Ok(())
 }
 
+/// Fault 5.
 #[tokio::test]
 async fn a_broker_that_stands_still_is_noticed() -> Result<()> {
     let broker = Broker::start()?;

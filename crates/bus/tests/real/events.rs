@@ -74,6 +74,7 @@ async fn an_event_is_stored_once_and_folded_with_its_trace() -> Result<()> {
     Ok(())
 }
 
+/// Fault 17.
 #[tokio::test]
 async fn rubbish_is_a_dead_letter_and_is_passed_over() -> Result<()> {
     let broker = Broker::start()?;
@@ -118,6 +119,7 @@ async fn a_fold_goes_on_after_what_was_applied() -> Result<()> {
     Ok(())
 }
 
+/// Fault 3.
 #[tokio::test]
 async fn no_event_is_lost_doubled_or_out_of_order_when_the_broker_is_killed() -> Result<()> {
     const LAST: u64 = 6000;
@@ -138,6 +140,7 @@ async fn no_event_is_lost_doubled_or_out_of_order_when_the_broker_is_killed() ->
     Ok(())
 }
 
+/// Fault 4.
 #[tokio::test]
 async fn the_journal_goes_out_in_order_after_an_hour_without_a_broker() -> Result<()> {
     let mut broker = Broker::start()?;
@@ -157,6 +160,7 @@ async fn the_journal_goes_out_in_order_after_an_hour_without_a_broker() -> Resul
     Ok(())
 }
 
+/// Fault 14.
 #[tokio::test]
 async fn events_that_are_stored_already_do_not_stop_a_batch() -> Result<()> {
     let broker = Broker::start()?;
@@ -171,6 +175,7 @@ async fn events_that_are_stored_already_do_not_stop_a_batch() -> Result<()> {
     Ok(())
 }
 
+/// Fault 29.
 #[tokio::test]
 async fn a_recreated_stream_resets_the_fold() -> Result<()> {
     let broker = Broker::start()?;
@@ -199,6 +204,7 @@ async fn a_recreated_stream_resets_the_fold() -> Result<()> {
     Ok(())
 }
 
+/// Fault 20.
 #[tokio::test]
 async fn an_event_that_is_too_large_is_refused_before_it_is_sent() -> Result<()> {
     let broker = Broker::start()?;

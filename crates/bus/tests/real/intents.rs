@@ -63,6 +63,7 @@ async fn a_batch_is_written_whole_or_not_at_all() -> Result<()> {
     Ok(())
 }
 
+/// Faults 19 and 21.
 #[tokio::test]
 async fn what_nobody_can_read_is_told_as_such() -> Result<()> {
     let broker = Broker::start()?;
@@ -80,6 +81,7 @@ async fn what_nobody_can_read_is_told_as_such() -> Result<()> {
     Ok(())
 }
 
+/// Faults 3 and 12.
 #[tokio::test]
 async fn a_watch_outlives_the_broker_and_repeats_nothing() -> Result<()> {
     let mut broker = Broker::start()?;
@@ -118,6 +120,7 @@ async fn a_watch_outlives_the_broker_and_repeats_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Fault 29.
 #[tokio::test]
 async fn a_recreated_bucket_has_a_new_epoch() -> Result<()> {
     let broker = Broker::start()?;

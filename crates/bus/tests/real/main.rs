@@ -4,8 +4,12 @@ mod broker;
 mod commands;
 mod connecting;
 mod events;
+mod hurt;
 mod intents;
 mod leases;
 mod played;
+#[expect(dead_code, unreachable_pub, reason = "shared with the end-to-end tests; not every part is used here")]
+#[path = "../../../../tests/src/e2e/proxy.rs"]
+mod proxy;
 mod queries;
 mod stores;

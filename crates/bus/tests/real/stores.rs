@@ -93,6 +93,7 @@ async fn a_bucket_is_written_by_compare_and_swap() -> Result<()> {
     Ok(())
 }
 
+/// Fault 30.
 #[tokio::test]
 async fn of_fifty_writers_one_wins() -> Result<()> {
     let broker = Broker::start()?;
