@@ -176,6 +176,8 @@ impl State {
         };
         let moved = record.is_some_and(|r| r.node_epoch != place.epoch || r.node != place.node);
         desired.generation = self.generation(plan, instance, &desired, record);
+        // To run again belongs to the generation, which a new rank or mission does not change.
+        desired.fresh |= record.is_some_and(|r| r.fresh && r.generation == desired.generation);
         let cause = if moved && !place.told_by.is_empty() { place.told_by.clone() } else { cause_of(plan) };
         let short = plan.mission_id.get(..8).unwrap_or(&plan.mission_id);
         let reason = if by_hand {

@@ -280,6 +280,18 @@ fn a_failure_in_the_mission_is_not_the_orchestrators_to_heal() {
     assert_eq!(world.desired("db").generation, 2, "an operator may");
 }
 
+/// Mutation: let a new plan forget that the generation was to run again.
+#[test]
+fn a_one_shot_that_was_asked_for_again_is_still_asked_for_under_another_plan() {
+    let mut world = booted(&["db*", "api"]);
+    world.command("c2", "restart", "db", v1::Command::default());
+    let revision = world.store(&blueprint("demo", "", &["first", "db*", "api>first"]));
+    world.apply("c3", "demo", &revision);
+    world.run();
+    let db = world.desired("db");
+    assert_eq!((db.generation, db.fresh), (2, true), "{db:?}");
+}
+
 #[test]
 fn fresh_runs_one_shots_again_once() {
     let mut world = booted(&["db", "migrate*>db"]);
