@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -58,11 +58,12 @@ impl Node {
         process
     }
 
-    /// The agent, with a broker that is never there.
+    /// The agent, with a broker that is never there, on a port of this test's own: the agent's own ports are looked for beside it.
     fn start_agent(&mut self) {
+        let nobodys = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_razar-node"));
         command.arg("agent").env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-        command.env("RAZAR_STATE_DIR", self.dir.path()).env("RAZAR_SERVER", "nats://127.0.0.1:9");
+        command.env("RAZAR_STATE_DIR", self.dir.path()).env("RAZAR_SERVER", format!("nats://{nobodys}"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(self.path("node.log")).unwrap());
         self.agent = Some(command.spawn().unwrap());
     }
