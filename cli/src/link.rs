@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use razar_bus::{Bus, BusError, Config, EventFold, Start};
+use razar_bus::{Bus, BusError, COMMAND_AGE_MAX, Config, EventFold, Start};
 use razar_bus_schema::{
     ids::{Instance, sha256_hex},
     v1,
@@ -17,7 +17,7 @@ use crate::{
     http,
     mesh::{Facts, Place, SERVER_DEFAULT, host_port},
     ports,
-    render::text::escape,
+    render::{text::escape, time::exact},
     spans::Sending,
 };
 
@@ -176,11 +176,18 @@ impl Link {
         Failure::new(Exit::OutOfReach, format!("{}; what it would say is unknown", escape(&why)))
     }
 
-    /// Sends a command and waits for its receipt; a refused one is a receipt too.
+    /// Sends a command and waits `patience` for its receipt; a refused one is a receipt too. After [`ASK_LIMIT`] it is told that one waits:
+    /// who had read the command may have died with it, and the broker gives it to the next after some seconds.
     ///
     /// # Errors
     /// Exit 69 when the bus is away, 75 when the command is stored and nobody has taken it up yet.
-    pub(crate) async fn command(&self, agent: &str, verb: &str, target: &str, mut command: v1::Command) -> Result<v1::Receipt, Failure> {
+    pub(crate) async fn command(
+        &self,
+        (agent, verb, target): (&str, &str, &str),
+        mut command: v1::Command,
+        patience: Duration,
+        console: &Console,
+    ) -> Result<v1::Receipt, Failure> {
         if command.command_id.is_empty() {
             command.command_id = command_id(verb, target);
         }
@@ -188,8 +195,19 @@ impl Link {
             command.issuer = issuer();
         }
         let id = command.command_id.clone();
+        let in_time = format!("within {} of the asking", exact(COMMAND_AGE_MAX));
         let sending = Sending::begin(self.bus.mesh(), &mut command);
-        let receipt = self.bus.command(agent, verb, target, command, ASK_LIMIT).await;
+        let waiting = async {
+            tokio::time::sleep(ASK_LIMIT).await;
+            if patience > ASK_LIMIT {
+                console.note(&format!("no receipt from {agent} within {}; waiting {} at most", exact(ASK_LIMIT), exact(patience)));
+            }
+            std::future::pending().await
+        };
+        let receipt = tokio::select! {
+            receipt = self.bus.command(agent, verb, target, command, patience) => receipt,
+            never = waiting => never,
+        };
         if let Ok(receipt) = &receipt {
             sending.end(self.bus.subjects(), agent, verb, target, receipt).await;
         }
@@ -197,7 +215,7 @@ impl Link {
         receipt.map_err(|e| match e {
             BusError::Timeout { .. } | BusError::NoResponders { .. } => Failure::new(
                 Exit::NoOutcome,
-                format!("no receipt from {agent} within 5s: command {id} is stored, and is taken up if it comes back within 60s"),
+                format!("no receipt from {agent} within {}: command {id} is stored, and is taken up if it comes back {in_time}", exact(patience)),
             ),
             BusError::Denied { subject } => Failure::new(Exit::Refused, format!("the broker forbids {subject}")),
             other => Failure::new(Exit::OutOfReach, format!("{agent} {verb} {target}: {other}; whether it was stored is unknown")),

@@ -33,7 +33,7 @@ const LOOK_PERIOD: Duration = Duration::from_millis(500);
 const GUARD_POLL: Duration = Duration::from_millis(20);
 
 /// After the guard nothing of the mesh is left; what is must have missed its end by no more than this.
-const LEFT_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LEFT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Stops the stack, then the mesh.
 ///
@@ -160,7 +160,7 @@ async fn stack(link: &Link, console: &Console, global: &Global, limit: Duration,
     let mut feed = Feed::new(link, link.events_after(">", &before));
     // Nothing is in force while an earlier down still stops what lives: then there is only to wait.
     if !plan.stack.is_empty() {
-        let sent = send(link, "orchestrator", "down", &plan.stack, v1::Command::default()).await?;
+        let sent = send(link, ("orchestrator", "down", &plan.stack), v1::Command::default(), console, global).await?;
         let accepted = receipt(&sent, "orchestrator", console, &["down"], &plan.stack)?;
         if global.no_wait {
             return if console.json { console.message(sent.receipt()) } else { console.line(&accepted) };

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use razar_bus::COMMAND_AGE_MAX;
 use razar_bus_schema::v1;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     console::Console,
     exit::{Done, Exit, Failure},
     feed::{Feed, Item},
-    link::Link,
+    link::{ASK_LIMIT, Link},
     outcome::Waiter,
     render::{
         text::escape,
@@ -44,7 +45,7 @@ pub(crate) async fn run(verb: &str, args: Named, console: &Console, global: &Glo
     let mut worst = Exit::Well;
     for name in &args.names {
         let command = v1::Command { reason: args.reason.clone(), ..Default::default() };
-        let sent = send(&link, "orchestrator", verb, name, command).await?;
+        let sent = send(&link, ("orchestrator", verb, name), command, console, global).await?;
         match receipt(&sent, "orchestrator", console, &[verb], name) {
             Ok(line) => console.note(&line),
             Err(refused) => {
@@ -63,13 +64,21 @@ pub(crate) async fn run(verb: &str, args: Named, console: &Console, global: &Glo
     wait(&link, feed, waiters, console, global).await.map(|exit| exit.max(worst))
 }
 
-/// Sends one command.
+/// Sends one command. The wait for its receipt is part of the wait for its outcome, and ends when the command does.
 ///
 /// # Errors
 /// As [`Link::command`].
-pub(crate) async fn send(link: &Link, agent: &str, verb: &str, target: &str, command: v1::Command) -> Result<Sent, Failure> {
+pub(crate) async fn send(
+    link: &Link,
+    (agent, verb, target): (&str, &str, &str),
+    command: v1::Command,
+    console: &Console,
+    global: &Global,
+) -> Result<Sent, Failure> {
     let began = Instant::now();
-    let receipt = link.command(agent, verb, target, command).await?;
+    let outcome = global.timeout.unwrap_or(TIMEOUT_DEFAULT);
+    let patience = if global.no_wait { ASK_LIMIT.min(outcome) } else { outcome.min(COMMAND_AGE_MAX) };
+    let receipt = link.command((agent, verb, target), command, patience, console).await?;
     Ok(Sent { receipt, took: began.elapsed() })
 }
 
@@ -161,7 +170,7 @@ pub(crate) async fn profile(args: Profile, console: &Console, global: &Global) -
     let before = link.caught_up().await?;
     let feed = Feed::new(&link, link.events_after(">", &before));
     let command = v1::Command { reason: args.reason.clone(), ..Default::default() };
-    let sent = send(&link, "orchestrator", "profile", &args.name, command).await?;
+    let sent = send(&link, ("orchestrator", "profile", &args.name), command, console, global).await?;
     console.note(&receipt(&sent, "orchestrator", console, &["profile"], &args.name)?);
     if global.no_wait {
         if console.json {

@@ -32,7 +32,7 @@ pub(crate) async fn run(args: Send, console: &Console, global: &Global) -> Done 
     let before = link.caught_up().await?;
     let known = before.observed.as_ref().map(|o| o.components.as_slice()).unwrap_or_default();
     let feed = Feed::new(&link, link.events_after(">", &before));
-    let sent = send(&link, &args.agent, &args.verb, &args.target, command).await?;
+    let sent = send(&link, (&args.agent, &args.verb, &args.target), command, console, global).await?;
     if console.json {
         console.message(sent.receipt())?;
     }

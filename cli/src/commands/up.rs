@@ -43,6 +43,9 @@ const MESH_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is asked whether the mesh is there.
 const MESH_POLL: Duration = Duration::from_millis(10);
 
+/// How often it is seen whether the mesh that is followed was ended.
+const FOLLOW_POLL: Duration = Duration::from_millis(200);
+
 /// Applies a stack file.
 ///
 /// # Errors
@@ -61,7 +64,7 @@ pub(crate) async fn run(args: Up, console: &Console, global: &Global) -> Done {
     let before = link.caught_up().await?;
     let feed = Feed::new(&link, link.events_after(">", &before));
     let command = v1::Command { stack_revision: revision, profile, fresh: args.fresh, approve: args.approve, ..Default::default() };
-    let sent = send(&link, "orchestrator", "apply", &document.name, command).await?;
+    let sent = send(&link, ("orchestrator", "apply", &document.name), command, console, global).await?;
     let accepted =
         receipt(&sent, "orchestrator", console, &["up"], &document.name).map_err(|f| refused(f, sent.receipt(), &args, console))?;
     if global.no_wait || sent.receipt().mission_id.is_empty() {
@@ -126,12 +129,25 @@ async fn invite(link: &Link, console: &Console) -> Result<(), Failure> {
     console.line("following events; d or a closed terminal detaches, Ctrl+C stops all, again kills")
 }
 
-/// Follows events until somebody says otherwise.
+/// Follows events until somebody says otherwise, or the mesh of this machine ends.
 async fn foreground(mut follow: Follow<'_>, console: &Console, global: &Global, exit: Exit) -> Done {
     let mut asked = Asked::listen()?;
     let mut causes = BTreeMap::new();
+    let place = Place::of(&global.mesh);
+    let here = place.facts().is_some_and(|facts| facts.server == follow.link.server);
+    let mut ended = std::pin::pin!(mesh_ended(&place, here));
     loop {
         tokio::select! {
+            gone = &mut ended => return match gone {
+                Gone::All => {
+                    console.note("the mesh was ended; state kept for the next up");
+                    Ok(exit)
+                }
+                Gone::Guard => {
+                    let text = "the mesh's node is gone; what runs goes on, and nobody heals it";
+                    Err(Failure::new(Exit::OutOfReach, text).next(console.command(&["up"])))
+                }
+            },
             item = follow.feed.next() => match item {
                 Item::Event { event, stored, .. } => {
                     if event.stack == SYSTEM_STACK && !console.verbose {
@@ -165,6 +181,38 @@ async fn foreground(mut follow: Follow<'_>, console: &Console, global: &Global, 
                 }
             },
         }
+    }
+}
+
+/// How the mesh of this machine ended.
+enum Gone {
+    /// Nothing of it runs.
+    All,
+    /// Its guard, and nobody brought it back; something of it runs.
+    Guard,
+}
+
+/// Waits for the end of the mesh of this machine; for ever when the one followed is not `here`.
+async fn mesh_ended(place: &Place, here: bool) -> Gone {
+    if !here {
+        return std::future::pending().await;
+    }
+    let mut guard = place.guard();
+    let mut missed = Instant::now();
+    loop {
+        if guard.as_ref().is_some_and(|guard| !guard.ended(Duration::ZERO)) {
+            missed = Instant::now();
+        } else {
+            // The agent starts another guard when it finds its own dead.
+            guard = place.guard();
+            if guard.is_none() && place.processes().is_empty() {
+                return Gone::All;
+            }
+            if missed.elapsed() > down::LEFT_LIMIT {
+                return Gone::Guard;
+            }
+        }
+        tokio::time::sleep(FOLLOW_POLL).await;
     }
 }
 
