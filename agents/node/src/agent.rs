@@ -89,6 +89,7 @@ pub(crate) struct Parts {
     pub(crate) bus: Bus,
     pub(crate) joined: v1::NodeJoined,
     pub(crate) exits: Exits,
+    pub(crate) buried: Vec<(Instance, Incarnation)>,
     pub(crate) lock: NodeLock,
     pub(crate) house: crate::house::House,
 }
@@ -125,7 +126,7 @@ impl Agent {
             prober: Prober::new(),
             exits: parts.exits,
             unstored: None,
-            buried: Vec::new(),
+            buried: parts.buried,
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
             _lock: parts.lock,
@@ -177,6 +178,7 @@ impl Agent {
         self.outbox.drained(DRAIN_LIMIT).await;
         self.house.close().await;
         self.bus.close(DRAIN_LIMIT).await;
+        self.processes.close();
         self.journal.close().context("closing the journal")?;
         Ok(Ending::Stopped)
     }
@@ -197,6 +199,7 @@ impl Agent {
             }
             actions.into_iter().for_each(|action| self.act(action));
         }
+        self.processes.lay_to_rest();
         // What follows from an end is written before the process is forgotten: who dies in between finds it again.
         for (instance, incarnation) in std::mem::take(&mut self.buried) {
             self.note(|journal| journal.gone(&instance, incarnation));
@@ -254,6 +257,7 @@ impl Agent {
             Ok(process) => Input::Spawned { instance, incarnation, process },
             Err(why) => {
                 self.note(|journal| journal.gone(&instance, incarnation));
+                self.processes.discard(spawn);
                 Input::SpawnFailed { instance, incarnation, why }
             }
         };

@@ -21,6 +21,7 @@ pub mod policy;
 pub mod probe;
 pub mod processes;
 mod questions;
+mod runtime_dir;
 pub mod start;
 mod state;
 mod stores;

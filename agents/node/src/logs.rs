@@ -99,20 +99,25 @@ impl LogStore {
         self.instance_dir(instance).join(format!("{incarnation}.log"))
     }
 
-    /// Opens an incarnation's log for appending, made if missing, and removes logs of earlier incarnations beyond the bound. Fast (some
-    /// system calls), but on the disk.
+    /// Opens an incarnation's log for appending, made if missing. Fast (some system calls), but on the disk. Logs of earlier incarnations
+    /// are removed by the [`LogKeeper`] that is given this one, or by [`Self::prune`].
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn open(&self, instance: &Instance, incarnation: Incarnation, bounds: LogBounds) -> io::Result<OpenedLog> {
+    pub fn open(&self, instance: &Instance, incarnation: Incarnation) -> io::Result<OpenedLog> {
         let path = self.path(instance, incarnation);
         let (file, id) = razar_os::append_file(&path)?;
         // A file that had this number before was another.
         self.cuts().remove(&id);
-        if let Err(error) = rotate::prune(self, &self.instance_dir(instance), incarnation, bounds.keep) {
-            tracing::warn!(instance = %instance, %error, "cannot remove old logs");
-        }
         Ok(OpenedLog { file, id, path })
+    }
+
+    /// Removes the instance's old logs beyond the bound, all but that of `live`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or a file not removed.
+    pub fn prune(&self, instance: &Instance, live: Incarnation, bounds: LogBounds) -> io::Result<()> {
+        rotate::prune(self, &self.instance_dir(instance), live, bounds.keep)
     }
 
     /// Rotates an incarnation's log now if it is over its bound; what a [`LogKeeper`] does by itself. Blocks on the disk.
@@ -121,7 +126,7 @@ impl LogStore {
     /// The file cannot be read or cut.
     pub fn rotate(&self, instance: &Instance, incarnation: Incarnation, bounds: LogBounds) -> io::Result<Option<Rotation>> {
         let rotated = rotate::rotate(self, &self.path(instance, incarnation), bounds, &mut None)?;
-        rotate::prune(self, &self.instance_dir(instance), incarnation, bounds.keep)?;
+        self.prune(instance, incarnation, bounds)?;
         Ok(rotated)
     }
 

@@ -92,6 +92,8 @@ pub struct Processes {
     cgroups: Option<Cgroups>,
     boot_id: BootId,
     running: BTreeMap<Instance, Running>,
+    /// Ended, and not yet reaped: see [`Processes::lay_to_rest`].
+    ended: Vec<(Instance, Running)>,
     news: mpsc::Sender<ProcessNews>,
 }
 
@@ -102,7 +104,7 @@ impl Processes {
     /// When no thread can be made, or the boot id cannot be read.
     pub fn new(places: Places, logs: LogStore, news: mpsc::Sender<ProcessNews>) -> io::Result<Self> {
         let (keeper, cgroups) = (LogKeeper::start(logs.clone())?, Cgroups::detect());
-        Ok(Self { places, logs, keeper, cgroups, boot_id: BootId::current()?, running: BTreeMap::new(), news })
+        Ok(Self { places, logs, keeper, cgroups, boot_id: BootId::current()?, running: BTreeMap::new(), ended: Vec::new(), news })
     }
 
     /// Whether each component gets a cgroup of its own.
@@ -134,7 +136,7 @@ impl Processes {
     /// In words: what could not be made.
     pub fn plan(&self, spawn: &Spawn) -> Result<(v1::SpawnPlanned, Prepared), String> {
         let said = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
-        let log = self.logs.open(&spawn.instance, spawn.incarnation, bounds(&spawn.spec)).map_err(said("its log file"))?;
+        let log = self.logs.open(&spawn.instance, spawn.incarnation).map_err(said("its log file"))?;
         let cgroup = self.cgroups.as_ref().and_then(|all| {
             let name = format!("{}@{}", spawn.instance.key(), spawn.incarnation);
             all.create(&self.places.mesh, &self.places.node, &name).ok().map(Arc::new)
@@ -185,6 +187,21 @@ impl Processes {
         let identity = identity_record(&process.identity());
         self.hold(&spawn.instance, spawn.incarnation, &spawn.spec, Held { process, tag: log.id, log_path: log.path, cgroup, socket });
         Ok(identity)
+    }
+
+    /// Removes what was made for a start that failed, and old logs: its own stays, with what was said on the way.
+    pub fn discard(&self, spawn: &Spawn) {
+        let (instance, incarnation) = (&spawn.instance, spawn.incarnation);
+        self.remove_cgroup(instance, incarnation);
+        if let Err(error) = self.logs.prune(instance, incarnation, bounds(&spawn.spec)) {
+            tracing::warn!(%instance, %error, "cannot remove old logs");
+        }
+    }
+
+    fn remove_cgroup(&self, instance: &Instance, incarnation: Incarnation) {
+        if let Some(cgroups) = &self.cgroups {
+            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &format!("{}@{incarnation}", instance.key()));
+        }
     }
 
     /// Takes over a process of the last agent's.
@@ -296,7 +313,8 @@ impl Processes {
         None
     }
 
-    /// How the main process ended, with the last error line of its log; it is reaped and forgotten.
+    /// How the main process ended, with the last error line of its log; it is forgotten. Reaping it, and putting away what it had, waits
+    /// for [`Processes::lay_to_rest`], so that the next start need not wait for that.
     pub fn bury(
         &mut self,
         instance: &Instance,
@@ -305,7 +323,7 @@ impl Processes {
     ) -> Option<(v1::ExitStatus, String)> {
         let running = self.running.get(instance).filter(|r| r.incarnation == incarnation)?;
         let identity = running.process.identity();
-        let status = match running.process.exit() {
+        let status = match running.process.exit_unreaped() {
             Ok(razar_os::Exit::Ended(status)) => Some(status),
             Ok(razar_os::Exit::Running | razar_os::Exit::Unknown) | Err(_) => {
                 exits.take(identity.pid, identity.start_time_ticks).ok().flatten()
@@ -317,12 +335,26 @@ impl Processes {
         if status.as_ref().is_some_and(|s| s.signal.is_some()) && !crate::logs::is_error(&last_error) {
             last_error.clear();
         }
-        self.keeper.forget(instance);
-        if let (Some(cgroups), Some(_)) = (&self.cgroups, &running.cgroup) {
-            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &format!("{}@{incarnation}", instance.key()));
-        }
-        self.running.remove(instance);
+        self.ended.extend(self.running.remove_entry(instance));
         Some((exit_record(status, oom), last_error))
+    }
+
+    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors.
+    pub fn lay_to_rest(&mut self) {
+        for (instance, ended) in std::mem::take(&mut self.ended) {
+            if let Err(error) = ended.process.exit() {
+                tracing::warn!(%instance, %error, "cannot reap");
+            }
+            self.keeper.forget(&instance, ended.incarnation);
+            if ended.cgroup.is_some() {
+                self.remove_cgroup(&instance, ended.incarnation);
+            }
+        }
+    }
+
+    /// All are stopped: what a machine's memory holds of the node is given back.
+    pub fn close(self) {
+        let _ = std::fs::remove_dir(&self.places.notify_dir);
     }
 
     /// Each incarnation has a socket of its own, which also tells the sender.

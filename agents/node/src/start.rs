@@ -29,7 +29,7 @@ use crate::{
     outbox::Outbox,
     policy::{Config, Node, Restored},
     processes::{Places, Processes, exit_record},
-    questions, system, view,
+    questions, runtime_dir, system, view,
 };
 
 /// How long a new agent waits for the last one's lock: that one may be handing over.
@@ -58,7 +58,7 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     let logs = LogStore::new(config.path("logs"));
     let mut exits = Exits::open(&exits_path(&config.state_dir))?;
     let survey = adopt::survey(&journalled, &mut exits, logs.dir())?;
-    let Sorted { restored, alive, strangers } = sort_out(survey, &journalled, &mut journal, &config, &mut exits)?;
+    let Sorted { restored, alive, buried, strangers } = sort_out(survey, &journalled, &mut journal, &config, &mut exits)?;
     let cold = restored.living.is_empty();
     let ports = system::ports(&config.path("ports.json"), &config, cold)?;
     let variables: Vec<(String, String)> = std::env::vars().collect();
@@ -93,7 +93,7 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     }
     let house = House::open(&config, &bus, &ports).await;
     let sources = sources(&bus, &config, process_receiver).await;
-    let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, lock, house };
+    let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, buried, lock, house };
     let (agent, news) = Agent::new(parts)?;
     agent.run(Sources { news, ..sources }).await
 }
@@ -117,6 +117,8 @@ async fn sources(bus: &Bus, config: &NodeConfig, processes: mpsc::Receiver<crate
 struct Sorted {
     restored: Restored,
     alive: Vec<Found>,
+    /// What ended while no agent lived: the journal forgets it once the policy has drawn its conclusions.
+    buried: Vec<(Instance, Incarnation)>,
     /// What was stopped because it carried another epoch's tag.
     strangers: Vec<(Instance, Incarnation)>,
 }
@@ -128,7 +130,7 @@ fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, conf
         None
     });
     let mut restored = Restored { memories: journalled.memories.clone(), plan: plan.unwrap_or_default(), ..Restored::default() };
-    let mut alive = Vec::new();
+    let (mut alive, mut buried) = (Vec::new(), Vec::new());
     for found in survey.found {
         match &found.state {
             FoundState::Alive { process, unrecorded } => {
@@ -145,7 +147,7 @@ fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, conf
                 let last_error = last_error_line(&PathBuf::from(&found.planned.log_path)).unwrap_or_default();
                 let status = status.or_else(|| status_from_guard(&found, journalled, exits));
                 restored.ended.push((found.planned.clone(), exit_record(status, None), last_error));
-                let _ = journal.gone(&found.instance, found.incarnation);
+                buried.push((found.instance, found.incarnation));
             }
             FoundState::NotThere => {
                 let _ = journal.gone(&found.instance, found.incarnation);
@@ -161,7 +163,7 @@ fn sort_out(survey: Survey, journalled: &Journalled, journal: &mut Journal, conf
         }
         strangers.push((stranger.instance, stranger.incarnation));
     }
-    Ok(Sorted { restored, alive, strangers })
+    Ok(Sorted { restored, alive, buried, strangers })
 }
 
 /// How a process that has ended ended, as soon as the guard has noted it: it may be doing so at this moment.
@@ -195,8 +197,7 @@ fn adopt_all(processes: &mut Processes, policy: &Node, alive: Vec<Found>) {
 }
 
 fn places(config: &NodeConfig) -> Result<Places> {
-    let notify_dir = config.path("notify");
-    fs::create_dir_all(&notify_dir)?;
+    let notify_dir = runtime_dir::make(&config.state_dir)?;
     let server = config.servers.first().cloned().unwrap_or_default();
     Ok(Places { mesh: config.mesh.clone(), node: config.node.clone(), server, notify_dir })
 }

@@ -14,7 +14,7 @@ use razar_bus_schema::{
 use razar_node::adopt::{Found, FoundState, Survey, identity_of, identity_record, survey};
 use razar_node::guard::{Exits, exits_path};
 use razar_node::journal::Restored;
-use razar_node::logs::{LogBounds, LogStore};
+use razar_node::logs::LogStore;
 use razar_os::{BootId, Process, Signal, Spawn};
 
 /// A state directory and the processes that a test starts with it.
@@ -33,7 +33,7 @@ impl Node {
 
     fn plan(&self, component: &str, start: u64) -> (SpawnPlanned, std::fs::File) {
         let (instance, incarnation) = (Instance::new(component, 0), Incarnation::new(1, start));
-        let log = self.logs.open(&instance, incarnation, LogBounds::default()).unwrap();
+        let log = self.logs.open(&instance, incarnation).unwrap();
         let planned = SpawnPlanned {
             instance: Some((&instance).into()),
             incarnation: Some(incarnation.into()),

@@ -17,7 +17,7 @@ use razar_bus_schema::{
     v1::{self, RunMode, intent::Want},
 };
 use razar_node::journal::{Journal, Restored};
-use razar_node::logs::{LogBounds, LogStore, OpenedLog};
+use razar_node::logs::{LogStore, OpenedLog};
 use razar_node::view;
 use razar_os::{BootId, Process, Signal, Spawn};
 
@@ -41,7 +41,7 @@ impl Node {
     }
 
     fn log(&self, component: &str, incarnation: Incarnation) -> OpenedLog {
-        LogStore::new(self.path("logs")).open(&Instance::new(component, 0), incarnation, LogBounds::default()).unwrap()
+        LogStore::new(self.path("logs")).open(&Instance::new(component, 0), incarnation).unwrap()
     }
 
     fn journal(&self) -> (Journal, Restored) {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by failing")]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ fn a_tail_goes_back_over_rotations_and_incarnations() {
     let (_dir, store) = store();
     for start in 1..=2 {
         let (api, incarnation) = life(start);
-        let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+        let mut log = store.open(&api, incarnation).unwrap();
         assert!(log.path.ends_with(format!("api.0/1.{start}.log")));
         for n in 0..3000 {
             writeln!(log.file, "{start}: line {n:05} {}", "x".repeat(20)).unwrap();
@@ -62,7 +63,7 @@ fn a_rotation_keeps_the_file_that_the_process_writes_to() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
     let bounds = LogBounds { max_size_bytes: 256 * 1024, keep: 100 };
-    let log = store.open(&api, incarnation, bounds).unwrap();
+    let log = store.open(&api, incarnation).unwrap();
     // A writer that knows nothing of the rotation.
     let script = "i=0; while [ $i -lt 60000 ]; do echo \"line $i\"; i=$((i+1)); done";
     let mut writer = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).stdout(log.file.try_clone().unwrap()).spawn().unwrap();
@@ -103,13 +104,24 @@ fn old_files_are_kept_up_to_the_bound_over_incarnations() {
     let (_dir, store) = store();
     for start in 1..=10 {
         let (api, incarnation) = life(start);
-        let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+        let mut log = store.open(&api, incarnation).unwrap();
         log.file.write_all(&vec![b'\n'; 70_000]).unwrap();
         store.rotate(&api, incarnation, BOUNDS).unwrap();
     }
     let mut names: Vec<_> = std::fs::read_dir(store.instance_dir(&life(1).0)).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["1.10.log", "1.10.log.1", "1.9.log", "1.9.log.1"]);
+}
+
+#[test]
+fn a_kept_log_pushes_out_those_of_earlier_incarnations() {
+    let (_dir, store) = store();
+    (1..=10).for_each(|start| drop(store.open(&life(start).0, life(start).1).unwrap()));
+    let keeper = LogKeeper::start(store.clone()).unwrap();
+    keeper.keep(life(10).0, life(10).1, BOUNDS);
+    let files = || std::fs::read_dir(store.instance_dir(&life(1).0)).unwrap().map(|e| e.unwrap().file_name()).collect::<BTreeSet<_>>();
+    let left: BTreeSet<_> = (10 - BOUNDS.keep..=10).map(|start| format!("1.{start}.log").into()).collect();
+    wait("the oldest to be removed", || files() == left);
 }
 
 /// Writes `bytes` into a log that has rested, `rate` a second; the most that lay on the disk meanwhile, and what was written.
@@ -139,7 +151,7 @@ fn a_flood_stays_bounded_and_its_loss_is_counted() {
         let (_dir, store) = store();
         let (api, incarnation) = life(1);
         let bounds = LogBounds { max_size_bytes: 4 * 1024 * 1024, keep: 2 };
-        let mut log = store.open(&api, incarnation, bounds).unwrap();
+        let mut log = store.open(&api, incarnation).unwrap();
         let keeper = LogKeeper::start(store.clone()).unwrap();
         keeper.keep(api.clone(), incarnation, bounds);
         // It has chattered for a while, and rests.
@@ -167,7 +179,7 @@ fn a_flood_stays_bounded_and_its_loss_is_counted() {
 fn a_log_that_rests_is_kept_when_it_is_written_to_again() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     let keeper = LogKeeper::start(store.clone()).unwrap();
     keeper.keep(api.clone(), incarnation, BOUNDS);
     for round in 0..5 {
@@ -176,7 +188,7 @@ fn a_log_that_rests_is_kept_when_it_is_written_to_again() {
         // Long enough for the keeper to let it rest.
         std::thread::sleep(Duration::from_millis(60 * round));
     }
-    keeper.forget(&api);
+    keeper.forget(&api, incarnation);
     log.file.write_all(&vec![b'\n'; 100_000]).unwrap();
     std::thread::sleep(Duration::from_millis(150));
     assert!(std::fs::metadata(&log.path).unwrap().len() >= 100_000, "what is forgotten is left alone");
@@ -194,7 +206,7 @@ fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 fn the_last_error_is_found_among_chatter() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     assert_eq!(logs::last_error_line(&log.path).unwrap(), "");
     writeln!(log.file, "starting").unwrap();
     assert_eq!(logs::last_error_line(&log.path).unwrap(), "starting");
@@ -213,7 +225,7 @@ fn the_last_error_is_found_among_chatter() {
 async fn a_line_is_seen_when_its_end_is_written() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     write!(log.file, "booting\nnot yet rea").unwrap();
     let mut follow = store.follow(&api, incarnation, From::Beginning).unwrap();
     let pattern = Regex::new(r"ready on \d+").unwrap();
@@ -236,7 +248,7 @@ async fn a_line_is_seen_when_its_end_is_written() {
 async fn a_reader_loses_nothing_when_the_file_is_rotated_under_it() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     let mut follow = store.follow(&api, incarnation, From::Now).unwrap();
     let mut next = 0;
     for round in 0..50 {
@@ -258,7 +270,7 @@ async fn a_reader_loses_nothing_when_the_file_is_rotated_under_it() {
 async fn a_reader_that_is_too_slow_goes_on_behind_what_it_missed() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     let mut follow = store.follow(&api, incarnation, From::Now).unwrap();
     log.file.write_all(&b"missed\n".repeat(20_000)).unwrap();
     store.rotate(&api, incarnation, BOUNDS).unwrap();
@@ -271,7 +283,7 @@ async fn a_reader_that_is_too_slow_goes_on_behind_what_it_missed() {
 async fn an_endless_line_is_bounded() {
     let (_dir, store) = store();
     let (api, incarnation) = life(1);
-    let mut log = store.open(&api, incarnation, BOUNDS).unwrap();
+    let mut log = store.open(&api, incarnation).unwrap();
     let mut follow = store.follow(&api, incarnation, From::Now).unwrap();
     log.file.write_all(&vec![b'x'; 1_000_000]).unwrap();
     log.file.write_all(b"\nnext\n").unwrap();
@@ -287,7 +299,7 @@ async fn many_readers_share_one_watch_and_sleep_while_nothing_is_written() {
     let mut logs = Vec::new();
     for n in 0..100 {
         let instance = Instance::new(format!("c{n}"), 0);
-        logs.push(store.open(&instance, Incarnation::new(1, 1), BOUNDS).unwrap());
+        logs.push(store.open(&instance, Incarnation::new(1, 1)).unwrap());
         readers.push(store.follow(&instance, Incarnation::new(1, 1), From::Now).unwrap());
         // A second reader of the same file comes and goes.
         drop(store.follow(&instance, Incarnation::new(1, 1), From::Now).unwrap());

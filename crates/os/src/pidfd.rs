@@ -209,7 +209,11 @@ impl Process {
     /// # Errors
     /// `ECHILD` (as `raw_os_error`): not our child, or reaped already; then see [`Self::exit_of_stranger`].
     pub fn reap(&self) -> io::Result<Option<ExitStatus>> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        self.wait(WaitIdOptions::empty())
+    }
+
+    fn wait(&self, also: WaitIdOptions) -> io::Result<Option<ExitStatus>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | also;
         let waited = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options))?;
         Ok(waited.map(|status| ExitStatus {
             code: status.exit_status(),
@@ -244,7 +248,20 @@ impl Process {
     /// # Errors
     /// None that a caller can mend.
     pub fn exit(&self) -> io::Result<Exit> {
-        match self.reap() {
+        self.exit_as(self.reap())
+    }
+
+    /// As [`Self::exit`], but our child stays a zombie until [`Self::reap`]: freeing one costs the kernel a good part of a millisecond,
+    /// and need not come before what its end asks for.
+    ///
+    /// # Errors
+    /// None that a caller can mend.
+    pub fn exit_unreaped(&self) -> io::Result<Exit> {
+        self.exit_as(self.wait(WaitIdOptions::NOWAIT))
+    }
+
+    fn exit_as(&self, waited: io::Result<Option<ExitStatus>>) -> io::Result<Exit> {
+        match waited {
             Ok(Some(status)) => Ok(Exit::Ended(status)),
             Ok(None) => Ok(Exit::Running),
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => match self.exit_of_stranger()? {

@@ -232,6 +232,10 @@ impl World {
         };
         host.oracle.agent_starts(&host.journal.disk, self.now);
         let (living, ended) = (restored.living.len(), restored.ended.len());
+        let of = |planned: &v1::SpawnPlanned| {
+            (planned.instance.as_ref().unwrap().try_into().unwrap(), planned.incarnation.as_ref().unwrap().into())
+        };
+        let buried: Vec<Life> = restored.ended.iter().map(|(planned, ..)| of(planned)).collect();
         let mut node = Node::new(config, Vec::new(), restored, now);
         let labels = vec![v1::NodeLabel { key: "host".to_owned(), value: host.name.clone() }];
         let (node_epoch, boot_id) = (host.journal.disk.epoch.clone(), host.boot_id());
@@ -247,6 +251,9 @@ impl World {
         self.reconnect_soon(Client::Host(h));
         self.later(EPOCH_LOOK, Happening::NodeLooks(h, life));
         self.turn_node(h);
+        if self.hosts[h].agent.is_some() {
+            buried.iter().for_each(|life| self.hosts[h].journal.gone(life, self.now));
+        }
         for sign in std::mem::take(&mut self.hosts[h].unheard) {
             self.later(Duration::from_millis(1), Happening::NodeInput(h, life, Box::new(sign)));
         }
@@ -268,7 +275,6 @@ impl World {
                 None => {
                     let status = host.ended.iter().find(|e| (&e.proc.instance, e.proc.incarnation) == (&life.0, life.1)).map(|e| e.status);
                     restored.ended.push((spawned.planned.clone().unwrap(), status.unwrap_or_default(), "found dead".to_owned()));
-                    host.journal.gone(life, self.now);
                 }
             }
         }

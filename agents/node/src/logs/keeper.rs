@@ -101,7 +101,8 @@ impl LogKeeper {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Keeps this incarnation's log inside its bounds from now on, in place of the instance's earlier one.
+    /// Keeps this incarnation's log, and how many older ones there are, inside its bounds from now on, in place of the instance's earlier
+    /// one.
     pub fn keep(&self, instance: Instance, incarnation: Incarnation, bounds: LogBounds) {
         let path = self.shared.store.path(&instance, incarnation);
         let mut state = self.shared.lock();
@@ -113,9 +114,14 @@ impl LogKeeper {
         self.shared.wake();
     }
 
-    /// No longer looks after the instance's log: its process has gone.
-    pub fn forget(&self, instance: &Instance) {
-        let before = self.shared.lock().kept.remove(instance);
+    /// No longer looks after this incarnation's log: its process has gone.
+    pub fn forget(&self, instance: &Instance, incarnation: Incarnation) {
+        let mut state = self.shared.lock();
+        if state.kept.get(instance).is_none_or(|kept| kept.incarnation != incarnation) {
+            return;
+        }
+        let before = state.kept.remove(instance);
+        drop(state);
         self.shared.disarm(before);
     }
 
@@ -210,11 +216,8 @@ impl Shared {
     }
 
     fn look(&self, instance: &Instance) {
-        let Some((path, bounds, mut copied_at, incarnation)) =
-            self.lock().kept.get(instance).map(|kept| (kept.path.clone(), kept.bounds, kept.copied_at, kept.incarnation))
-        else {
-            return;
-        };
+        let read = |kept: &Kept| (kept.path.clone(), kept.bounds, kept.copied_at, kept.incarnation, kept.seen.is_none());
+        let Some((path, bounds, mut copied_at, incarnation, first)) = self.lock().kept.get(instance).map(read) else { return };
         // The lock is not held while the disk works.
         let mut size = size_of(&path);
         let mut rotated = None;
@@ -222,8 +225,10 @@ impl Shared {
             rotated = rotate::rotate(&self.store, &path, bounds, &mut copied_at).ok().flatten();
             size = size_of(&path);
         }
-        if let (Some(_), Some(dir)) = (&rotated, path.parent()) {
-            let _ = rotate::prune(&self.store, dir, incarnation, bounds.keep);
+        if (rotated.is_some() || first)
+            && let Err(error) = self.store.prune(instance, incarnation, bounds)
+        {
+            tracing::warn!(%instance, %error, "cannot remove old logs");
         }
         let mut state = self.lock();
         let Some(kept) = state.kept.get_mut(instance).filter(|kept| kept.path == path) else { return };
