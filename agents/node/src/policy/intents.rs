@@ -49,7 +49,7 @@ pub struct Intents {
     epoch: String,
     revision: u64,
     staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
-    records: BTreeMap<String, Record>,
+    records: BTreeMap<IntentKey, Record>,
 }
 
 impl Intents {
@@ -66,13 +66,13 @@ impl Intents {
     }
 
     fn record(&self, key: &IntentKey) -> Option<&Record> {
-        self.records.get(&key.to_string())
+        self.records.get(key)
     }
 
     /// The view as it is kept on disk.
     fn on_disk(&self) -> v1::PlanOnDisk {
         let records = self.records.iter().map(|(key, record)| v1::PlanRecord {
-            key: key.clone(),
+            key: key.to_string(),
             revision: if record.place.epoch == self.epoch { record.place.revision } else { 0 },
             intent: record.intent.encode_to_vec(),
         });
@@ -124,7 +124,11 @@ impl Node {
     }
 
     fn put_in_force(&mut self, key: &str, place: Place, intent: Arc<v1::Intent>, now: Now) -> bool {
-        if let Some(old) = self.intents.records.get(key) {
+        let Some(parsed) = IntentKey::parse(key) else {
+            self.tell_void(None, key, "unknown_key", now);
+            return false;
+        };
+        if let Some(old) = self.intents.record(&parsed) {
             if old.place == place {
                 return false;
             }
@@ -133,16 +137,12 @@ impl Node {
                 return false;
             }
         }
-        let Some(parsed) = IntentKey::parse(key) else {
-            self.tell_void(None, key, "unknown_key", now);
-            return false;
-        };
         if !self.accepts(&parsed, &place, &intent, now) {
             return false;
         }
         self.intents.revision = self.intents.revision.max(place.revision);
-        self.intents.records.insert(key.to_owned(), Record { place, received: now.mono, intent });
         self.touch_by(&parsed);
+        self.intents.records.insert(parsed, Record { place, received: now.mono, intent });
         true
     }
 
