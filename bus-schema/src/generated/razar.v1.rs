@@ -262,7 +262,7 @@ impl ::prost::Name for Dependency {
 /// A probe in one of the three roles.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Probe {
-    /// Time between two questions. Default 1 s.
+    /// Time between two questions. Default 1 s; readiness 5 s while it passes.
     #[prost(message, optional, tag = "8")]
     pub period: ::core::option::Option<::prost_types::Duration>,
     /// Time to answer. Default 1 s (readiness 5 s).

@@ -83,9 +83,10 @@ fn process(c: &v1::ObservedComponent, now: SystemTime) -> String {
 
 /// `http 127.0.0.1:8200/health each 1s, 1s to answer, 3 failures`
 pub(crate) fn probe_words(probe: &v1::Probe, readiness: bool) -> String {
-    /// Defaults as the contract says.
+    // Defaults as the contract says.
     const PERIOD: Duration = Duration::from_secs(1);
-    let timeout = if readiness { Duration::from_secs(5) } else { PERIOD };
+    const READINESS: Duration = Duration::from_secs(5);
+    let (by_default, timeout) = if readiness { (READINESS, READINESS) } else { (PERIOD, PERIOD) };
     let host = |host: &str| if host.is_empty() { "127.0.0.1".to_owned() } else { escape(host) };
     let what = match &probe.check {
         Some(Check::Http(h)) => {
@@ -101,7 +102,7 @@ pub(crate) fn probe_words(probe: &v1::Probe, readiness: bool) -> String {
         }
         None => return "unknown, of a newer version".to_owned(),
     };
-    let period = exact(duration_or(probe.period.as_ref(), PERIOD));
+    let period = exact(duration_or(probe.period.as_ref(), by_default));
     let timeout = exact(duration_or(probe.timeout.as_ref(), timeout));
     let failures = if probe.failure_threshold == 0 { 3 } else { probe.failure_threshold };
     format!("{what} each {period}, {timeout} to answer, {}", super::text::count(failures as usize, "failure"))
@@ -217,7 +218,7 @@ mod tests {
                 "  why         runs by rule 8",
                 "  process     pid 4711, start 2 of its generation, ready in 290ms",
                 "  command     /bin/api --port",
-                "  readiness   http 127.0.0.1:8200/health each 1s, 5s to answer, 3 failures",
+                "  readiness   http 127.0.0.1:8200/health each 5s, 5s to answer, 3 failures",
                 "  limits      memory 12MiB of 1GiB, cpu 0.03, files 9, 4 threads, 1 process",
                 "  needs       db ready (is unknown)",
             ]

@@ -130,7 +130,7 @@ pub struct ProbeDefaults {
     /// Of startup probes. Default period 1s, timeout 1s, failure_threshold 30.
     #[schemars(default)]
     pub startup: Timing,
-    /// Of readiness probes. Default period 1s, timeout 5s, failure_threshold 3.
+    /// Of readiness probes. Default period 5s (1s while it does not pass), timeout 5s, failure_threshold 3.
     #[schemars(default)]
     pub readiness: Timing,
     /// Of liveness probes. Default period 1s, timeout 1s, failure_threshold 3.
@@ -142,7 +142,7 @@ pub struct ProbeDefaults {
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Timing {
-    /// Time between two questions. Until a component is first ready they come sooner. Default 1s.
+    /// Time between two questions. Until a component is first ready they come sooner. Default 1s (readiness 5s while it passes).
     #[schemars(with = "Option<DurationText>")]
     pub period: Option<Duration>,
     /// Time to answer. Default 1s (readiness 5s).

@@ -46,7 +46,8 @@ pub const LOG_KEEP_DEFAULT: u32 = 3;
 pub const SLOW_PROBE_DEFAULT: Duration = Duration::from_millis(500);
 /// Time of a chakra's hook.
 pub const HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// Period of every probe.
+/// Period of startup and liveness probes. A readiness probe that names none is left without: the node then asks it each 5 s while it passes,
+/// each 1 s while it does not.
 pub const PROBE_PERIOD_DEFAULT: Duration = Duration::from_secs(1);
 /// Time to answer a startup or liveness probe.
 pub const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
@@ -204,14 +205,15 @@ fn probe(probe: &Probe, role: Role, stack: &StackFile, dir: &Path) -> v1::Probe 
 
 fn timing(own: &Timing, role: Role, stack: &StackFile) -> v1::Probe {
     let probes = &stack.defaults.probes;
-    let (given, timeout, failures) = match role {
-        Role::Startup => (&probes.startup, PROBE_TIMEOUT_DEFAULT, STARTUP_THRESHOLD_DEFAULT),
-        Role::Readiness => (&probes.readiness, READINESS_TIMEOUT_DEFAULT, FAILURE_THRESHOLD_DEFAULT),
-        Role::Liveness => (&probes.liveness, PROBE_TIMEOUT_DEFAULT, FAILURE_THRESHOLD_DEFAULT),
+    let each = Some(PROBE_PERIOD_DEFAULT);
+    let (given, period, timeout, failures) = match role {
+        Role::Startup => (&probes.startup, each, PROBE_TIMEOUT_DEFAULT, STARTUP_THRESHOLD_DEFAULT),
+        Role::Readiness => (&probes.readiness, None, READINESS_TIMEOUT_DEFAULT, FAILURE_THRESHOLD_DEFAULT),
+        Role::Liveness => (&probes.liveness, each, PROBE_TIMEOUT_DEFAULT, FAILURE_THRESHOLD_DEFAULT),
     };
     v1::Probe {
         check: None,
-        period: Some(duration(own.period.or(given.period).unwrap_or(PROBE_PERIOD_DEFAULT))),
+        period: own.period.or(given.period).or(period).map(duration),
         timeout: Some(duration(own.timeout.or(given.timeout).unwrap_or(timeout))),
         failure_threshold: own.failure_threshold.or(given.failure_threshold).unwrap_or(failures),
         success_threshold: own.success_threshold.or(given.success_threshold).unwrap_or(1),

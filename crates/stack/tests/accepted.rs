@@ -126,11 +126,18 @@ fn every_default_is_filled_in() {
     let seconds = |d: &Option<_>| std_duration(d.as_ref().unwrap()).as_secs_f64();
     let timing = |p: &Option<v1::Probe>| {
         let p = p.as_ref().unwrap();
-        (seconds(&p.period), seconds(&p.timeout), p.failure_threshold, p.success_threshold, seconds(&p.initial_delay))
+        (
+            p.period.as_ref().map(|period| std_duration(period).as_secs_f64()),
+            seconds(&p.timeout),
+            p.failure_threshold,
+            p.success_threshold,
+            seconds(&p.initial_delay),
+        )
     };
-    assert_eq!(timing(&spec.startup), (1.0, 1.0, 30, 1, 0.0));
-    assert_eq!(timing(&spec.readiness), (1.0, 5.0, 3, 1, 0.0));
-    assert_eq!(timing(&spec.liveness), (1.0, 1.0, 3, 1, 0.0));
+    assert_eq!(timing(&spec.startup), (Some(1.0), 1.0, 30, 1, 0.0));
+    // Readiness has two, which the node knows: while it passes, and while it does not.
+    assert_eq!(timing(&spec.readiness), (None, 5.0, 3, 1, 0.0));
+    assert_eq!(timing(&spec.liveness), (Some(1.0), 1.0, 3, 1, 0.0));
     let restart = spec.restart.unwrap();
     assert_eq!(
         (seconds(&restart.first), seconds(&restart.base), restart.factor, seconds(&restart.max), restart.jitter),

@@ -8,7 +8,7 @@ use razar_bus_schema::{
     v1::{self, probe::Check},
 };
 
-/// First delay between two questions while starting; it doubles up to the period.
+/// First delay between two questions while starting; it doubles up to the period in doubt.
 const EARLY_FIRST: Duration = Duration::from_millis(1);
 /// First delay for exec probes: each is a process of its own.
 const EARLY_FIRST_EXEC: Duration = Duration::from_millis(50);
@@ -18,10 +18,17 @@ const REFUSED_DIVISOR: u32 = 100;
 const FAILED_DIVISOR: u32 = 50;
 /// As above for exec probes, each of which is a process.
 const FAILED_DIVISOR_EXEC: u32 = 10;
+/// Questions to those that are well come this share of their period early, to fall on one instant with those of others: a node that wakes for
+/// each by itself spends more on waking than on asking.
+const EARLY_DIVISOR: u32 = 20;
+/// At most so early.
+const EARLY_MAX: Duration = Duration::from_millis(50);
 /// Periods below this would be a busy loop.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
-/// Default period of every role.
+/// Default period of startup and liveness, and of readiness while it is in doubt.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Default period of readiness once it passes: that a component makes progress is liveness's to see, sooner than this.
+const READINESS_PERIOD: Duration = Duration::from_secs(5);
 /// Default timeout of readiness.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Default timeout of startup and liveness.
@@ -60,8 +67,10 @@ impl Role {
 /// Figures of a probe, with defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Figures {
-    /// Time between two questions.
+    /// Time between two questions while the answer is yes.
     pub period: Duration,
+    /// Time between two questions otherwise, and the longest before first ready.
+    pub doubt: Duration,
     /// Time to answer.
     pub timeout: Duration,
     /// Failures in a row that count.
@@ -78,22 +87,33 @@ pub struct Figures {
 #[must_use]
 pub fn figures(probe: &v1::Probe, role: Role) -> Figures {
     let timeout = if role == Role::Readiness { READINESS_TIMEOUT } else { TIMEOUT };
-    let mut period = time::duration_or(probe.period.as_ref(), PERIOD);
+    let by_default = if role == Role::Readiness { READINESS_PERIOD } else { PERIOD };
+    let mut period = time::duration_or(probe.period.as_ref(), by_default);
+    let mut doubt = time::duration_or(probe.period.as_ref(), PERIOD);
     let mut timeout = time::duration_or(probe.timeout.as_ref(), timeout);
     let mut failures = if probe.failure_threshold == 0 { FAILURES } else { probe.failure_threshold };
     if let Some(Check::Heartbeat(beat)) = &probe.check {
         period = time::duration_or(beat.interval.as_ref(), PERIOD);
+        doubt = period;
         timeout = period;
         failures = if beat.misses == 0 { FAILURES } else { beat.misses };
     }
     Figures {
         period: period.max(PERIOD_MIN),
+        doubt: doubt.max(PERIOD_MIN),
         timeout: timeout.max(PERIOD_MIN),
         failures,
         successes: probe.success_threshold.max(1),
         initial_delay: time::duration_or(probe.initial_delay.as_ref(), Duration::ZERO),
         exec: matches!(probe.check, Some(Check::Exec(_))),
     }
+}
+
+/// The last instant at or before `at` that all probes of this period share.
+fn shared(at: Duration, period: Duration) -> Duration {
+    let step = (period / EARLY_DIVISOR).min(EARLY_MAX).as_nanos().max(1);
+    let early = at.as_nanos() % step;
+    at.saturating_sub(Duration::from_nanos(u64::try_from(early).unwrap_or(0)))
 }
 
 /// How the question of a probe is put.
@@ -182,18 +202,18 @@ impl RoleState {
             }
             Answer::Void => {}
         }
-        let period_end = asked + figures.period;
         let next = match (starting, answer) {
-            (None, _) => period_end,
+            (None, Answer::Passed) => shared(asked + figures.period, figures.period),
+            (None, Answer::Failed | Answer::Refused | Answer::Void) => asked + figures.doubt,
             (Some(spawned), Answer::Refused) => {
                 let waited = now.saturating_sub(spawned);
-                now + (waited / REFUSED_DIVISOR).clamp(EARLY_FIRST, figures.period)
+                now + (waited / REFUSED_DIVISOR).clamp(EARLY_FIRST, figures.doubt)
             }
             (Some(spawned), Answer::Passed | Answer::Failed | Answer::Void) => {
                 let waited = now.saturating_sub(spawned);
                 let share = if figures.exec { FAILED_DIVISOR_EXEC } else { FAILED_DIVISOR };
                 let first = if figures.exec { EARLY_FIRST_EXEC } else { EARLY_FIRST };
-                let delay = self.early.min((waited / share).max(first)).min(figures.period);
+                let delay = self.early.min((waited / share).max(first)).min(figures.doubt);
                 self.early = self.early.saturating_mul(2);
                 now + delay
             }
@@ -268,10 +288,11 @@ impl Probes {
             let Some(probe) = role.probe(spec) else { continue };
             let told_once = role == Role::Readiness && matches!(probe.check, Some(Check::Notify(_) | Check::Log(_)));
             let f = figures(probe, role);
-            let delay = if role == Role::Liveness { f.initial_delay.max(f.period) } else { f.period };
+            // Readiness has had its wait before the first question of all.
+            let not_before = now + if role == Role::Liveness { f.initial_delay } else { Duration::ZERO };
             let state = self.role(role);
             *state = RoleState { sign_at: state.sign_at, ..RoleState::default() };
-            state.next_at = (!told_once).then_some(now + delay);
+            state.next_at = (!told_once).then_some(shared(now + f.period, f.period).max(not_before));
         }
     }
 
@@ -344,6 +365,47 @@ mod tests {
             assert!(pair[1] - pair[0] <= 2.max(pair[0] / 50), "{pair:?}");
         }
         assert!(at[599] > 10_000, "600 questions reach beyond 10 s: {}", at[599]);
+    }
+
+    #[test]
+    fn those_that_are_well_are_asked_at_shared_instants_and_a_twentieth_early_at_most() {
+        for period in [10, 100, 1_000, 5_000, 60_000].map(Duration::from_millis) {
+            let f = Figures { period, ..figures(&http(), Role::Liveness) };
+            let mut instants = std::collections::BTreeSet::new();
+            for asked in (0..2_000).map(Duration::from_micros).map(|at| at * 997) {
+                let mut state = RoleState { asked: Some(asked), ..Default::default() };
+                let _ = state.fold(Answer::Passed, &f, None, asked);
+                let next = state.next_at.unwrap();
+                assert!(next <= asked + period && next >= asked + period - (period / 20).min(EARLY_MAX), "{asked:?} {next:?}");
+                instants.insert(next);
+            }
+            let most = Duration::from_millis(2_000).as_nanos() / (period / 20).min(EARLY_MAX).as_nanos() + 2;
+            assert!(instants.len() as u128 <= most, "{period:?}: {}", instants.len());
+        }
+    }
+
+    #[test]
+    fn readiness_is_asked_seldom_while_it_passes_and_often_while_in_doubt() {
+        let own = v1::Probe { period: Some(time::duration(Duration::from_secs(3))), ..http() };
+        for (probe, role, passing, doubt) in [
+            (http(), Role::Readiness, 5, 1),
+            (http(), Role::Liveness, 1, 1),
+            (http(), Role::Startup, 1, 1),
+            (own.clone(), Role::Readiness, 3, 3),
+            (own, Role::Liveness, 3, 3),
+        ] {
+            let f = figures(&probe, role);
+            let after = |answer| {
+                let mut state = RoleState { asked: Some(Duration::ZERO), ..Default::default() };
+                let _ = state.fold(answer, &f, None, Duration::ZERO);
+                state.next_at.unwrap().as_secs()
+            };
+            let (passed, failed) = (after(Answer::Passed), [Answer::Failed, Answer::Refused, Answer::Void].map(after));
+            assert_eq!((passed, failed), (passing, [doubt; 3]), "{role:?}");
+        }
+        let mut probes = Probes::begun(&spec(), Duration::ZERO);
+        probes.became_ready(&spec(), Duration::ZERO);
+        assert_eq!((probes.readiness.next_at, probes.liveness.next_at), (Some(READINESS_PERIOD), Some(PERIOD)));
     }
 
     #[test]

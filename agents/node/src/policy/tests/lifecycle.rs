@@ -161,8 +161,8 @@ fn an_unready_component_opens_no_incident_and_runs_on() {
     let mut b = Bench::running(&[component("api", &[])]);
     b.ready("api");
     b.take();
-    for _ in 0..3 {
-        b.pass(SECOND);
+    for since_the_last in [5, 1, 1] {
+        b.pass(since_the_last * SECOND);
         let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
         let input = Input::Probed {
             instance: id("api"),
