@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail};
 use razar_bus::{Bus, Config, EventFold, FoldItem, Start};
 use razar_bus_schema::{time, v1, v1::event::Fact};
 use razar_os::{Pid, Process, Signal};
-use tempfile::TempDir;
 
 use crate::programs::{Programs, free_ports};
 
@@ -38,7 +37,7 @@ pub(crate) enum Sync {
 /// A running mesh. Dropped, it ends with all that it started.
 #[derive(Debug)]
 pub(crate) struct Mesh {
-    dir: TempDir,
+    dir: PathBuf,
     razar: PathBuf,
     env: Vec<(&'static str, String)>,
     server: String,
@@ -52,17 +51,17 @@ impl Mesh {
     /// # Errors
     /// When it does not become ready, with what the command line said.
     pub(crate) async fn up(programs: &Programs, stack: &Path, profile: Option<&str>, sync: Sync) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("razar-bench-").tempdir()?;
+        let dir = programs.place()?;
         let port = free_ports(1)?.first().copied().context("no port")?;
         let server = format!("nats://127.0.0.1:{port}");
         let broker = match sync {
             Sync::Always => programs.broker.clone(),
-            Sync::BrokerDefault => without_sync(dir.path(), &programs.broker)?,
+            Sync::BrokerDefault => without_sync(&dir, &programs.broker)?,
         };
         let env = vec![
             ("RAZAR_MESH", MESH.to_owned()),
             ("RAZAR_SERVER", server.clone()),
-            ("RAZAR_STATE_DIR", dir.path().join("state").display().to_string()),
+            ("RAZAR_STATE_DIR", dir.join("state").display().to_string()),
             ("RAZAR_BIN_DIR", programs.bin_dir.display().to_string()),
             ("RAZAR_NATS_SERVER", broker.display().to_string()),
             ("RAZAR_DEMO_SERVICE", programs.demo()),
@@ -95,7 +94,7 @@ impl Mesh {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.razar);
-        command.args(args).envs(self.env.iter().map(|(k, v)| (*k, v.as_str()))).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.args(args).envs(self.env.iter().map(|(k, v)| (*k, v.as_str()))).current_dir(&self.dir).stdin(Stdio::null());
         command
     }
 
@@ -115,7 +114,7 @@ impl Mesh {
     /// # Errors
     /// When it wrote none.
     pub(crate) fn guard(&self) -> Result<u32> {
-        let text = fs::read_to_string(self.dir.path().join("state/guard.pid"))?;
+        let text = fs::read_to_string(self.dir.join("state/guard.pid"))?;
         Ok(text.split_whitespace().next().context("an empty guard.pid")?.parse()?)
     }
 
@@ -147,7 +146,7 @@ impl Mesh {
 
     /// Processes that carry this mesh's state directory or bus in their environment, the benchmark's own excepted.
     fn processes(&self) -> Vec<Process> {
-        let state = self.dir.path().join("state").display().to_string();
+        let state = self.dir.join("state").display().to_string();
         let marks = [format!("RAZAR_STATE_DIR={state}"), format!("RAZAR_SERVER={}", self.server)];
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
         let own = Pid::this();

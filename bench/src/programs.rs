@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 /// The broker's version that `make tools` fetches.
 const BROKER_FETCHED: &str = ".cache/razar/tools/nats-server-2.15.1/nats-server";
@@ -20,6 +21,8 @@ pub(crate) struct Programs {
     pub(crate) broker: PathBuf,
     /// Repository's root.
     pub(crate) root: PathBuf,
+    /// What the meshes leave on the disk.
+    left: TempDir,
 }
 
 impl Programs {
@@ -36,7 +39,17 @@ impl Programs {
             }
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no repository")?.to_owned();
-        Ok(Self { bin_dir, broker: broker()?, root })
+        let left = tempfile::Builder::new().prefix("razar-bench-").tempdir()?;
+        Ok(Self { bin_dir, broker: broker()?, root, left })
+    }
+
+    /// A directory for a mesh. It stays until all is measured: ext4 gives out no number of a file that was deleted in the last minutes and
+    /// looks past them one by one, so that each file of a mesh would cost up to half a millisecond behind a mesh just removed.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn place(&self) -> Result<PathBuf> {
+        Ok(tempfile::Builder::new().prefix("mesh-").tempdir_in(self.left.path())?.keep())
     }
 
     /// Path of a binary of the mesh.
