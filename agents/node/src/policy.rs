@@ -394,11 +394,12 @@ impl Node {
         if let Some(dependents) = self.dependents.get(&id.component) {
             self.dirty.extend(dependents.iter().cloned());
         }
-        if let Some(spec) = self.instances.get(id).and_then(|i| i.spec().cloned()) {
-            for dependency in &spec.depends_on {
-                let ids: Vec<_> = self.replicas(&dependency.component).map(|i| i.id.clone()).collect();
-                self.dirty.extend(ids);
-            }
+        if let Some(inst) = self.instances.get(id) {
+            // By the specification of its newest life too: what that depended on waits for its end, though the next one does without.
+            let specs = inst.wanted.iter().map(|w| &w.spec).chain(&inst.started_spec);
+            let dependencies = specs.flat_map(|spec| &spec.depends_on).flat_map(|d| self.replicas(&d.component));
+            let ids: Vec<_> = dependencies.map(|i| i.id.clone()).collect();
+            self.dirty.extend(ids);
         }
         if self.shutdown {
             self.dirty.extend(self.instances.keys().cloned());

@@ -116,7 +116,9 @@ impl Node {
                 continue;
             }
             seen = true;
-            if holds(condition, inst) || (!dependency.required && is_out(inst.state)) {
+            // One that was stopped in order to be started again is not out.
+            let out = is_out(inst.state) && !(inst.state == State::Stopped && is_to_run(inst));
+            if holds(condition, inst) || (!dependency.required && out) {
                 continue;
             }
             return Some(blocker(dependency, state_name(inst.state)));
@@ -250,6 +252,11 @@ pub fn holds(condition: Condition, inst: &Inst) -> bool {
 /// An instance that nobody who can do without waits for.
 fn is_out(state: State) -> bool {
     matches!(state, State::Failed | State::Quarantined | State::Stopped)
+}
+
+/// Whether its record wants it to run, whoever asks for it.
+fn is_to_run(inst: &Inst) -> bool {
+    inst.wanted.as_ref().is_some_and(|w| w.desired.mode() == RunMode::Run)
 }
 
 /// Name of a state, for people.

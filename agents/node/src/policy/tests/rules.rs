@@ -299,3 +299,40 @@ fn rules_three_four_and_six_gate_starts_only() {
 fn quarantine(phase: Phase) -> Want {
     Want::Quarantine(v1::Quarantine { component: "api".into(), phase: phase.into(), ..Default::default() })
 }
+
+/// Who can do without a dependency does not wait for what is out, but for what was stopped to be started again.
+#[test]
+fn an_optional_dependency_that_is_started_anew_is_waited_for() {
+    let db = component("db", &[]);
+    let mut cache = component("cache", &["db"]);
+    cache.depends_on[0].required = false;
+    for (mode, spawned) in [(v1::RunMode::Run, vec!["spawn db@2.1"]), (v1::RunMode::Stop, vec!["spawn cache@1.2"])] {
+        let mut b = Bench::running(&[db.clone(), cache.clone()]);
+        b.ready("db");
+        b.ready("cache");
+        b.desire(&v1::Desired { mode: mode.into(), ..desired(&db, 2, 1) });
+        b.settle();
+        b.take();
+        // The machine went down while db was being stopped.
+        b.restart_agent(&[("cache", 1), ("db", 0)]);
+        let done = b.take();
+        assert_eq!(done.iter().filter(|line| line.starts_with("spawn")).collect::<Vec<_>>(), spawned, "{mode:?}: {done:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_a_dependent_to_stop_hears_of_its_end_though_the_new_plan_parts_them() {
+    let (api, worker) = (component("api", &[]), component("worker", &["api"]));
+    let mut b = Bench::running(&[api.clone(), worker]);
+    b.ready("api");
+    b.ready("worker");
+    let stop = |spec: &v1::ComponentSpec, generation| v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(spec, generation, 1) };
+    b.desire(&stop(&api, 1));
+    b.desire(&stop(&component("worker", &[]), 2));
+    b.settle();
+    let done = b.take();
+    assert!(!done.iter().any(|line| line == "signal 15 api@1.1"), "{done:?}");
+    b.exit("worker", 0);
+    let done = b.take();
+    assert!(done.iter().any(|line| line == "signal 15 api@1.1"), "{done:?}");
+}
