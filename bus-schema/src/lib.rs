@@ -6,6 +6,7 @@ pub mod bucket;
 pub mod event;
 pub mod ids;
 pub mod json;
+pub mod places;
 pub mod stream;
 pub mod subject;
 pub mod time;

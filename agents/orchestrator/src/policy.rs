@@ -3,7 +3,6 @@
 //! An operator's level (which stack, which profile, what is stopped by hand) is the record `plan`; the `desired` records follow from it.
 
 mod commands;
-mod dedupe;
 mod events;
 mod facts;
 mod mission;

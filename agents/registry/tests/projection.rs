@@ -159,7 +159,7 @@ fn a_new_journal_replaces_the_old_one() {
     let old: Vec<_> = (1..400).map(|n| of_node(n, (1, n), started())).collect();
     let mut projection = fold(&old);
     assert_eq!(projection.apply(400, &of_node_epoch("e2", 1, (2, 1), joined("e2"))), Folded::Applied);
-    assert_eq!(projection.apply(401, &of_node(400, (1, 400), exited())), Folded::Stale, "the old journal speaks no more");
+    assert_eq!(projection.apply(401, &of_node(399, (1, 399), exited())), Folded::Stale, "a late copy from the old journal");
     assert_eq!(projection.apply(402, &of_node_epoch("e2", 2, (2, 1), started())), Folded::Applied);
     let node = projection.observed().nodes.remove(0);
     assert_eq!((node.joined.unwrap().node_epoch.as_str(), node.journal_sequence), ("e2", 2));

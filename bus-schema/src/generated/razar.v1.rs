@@ -3464,6 +3464,9 @@ pub struct ObservedNode {
     /// The 256 sequences up to `journal_sequence` that were folded, bit 0 of byte 0 the newest.
     #[prost(bytes = "vec", tag = "7")]
     pub journal_window: ::prost::alloc::vec::Vec<u8>,
+    /// Journals that it had before, oldest first, at most 8.
+    #[prost(message, repeated, tag = "8")]
+    pub former_journals: ::prost::alloc::vec::Vec<FormerJournal>,
 }
 impl ::prost::Name for ObservedNode {
     const NAME: &'static str = "ObservedNode";
@@ -3473,6 +3476,26 @@ impl ::prost::Name for ObservedNode {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.ObservedNode".into()
+    }
+}
+/// A journal that another one took the place of. What comes from it up to `highest` is a late copy.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FormerJournal {
+    /// Its epoch.
+    #[prost(string, tag = "1")]
+    pub node_epoch: ::prost::alloc::string::String,
+    /// Highest sequence folded of it.
+    #[prost(uint64, tag = "2")]
+    pub highest: u64,
+}
+impl ::prost::Name for FormerJournal {
+    const NAME: &'static str = "FormerJournal";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.FormerJournal".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.FormerJournal".into()
     }
 }
 /// An agent's replica. Key `agents.<kind>.<id>`.

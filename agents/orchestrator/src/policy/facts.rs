@@ -8,11 +8,12 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
+    places::{Places, Sight},
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
 
-use super::{Now, dedupe::Places};
+use super::Now;
 
 /// Ids of own events that are remembered as told: eight changes of a plan of the largest size.
 const TOLD_MAX: usize = 8192;
@@ -186,7 +187,8 @@ impl Facts {
         self.applied = sequence;
         if let Some(place) = &event.node_sequence {
             let joins = matches!(event.fact, Some(Fact::NodeJoined(_)));
-            if !self.places.entry(place.node.clone()).or_default().first_time(&place.epoch, place.sequence, joins) {
+            let places = self.places.entry(place.node.clone()).or_default();
+            if matches!(places.see(&place.epoch, place.sequence, joins), Sight::Again | Sight::Former) {
                 return;
             }
             self.note_epoch(&place.node, &place.epoch, &event.id);
