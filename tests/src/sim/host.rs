@@ -476,6 +476,7 @@ impl World {
         if self.dies_here(h) {
             return;
         }
+        self.hosts[h].oracle.carried_out(&life.0, now);
         if self.faults.on(Fault::SpawnFails) && self.luck.per_mille(30) {
             self.hosts[h].journal.gone(&life, now);
             let why = "no such program".to_owned();

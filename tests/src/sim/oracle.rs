@@ -2,7 +2,7 @@
 //! policy: where it needs to know which records are in force, what a silence amounts to or whether a condition holds, it says so itself.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub struct Oracle {
     signalled: BTreeMap<Instance, (Incarnation, Duration)>,
     rows: BTreeMap<Instance, Row>,
     restarts: BTreeMap<Instance, VecDeque<Duration>>,
+    /// Local restarts that are decided and not carried out yet.
+    deciding: BTreeSet<Instance>,
     blurred_until: Duration,
     living: BTreeMap<Instance, (Incarnation, bool)>,
     /// Something that must not be, found while folding.
@@ -109,6 +111,7 @@ impl Oracle {
     pub fn agent_starts(&mut self, disk: &Disk, now: Duration) {
         self.node_epoch.clone_from(&disk.epoch);
         self.staged.clear();
+        self.deciding.clear();
         (self.epoch, self.in_force) = self.stored.clone();
         for record in self.in_force.values_mut() {
             record.received = now;
@@ -369,19 +372,28 @@ impl Oracle {
         }
         let spec = self.desired(id).and_then(|d| d.spec.as_ref()).and_then(|s| s.restart).unwrap_or_default();
         let (max, within) = (spec.budget_max, time::duration_or(spec.budget_within.as_ref(), Duration::from_secs(90)));
+        self.deciding.insert(id.clone());
         let spent = self.restarts.entry(id.clone()).or_default();
         // The node counts by its own clock, which was restored through the wall clock.
         while spent.front().is_some_and(|at| *at + within <= now + Duration::from_secs(1)) {
             spent.pop_front();
         }
-        spent.push_back(now);
-        let over = spent.len() > usize::try_from(max).unwrap_or(usize::MAX) && now >= self.blurred_until;
-        over.then(|| format!("{id} is restarted {} times in {within:?}, of {max} allowed", spent.len()))
+        let count = spent.len() + 1;
+        let over = count > usize::try_from(max).unwrap_or(usize::MAX) && now >= self.blurred_until;
+        over.then(|| format!("{id} is restarted {count} times in {within:?}, of {max} allowed"))
+    }
+
+    /// A start that was decided is carried out: only now does a local restart count. An agent that dies in between decides once more.
+    pub fn carried_out(&mut self, id: &Instance, now: Duration) {
+        if self.deciding.remove(id) {
+            self.restarts.entry(id.clone()).or_default().push_back(now);
+        }
     }
 
     /// The budget is whole again, and no rung is behind its start.
     pub fn forgive(&mut self, id: &Instance) {
         self.restarts.remove(id);
+        self.deciding.remove(id);
         if let Some(last) = self.last.get_mut(id) {
             last.by_rung = false;
         }
