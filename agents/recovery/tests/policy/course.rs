@@ -151,11 +151,22 @@ fn a_second_incident_waits_for_the_cooldown() {
     b.close("api");
     b.take();
     b.exited("api", "1.5");
-    b.failed("api", "1.5", "policy_never");
+    b.failed("api", "1.5", "budget_spent");
     b.pass(59);
     assert_eq!(b.take(), [""; 0]);
     b.pass(1);
     assert_eq!(b.take(), ["order restart#1 of api@1.5: 1.5", STARTED]);
+}
+
+#[test]
+fn the_ladder_restarts_nothing_against_its_policy() {
+    for cause in ["policy_never", "policy_on_failure"] {
+        let mut b = Bench::new(&[spec("api", &[])]);
+        b.started("api", "1.1");
+        b.exited("api", "1.1");
+        b.failed("api", "1.1", cause);
+        assert_eq!(b.take(), [""; 0], "{cause}");
+    }
 }
 
 #[test]

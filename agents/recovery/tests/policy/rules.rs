@@ -27,6 +27,10 @@ fn a_record_is_overwritten_only_when_its_event_is_in_events() {
     b.mute = false;
     b.pass(5);
     assert_eq!(b.take(), ["rung_tried restart failed clear_state", "order clear_state#2 of api@1.1: 1.5 clearing"]);
+    b.mute = true;
+    b.rung_fails("api", "1.6");
+    b.pass(1);
+    assert_eq!(b.take(), ["rung_tried clear_state failed quarantine"], "nor is the next one overwritten");
 }
 
 #[test]
