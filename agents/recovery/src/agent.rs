@@ -1,6 +1,7 @@
 //! The wiring: messages become inputs of the policy, its actions become IO. The only `select!`. Nothing about components is decided here.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -37,6 +38,8 @@ const HEADS_PAUSE: Duration = Duration::from_millis(200);
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(20);
 /// How long a start waits for the snapshot before it does without.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
+/// A node answers from memory.
+const ASK_LIMIT: Duration = Duration::from_secs(4);
 /// Largest snapshot: every entity that the projection may have, at a few kilobytes each.
 const SNAPSHOT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The lease is given back within this time at the end.
@@ -379,6 +382,14 @@ impl Recovery {
                     let _ = done.send(Done::Outcome(outcome)).await;
                 });
             }
+            Action::Ask { instance, nodes } => {
+                self.numbers.decided("ask");
+                let (bus, done) = (self.agent.bus.clone(), self.done.clone());
+                tokio::spawn(async move {
+                    let inventories = inventories(&bus, &nodes).await;
+                    let _ = done.send(Done::Outcome(Outcome::Asked { instance, inventories })).await;
+                });
+            }
             Action::Publish(event) => {
                 self.numbers.decided(&event.kind);
                 let why = event.reason.as_ref().map_or("", |r| r.text.as_str());
@@ -404,6 +415,16 @@ impl Recovery {
             }
         }
     }
+}
+
+/// What each of these nodes holds; `None`: one does not say.
+async fn inventories(bus: &Bus, nodes: &BTreeSet<String>) -> Option<Vec<v1::NodeInventory>> {
+    let asked = nodes.iter().map(|node| async move {
+        let subject = bus.subjects().node(node, "inventory");
+        let reply: Result<v1::InventoryReply, BusError> = bus.ask(&subject, &v1::InventoryRequest {}, ASK_LIMIT).await;
+        reply.ok()?.inventory
+    });
+    futures::future::join_all(asked).await.into_iter().collect()
 }
 
 /// Writes one record over the revision that is known.

@@ -25,6 +25,12 @@ pub struct Settings {
     pub flaps_max: u32,
     /// Seconds over which local recoveries are counted.
     pub flaps_within_seconds: u64,
+    /// Failed roots inside `brake_within_seconds` from which on the brake engages.
+    pub brake_roots: u32,
+    /// Share of what counts that they must be, in per cent.
+    pub brake_percent: u32,
+    /// Seconds into which the failures must fall.
+    pub brake_within_seconds: u64,
 }
 
 impl Default for Settings {
@@ -37,6 +43,9 @@ impl Default for Settings {
             cooldown_seconds: limits.cooldown.as_secs(),
             flaps_max: limits.flaps_max,
             flaps_within_seconds: limits.flaps_within.as_secs(),
+            brake_roots: u32::try_from(limits.brake_roots).unwrap_or(u32::MAX),
+            brake_percent: u32::try_from(limits.brake_percent).unwrap_or(u32::MAX),
+            brake_within_seconds: limits.brake_within.as_secs(),
         }
     }
 }
@@ -50,13 +59,16 @@ impl Settings {
 
     /// The figures of the ladder.
     #[must_use]
-    pub const fn limits(&self) -> Limits {
+    pub fn limits(&self) -> Limits {
         Limits {
             deadline_min: Duration::from_secs(self.deadline_seconds),
             soak: Duration::from_secs(self.soak_seconds),
             cooldown: Duration::from_secs(self.cooldown_seconds),
             flaps_max: self.flaps_max,
             flaps_within: Duration::from_secs(self.flaps_within_seconds),
+            brake_roots: usize::try_from(self.brake_roots).unwrap_or(usize::MAX),
+            brake_percent: usize::try_from(self.brake_percent).unwrap_or(usize::MAX),
+            brake_within: Duration::from_secs(self.brake_within_seconds),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Recovery's decisions, pure: folds of `intents` and EVENTS, and `decide`, which works from state and so says the same whoever holds the
 //! shard. Clocks are passed in, ids and jitter are computed; no IO lives below here.
 
+mod asked;
+mod brake;
 mod dedupe;
 mod events;
 mod facts;
@@ -14,13 +16,14 @@ use std::{
 };
 
 use razar_bus_schema::{
-    ids::Instance,
+    ids::{Incident, Instance},
     v1::{self, QuarantinePhase as Phase, intent::Want},
 };
 
+use self::asked::Question;
 pub use self::{
     events::AGENT,
-    facts::{Facts, Failure, NodeView, View},
+    facts::{Brake, Facts, Failure, NodeView, View},
     incident::{Closed, IncidentFacts, Tried},
 };
 
@@ -62,6 +65,12 @@ pub struct Limits {
     pub flaps_max: u32,
     /// Period over which local recoveries are counted.
     pub flaps_within: Duration,
+    /// Failed roots inside `brake_within` from which on the brake engages, if they are `brake_percent` of all as well.
+    pub brake_roots: usize,
+    /// Share of what counts, in per cent.
+    pub brake_percent: usize,
+    /// Period into which the failures must fall.
+    pub brake_within: Duration,
 }
 
 impl Default for Limits {
@@ -72,6 +81,9 @@ impl Default for Limits {
             cooldown: Duration::from_secs(60),
             flaps_max: 10,
             flaps_within: Duration::from_secs(24 * 3600),
+            brake_roots: 5,
+            brake_percent: 20,
+            brake_within: Duration::from_secs(600),
         }
     }
 }
@@ -94,6 +106,13 @@ pub enum Action {
     Write(Box<Write>),
     /// Publish an event.
     Publish(Box<v1::Event>),
+    /// Ask nodes what they hold.
+    Ask {
+        /// Instance for whose sake they are asked.
+        instance: Instance,
+        /// Their names.
+        nodes: BTreeSet<String>,
+    },
 }
 
 /// Why a write did not happen.
@@ -116,6 +135,13 @@ pub enum Outcome {
         id: String,
         /// Stored.
         stored: bool,
+    },
+    /// Of [`Action::Ask`]: what all of them hold; `None`: one did not answer.
+    Asked {
+        /// Instance for whose sake they were asked.
+        instance: Instance,
+        /// Their inventories.
+        inventories: Option<Vec<v1::NodeInventory>>,
     },
 }
 
@@ -151,6 +177,7 @@ pub struct State {
     facts: Facts,
     writing: BTreeMap<Instance, Duration>,
     publishing: BTreeMap<String, Duration>,
+    questions: BTreeMap<Instance, Question>,
 }
 
 impl State {
@@ -223,6 +250,7 @@ impl State {
     pub fn stand_down(&mut self) {
         self.publishing.clear();
         self.writing.clear();
+        self.questions.clear();
     }
 
     /// What came of an action.
@@ -235,6 +263,7 @@ impl State {
             Outcome::Wrote(write, Err(_)) => {
                 self.writing.insert(write.instance, now.mono + RETRY_PAUSE);
             }
+            Outcome::Asked { instance, inventories } => self.apply_answer(&instance, inventories.as_deref(), now),
             Outcome::Published { id, stored } => {
                 if !stored && let Some(until) = self.publishing.get_mut(&id) {
                     *until = now.mono + RETRY_PAUSE;
@@ -252,13 +281,15 @@ impl State {
     /// What is to be done now. Marks what it returns as under way, so that asking again asks for nothing twice.
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
+        if let Some(event) = self.owed_brake(now) {
+            self.publish(event, now, &mut actions);
+        }
         for instance in self.concerned() {
             match self.step(&instance, now) {
-                Step::Tell(event) => {
-                    if self.publishing.get(&event.id).is_none_or(|until| *until <= now.mono) {
-                        self.publishing.insert(event.id.clone(), now.mono + PUBLISH_LIMIT);
-                        actions.push(Action::Publish(event));
-                    }
+                Step::Tell(event) => self.publish(event, now, &mut actions),
+                Step::Ask { nodes, incident, attempt } => {
+                    self.note_question(*incident, attempt, now);
+                    actions.push(Action::Ask { instance, nodes });
                 }
                 Step::Order(intent) => {
                     if self.writing.get(&instance).is_none_or(|until| *until <= now.mono) {
@@ -273,15 +304,24 @@ impl State {
         actions
     }
 
+    fn publish(&mut self, event: Box<v1::Event>, now: Now, actions: &mut Vec<Action>) {
+        if self.publishing.get(&event.id).is_none_or(|until| *until <= now.mono) {
+            self.publishing.insert(event.id.clone(), now.mono + PUBLISH_LIMIT);
+            actions.push(Action::Publish(event));
+        }
+    }
+
     /// When, after `now`, time alone changes something; `None`: never. What was due by now [`State::decide`] has seen to.
     #[must_use]
     pub fn next_deadline(&self, now: Now) -> Option<Duration> {
         let steps = self.concerned().into_iter().filter_map(|instance| match self.step(&instance, now) {
             Step::Wait(until) => until,
             Step::Tell(event) => self.publishing.get(&event.id).copied(),
+            Step::Ask { .. } => self.questions.get(&instance).map(|q| q.until),
             Step::Order(_) => self.writing.get(&instance).copied(),
         });
-        steps.filter(|at| *at > now.mono).min()
+        let brake = self.owed_brake(now).and_then(|event| self.publishing.get(&event.id).copied());
+        steps.chain(brake).filter(|at| *at > now.mono).min()
     }
 
     /// Instances that something may be due for.
@@ -301,4 +341,6 @@ enum Step {
     Tell(Box<v1::Event>),
     /// A record is to be written.
     Order(Box<v1::Intent>),
+    /// Nodes are to be asked, for an attempt of an incident.
+    Ask { nodes: BTreeSet<String>, incident: Box<Incident>, attempt: u32 },
 }

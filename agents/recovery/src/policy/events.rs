@@ -45,7 +45,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl State {
-    fn actor(&self) -> v1::Actor {
+    pub(super) fn actor(&self) -> v1::Actor {
         v1::Actor { kind: AGENT.to_owned(), id: self.who.replica.clone() }
     }
 

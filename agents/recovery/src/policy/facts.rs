@@ -23,7 +23,7 @@ const TOLD_MAX: usize = 8192;
 const ENTITIES_MAX: usize = 8192;
 
 /// A failure that its node told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// Incarnation that failed last.
     pub incarnation: Incarnation,
@@ -33,6 +33,8 @@ pub struct Failure {
     pub cause: String,
     /// Last line of its error output.
     pub last_error: String,
+    /// When it was told, by the broker's clock.
+    pub stored: SystemTime,
 }
 
 /// An instance as its node tells it.
@@ -109,13 +111,8 @@ impl View {
     /// Whether a dependent's condition holds of it, and if so the id of the event since which it does, in this incarnation.
     #[must_use]
     pub fn holds(&self, condition: Condition) -> Option<&str> {
-        let completed = self.state == InstanceState::Completed;
-        match condition {
-            Condition::Started if completed => Some(&self.served_by),
-            Condition::Started => (self.lives() && self.state != InstanceState::Stopping).then_some(&self.started_by),
-            Condition::Ready | Condition::Unspecified => self.serves().then_some(&self.served_by),
-            Condition::Completed => completed.then_some(&self.served_by),
-        }
+        let started = condition == Condition::Started && self.state != InstanceState::Completed;
+        state_holds(condition, self.state).then_some(if started { &self.started_by } else { &self.served_by })
     }
 
     fn enter(&mut self, state: InstanceState, event: &v1::Event, now: Now) {
@@ -128,6 +125,25 @@ impl View {
             self.served_by.clone_from(&event.id);
         }
     }
+}
+
+/// Whether a dependent's condition holds in a state.
+pub(super) const fn state_holds(condition: Condition, state: InstanceState) -> bool {
+    use InstanceState as S;
+    match condition {
+        Condition::Started => matches!(state, S::Preparing | S::Starting | S::Ready | S::Unready | S::Completed),
+        Condition::Ready | Condition::Unspecified => matches!(state, S::Ready | S::Completed),
+        Condition::Completed => matches!(state, S::Completed),
+    }
+}
+
+/// The brake while it is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brake {
+    /// Id of the event that told of it.
+    pub id: String,
+    /// Since when, monotonic, by receipt.
+    pub since: Duration,
 }
 
 /// A node as the events tell it.
@@ -147,6 +163,9 @@ pub struct Facts {
     places: BTreeMap<String, Places>,
     nodes: BTreeMap<String, NodeView>,
     views: BTreeMap<Instance, View>,
+    brake: Option<Brake>,
+    /// When the newest failure was heard of, monotonic.
+    last_failure: Duration,
     told: BTreeSet<String>,
     told_order: VecDeque<String>,
 }
@@ -198,12 +217,17 @@ impl Facts {
                     node.lost = true;
                 }
             }
+            Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
+            Some(Fact::BrakeReleased(_)) => self.brake = None,
             Some(fact) => {
+                if matches!(fact, Fact::ComponentFailed(_)) {
+                    self.last_failure = now.mono;
+                }
                 let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
-                    fold_instance(view, event, fact, now);
+                    fold_instance(view, event, fact, stored, now);
                     fold_incident(view, &instance, event, fact);
                     fold_end(view, &instance, event, fact, &End { limits, stored, live, now });
                 }
@@ -279,6 +303,18 @@ impl Facts {
         self.nodes.get(name).cloned().unwrap_or_default()
     }
 
+    /// The brake, while it is on.
+    #[must_use]
+    pub const fn brake(&self) -> Option<&Brake> {
+        self.brake.as_ref()
+    }
+
+    /// When the newest failure of any component was heard of, monotonic.
+    #[must_use]
+    pub const fn last_failure(&self) -> Duration {
+        self.last_failure
+    }
+
     /// Whether an event of recovery's with this id is in EVENTS.
     #[must_use]
     pub fn is_told(&self, id: &str) -> bool {
@@ -295,7 +331,7 @@ fn told_incarnation(event: &v1::Event) -> Option<Incarnation> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
-fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, now: Now) {
+fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: SystemTime, now: Now) {
     if let Some(told) = told_incarnation(event) {
         if told < view.incarnation {
             return;
@@ -321,7 +357,7 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, now: Now) {
         Fact::ComponentFailed(failed) => {
             let incarnation = told_incarnation(event).unwrap_or(view.incarnation);
             let (id, cause, last_error) = (event.id.clone(), failed.cause.clone(), failed.last_error.clone());
-            view.failed = Some(Failure { incarnation, id, cause, last_error });
+            view.failed = Some(Failure { incarnation, id, cause, last_error, stored });
         }
         _ => {}
     }

@@ -11,6 +11,8 @@ use razar_bus_schema::{
 
 use super::{
     IncidentFacts, Now, Record, State, Step, View,
+    asked::Ground,
+    brake::Admission,
     events::{Asked, Said, fact_id},
 };
 
@@ -79,7 +81,7 @@ impl State {
     }
 
     /// What is desired of `instance`.
-    fn desired(&self, instance: &Instance) -> Option<(&v1::Desired, &v1::ComponentSpec)> {
+    pub(super) fn desired(&self, instance: &Instance) -> Option<(&v1::Desired, &v1::ComponentSpec)> {
         match &self.desired.get(instance)?.1.want {
             Some(Want::Desired(desired)) => Some((desired, desired.spec.as_ref()?)),
             _ => None,
@@ -87,7 +89,7 @@ impl State {
     }
 
     /// Whether quarantine has `instance`: isolated, or on probation, which is quarantine's to judge.
-    fn is_quarantined(&self, instance: &Instance) -> bool {
+    pub(super) fn is_quarantined(&self, instance: &Instance) -> bool {
         let keys = [None, Some(instance.ordinal)].map(|ordinal| (instance.component.clone(), ordinal));
         keys.iter().any(|key| self.quarantines.get(key).is_some_and(|(_, phase)| *phase != Phase::Released))
     }
@@ -134,6 +136,9 @@ impl State {
 
     /// The next rung of an incident whose last one is told.
     fn climb(&self, instance: &Instance, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec, rung: &str, now: Now) -> Step {
+        if let Admission::Held(until) = self.admits(instance, now) {
+            return Step::Wait(until);
+        }
         if rung == QUARANTINE {
             return self.give_up(view, incident, spec, now);
         }
@@ -157,13 +162,22 @@ impl State {
         if !self.facts.is_told(&fact_id("recovery_started", &incident.id, None)) {
             return Step::Tell(self.started(view, incident, spec, "there is no other rung".to_owned(), now));
         }
-        let failure = view.failed.clone().unwrap_or_default();
-        let fact = v1::RecoveryFailed { attempts: incident.attempts, last_error: failure.last_error };
+        // The ground of the last try was looked at when that was judged; where there was none, it is looked at now.
+        if incident.attempts == 0 {
+            match self.ground(&incident.id, 0, spec, now) {
+                Ground::Firm => {}
+                Ground::Moved => return Step::Wait(None),
+                Ground::Unknown(step) => return step,
+            }
+        }
+        let failure = view.failed.as_ref();
+        let last_error = failure.map(|f| f.last_error.clone()).unwrap_or_default();
+        let fact = v1::RecoveryFailed { attempts: incident.attempts, last_error };
         let said = Said {
             code: "ladder_ended",
             text: format!("no rung helped, {} tried", incident.attempts),
             attempt: None,
-            cause: if failure.id.is_empty() { incident.opened_by.clone() } else { failure.id },
+            cause: failure.map_or_else(|| incident.opened_by.clone(), |f| f.id.clone()),
         };
         Step::Tell(self.fact(&incident.id, view, Fact::RecoveryFailed(fact), said, now.wall))
     }
@@ -198,6 +212,7 @@ impl State {
         }
         if !is_tried {
             return match self.judge(under, spec, now) {
+                Ok(Outcome::Failed) if rung_after(spec, Some(&order.rung)) == QUARANTINE => self.last_try(under, spec, now),
                 Ok(outcome) => Step::Tell(self.tried(under, spec, outcome, now)),
                 Err(until) => Step::Wait(until),
             };
@@ -207,6 +222,15 @@ impl State {
             Some(_) if self.facts.node(&view.node).lost => Step::Wait(None),
             Some(last) => self.climb(instance, view, incident, spec, &last.next, now),
             None => Step::Wait(None),
+        }
+    }
+
+    /// The last try has failed, as far as is known: the nodes of what it depends on are asked before it counts.
+    fn last_try(&self, under: &Under<'_>, spec: &v1::ComponentSpec, now: Now) -> Step {
+        match self.ground(&under.incident, under.order.attempt, spec, now) {
+            Ground::Firm => Step::Tell(self.tried(under, spec, Outcome::Failed, now)),
+            Ground::Moved => Step::Tell(self.tried(under, spec, Outcome::Void, now)),
+            Ground::Unknown(step) => step,
         }
     }
 
@@ -259,7 +283,9 @@ impl State {
         let since = under.record.seen.max(node.back_since);
         let evidence = under.order.evidence.as_ref().map_or(&[][..], |e| &e.event_ids);
         let kept = self.foundation(spec).is_some_and(|now| now.iter().all(|id| evidence.contains(id)));
-        let counted = if kept { Outcome::Failed } else { Outcome::Void };
+        // Nor does a try count that was begun before so many others failed that the brake went on.
+        let braked = self.facts.brake().is_some_and(|brake| brake.since > under.record.seen);
+        let counted = if kept && !braked { Outcome::Failed } else { Outcome::Void };
         let later = view.incarnation > replaces;
         if view.state == InstanceState::Failed
             && let Some(failed) = &view.failed
@@ -292,7 +318,10 @@ impl State {
                 let next = rung_after(spec, Some(rung));
                 (next.clone(), format!("{rung} failed; next {next}"))
             }
-            Outcome::Void => (rung.to_owned(), format!("{rung} does not count: its dependencies did not keep still, or nothing started")),
+            Outcome::Void => (
+                rung.to_owned(),
+                format!("{rung} does not count: its dependencies did not keep still, nothing started, or the brake is on"),
+            ),
         };
         self.told_try(under, outcome, next, text, now)
     }

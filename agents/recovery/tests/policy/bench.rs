@@ -34,6 +34,10 @@ pub(crate) struct Bench {
     pub(crate) orders: Vec<v1::Intent>,
     stored: Vec<(u64, v1::Event, SystemTime)>,
     records: Vec<(Instance, u64, v1::Intent)>,
+    /// What the node answers when it is asked; `None`: nothing.
+    pub(crate) inventory: Option<v1::NodeInventory>,
+    /// Starts at a time of what is desired from now on.
+    pub(crate) slots: u32,
 }
 
 pub(crate) fn id(name: &str) -> Instance {
@@ -80,6 +84,8 @@ impl Bench {
             orders: Vec::new(),
             stored: Vec::new(),
             records: Vec::new(),
+            inventory: None,
+            slots: 4,
         };
         bench.state.apply_intents_epoch("b1");
         bench.state.apply_caught_up();
@@ -109,6 +115,17 @@ impl Bench {
         self.turn();
     }
 
+    /// What the node answers from now on: instances, their incarnations and states.
+    pub(crate) fn holds(&mut self, items: &[(&str, &str, v1::InstanceState)]) {
+        let item = |(name, incarnation, state): &(&str, &str, v1::InstanceState)| v1::InventoryItem {
+            instance: Some((&id(name)).into()),
+            incarnation: Some(inc(incarnation).into()),
+            state: (*state).into(),
+            ..Default::default()
+        };
+        self.inventory = Some(v1::NodeInventory { items: items.iter().map(item).collect(), ..Default::default() });
+    }
+
     pub(crate) fn desire(&mut self, spec: &v1::ComponentSpec, generation: u64, mode: RunMode) {
         self.revision += 1;
         let instance = id(&spec.name);
@@ -116,6 +133,8 @@ impl Bench {
             instance: Some((&instance).into()),
             generation,
             mode: mode.into(),
+            rank: u32::try_from(self.records.len()).unwrap(),
+            parallel_starts: self.slots,
             spec: Some(spec.clone()),
             ..Default::default()
         };
@@ -243,6 +262,11 @@ impl Bench {
                     self.store(&event);
                 }
             }
+            Action::Ask { instance, nodes } => {
+                self.log.push(format!("ask {}", nodes.iter().map(String::as_str).collect::<Vec<_>>().join(" ")));
+                let inventories = self.inventory.clone().map(|inventory| vec![inventory]);
+                self.state.apply_outcome(Outcome::Asked { instance, inventories }, self.now);
+            }
             Action::Write(write) => {
                 let known = self.records.iter().rev().find(|(i, _, intent)| *i == write.instance && is_order(intent)).map_or(0, |r| r.1);
                 assert_eq!(write.expected, known, "it writes over what it knows");
@@ -317,6 +341,7 @@ fn event_line(event: &v1::Event) -> String {
         Fact::RungTried(t) => format!("rung_tried {} {} {}", t.rung, t.outcome, t.next).trim_end().to_owned(),
         Fact::Recovered(r) => format!("recovered {} {}", r.rung, Incarnation::from(event.incarnation.as_ref().unwrap())),
         Fact::RecoveryFailed(f) => format!("recovery_failed {} {}", f.attempts, f.last_error),
+        Fact::BrakeEngaged(b) => format!("brake_engaged {} of {}", b.failed_roots, b.counted),
         Fact::IncidentWithdrawn(w) => format!("incident_withdrawn {}", w.why),
         _ => event.kind.clone(),
     }

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly, its helpers too")]
 
 mod bench;
+mod brake;
 mod course;
 mod rules;

@@ -1,6 +1,6 @@
 //! The rules without which a healthy one is killed or something stays stuck for ever; each against a history that breaks it.
 
-use razar_bus_schema::v1::{self, QuarantinePhase as Phase, RunMode, event::Fact};
+use razar_bus_schema::v1::{self, InstanceState, QuarantinePhase as Phase, RunMode, event::Fact};
 
 use crate::bench::{Bench, spec};
 
@@ -206,4 +206,34 @@ fn late_copies_of_old_facts_change_nothing() {
     b.failed("api", "1.4", "budget_spent");
     b.repeat_all();
     assert_eq!(b.take(), [""; 0]);
+}
+
+#[test]
+fn before_the_last_rung_the_nodes_of_dependencies_are_asked_afresh() {
+    let mut b = pair();
+    b.exhaust("api");
+    b.rung_fails("api", "1.5");
+    b.take();
+    b.rung_fails("api", "1.6");
+    assert_eq!(b.take(), ["ask a"], "nobody answers, and nothing is told");
+    b.holds(&[("db", "1.2", InstanceState::Ready)]);
+    b.pass(5);
+    let void = ["ask a", "rung_tried clear_state void clear_state", "order clear_state#3 of api@1.1: 1.6 clearing"];
+    assert_eq!(b.take(), void, "db is another than EVENTS say as yet");
+    b.holds(&[("db", "1.1", InstanceState::Ready)]);
+    b.rung_fails("api", "1.7");
+    assert_eq!(b.take()[..3], ["ask a", "rung_tried clear_state failed quarantine", "recovery_failed 3 boom"]);
+}
+
+#[test]
+fn a_component_without_rungs_is_not_given_up_on_moving_ground() {
+    let mut b = Bench::new(&[spec("db", &[]), v1::ComponentSpec { heal: Vec::new(), ..spec("api", &["db"]) }]);
+    b.started("db", "1.1");
+    b.ready("db", "1.1");
+    b.exhaust("api");
+    assert_eq!(b.take(), ["recovery_started quarantine", "ask a"]);
+    b.holds(&[("db", "1.1", InstanceState::Unready)]);
+    b.pass(5);
+    b.pass(60);
+    assert_eq!(b.take(), ["ask a"]);
 }
