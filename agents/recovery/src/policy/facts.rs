@@ -378,7 +378,9 @@ fn state_after(fact: &Fact, before: &View) -> Option<InstanceState> {
         Fact::ComponentUnready(_) => S::Unready,
         Fact::ComponentExited(_) => S::Exited,
         Fact::ComponentBlocked(blocked) if blocked.by.is_empty() || before.lives() => before.state,
-        Fact::ComponentBlocked(_) | Fact::Released(_) => S::Waiting,
+        Fact::ComponentBlocked(_) => S::Waiting,
+        // Released by a passing probe it runs already.
+        Fact::Released(_) if matches!(before.state, S::Quarantined | S::Probation) => S::Waiting,
         Fact::ComponentFailed(_) => S::Failed,
         Fact::ComponentStopped(_) if before.state == S::Quarantined => S::Quarantined,
         Fact::ComponentStopped(_) => S::Stopped,
@@ -437,7 +439,11 @@ fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact
         }
         Fact::Quarantined(_) | Fact::Released(_) => {
             view.recoveries.clear();
-            if let Some(incident) = &mut view.incident {
+            let told = event.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
+            let isolates = matches!(fact, Fact::Quarantined(_));
+            // A release says nothing of what failed after it, however late it is told.
+            let about = |known: &IncidentFacts| told.as_ref().map_or(isolates || known.given_up, |told| *told == known.id);
+            if let Some(incident) = view.incident.as_mut().filter(|i| about(i)) {
                 incident.close(Closed::Quarantined);
             }
         }

@@ -156,6 +156,7 @@ impl Bench {
     /// An event of the node about `name` in `incarnation`, in the incident that is open there; then what is decided.
     pub(crate) fn tell(&mut self, name: &str, incarnation: &str, fact: Fact) {
         self.journal += 1;
+        let nodes_own = !matches!(fact, Fact::Quarantined(_) | Fact::Released(_));
         let event = v1::Event {
             id: node_event_id("a", "e1", self.journal),
             kind: fact.kind().to_owned(),
@@ -165,7 +166,7 @@ impl Bench {
             chakra: "heart".to_owned(),
             instance: Some((&id(name)).into()),
             incarnation: Some(inc(incarnation).into()),
-            incident: self.open.get(name).map(|i| (&i.parse::<Incident>().unwrap()).into()),
+            incident: self.open.get(name).filter(|_| nodes_own).map(|i| (&i.parse::<Incident>().unwrap()).into()),
             stack: "demo".to_owned(),
             fact: Some(fact),
             ..Default::default()

@@ -168,6 +168,29 @@ fn what_a_quarantine_has_settled_gets_no_rung() {
 }
 
 #[test]
+fn a_late_word_of_a_release_ends_no_later_incident() {
+    let mut b = Bench::new(&[v1::ComponentSpec { heal: vec!["restart".to_owned()], ..spec("api", &[]) }]);
+    b.exhaust("api");
+    b.rung_fails("api", "1.5");
+    b.quarantine("api", Phase::Isolated);
+    b.tell("api", "1.5", Fact::Quarantined(v1::Quarantined::default()));
+    b.quarantine("api", Phase::Released);
+    b.close("api");
+    b.take();
+    b.started("api", "1.6");
+    b.exited("api", "1.6");
+    b.mute = true;
+    b.failed("api", "1.6", "budget_spent");
+    b.mute = false;
+    b.tell("api", "1.6", Fact::Released(v1::Released::default()));
+    b.pass(6);
+    assert_eq!(b.take(), ["order restart#1 of api@1.6: 1.6", "recovery_started restart quarantine", "recovery_started restart quarantine"]);
+    b.rung_fails("api", "1.7");
+    let lines = b.take();
+    assert!(lines.contains(&"recovery_failed 1 boom".to_owned()), "{lines:?}");
+}
+
+#[test]
 fn the_clock_stands_still_while_its_node_is_away() {
     let mut b = Bench::new(&[spec("api", &[])]);
     b.exhaust("api");
