@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use razar_bus_schema::v1::{self, event::Fact};
-use razar_tests::e2e::{Mesh, Part, SOON, Stack, wait_for};
+use razar_tests::e2e::{Mesh, Part, SOON, Stack, signal, wait_for};
+use rustix::process::Signal;
 use serde_json::json;
 
 /// A rung has half a minute at least, and there are two, each with a soak.
@@ -78,6 +79,25 @@ fn what_fails_until_its_state_is_cleared_is_cured_by_the_second_rung() -> Result
     let line = mesh.razar(&["incidents", "--since", "1h"])?.ok()?.out;
     ensure!(line.contains("recovered") && line.contains("clear_state") && line.contains("JSONDecodeError"), "{line}");
     ensure!(mesh.razar(&["incidents", "--open"])?.ok()?.out.is_empty());
+    mesh.end()
+}
+
+/// Fault 1: the agent that climbs, then the one that carries it out, die in the middle of a rung; the ladder ends as if nothing had been.
+#[test]
+fn a_ladder_goes_on_whoever_dies() -> Result<()> {
+    let mesh = Mesh::new()?;
+    mesh.up(&stack(&mesh, &["restart", "clear_state"])?)?.is(1)?;
+    wait_event(&mesh, "store", "recovery_started")?;
+    signal(mesh.pid("recovery")?, Signal::KILL)?;
+    signal(mesh.agent_pid()?, Signal::KILL)?;
+    wait_for("the second rung to be ready", LADDER, || Ok((mesh.component("store")?.state() == v1::InstanceState::Ready).then_some(())))?;
+    signal(mesh.pid("recovery")?, Signal::KILL)?;
+    signal(mesh.agent_pid()?, Signal::KILL)?;
+    let recovered = wait_event(&mesh, "store", "recovered")?;
+    ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "clear_state"), "{recovered:?}");
+    ensure!(tries(&mesh)? == [tried("restart", "failed", "clear_state"), tried("clear_state", "ok", "")], "{:?}", tries(&mesh)?);
+    mesh.wait_ready("web")?;
+    ensure!(mesh.events_of("store", "recovered")?.len() == 1 && mesh.events_of("store", "recovery_started")?.len() == 1);
     mesh.end()
 }
 

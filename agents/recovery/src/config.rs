@@ -9,6 +9,13 @@ use crate::policy::Limits;
 /// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
 const LEASE_SECONDS: u64 = 2;
 
+/// Longest of these times: sums with it stay in range.
+const SECONDS_MAX: u64 = 366 * 24 * 3600;
+
+const fn seconds(given: u64) -> Duration {
+    Duration::from_secs(if given < SECONDS_MAX { given } else { SECONDS_MAX })
+}
+
 /// Table `settings` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -61,14 +68,14 @@ impl Settings {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
-            deadline_min: Duration::from_secs(self.deadline_seconds),
-            soak: Duration::from_secs(self.soak_seconds),
-            cooldown: Duration::from_secs(self.cooldown_seconds),
+            deadline_min: seconds(self.deadline_seconds),
+            soak: seconds(self.soak_seconds),
+            cooldown: seconds(self.cooldown_seconds),
             flaps_max: self.flaps_max,
-            flaps_within: Duration::from_secs(self.flaps_within_seconds),
+            flaps_within: seconds(self.flaps_within_seconds),
             brake_roots: usize::try_from(self.brake_roots).unwrap_or(usize::MAX),
             brake_percent: usize::try_from(self.brake_percent).unwrap_or(usize::MAX),
-            brake_within: Duration::from_secs(self.brake_within_seconds),
+            brake_within: seconds(self.brake_within_seconds),
         }
     }
 }

@@ -346,7 +346,7 @@ impl State {
         let fact = v1::Recovered { rung: rung.to_owned(), took: Some(time::duration(took)), starts: incident.starts };
         let said = Said {
             code: "soak_held",
-            text: format!("{rung} cured it"),
+            text: "soak held".to_owned(),
             attempt: None,
             cause: fact_id("rung_tried", &under.incident, Some(under.order.attempt)),
         };

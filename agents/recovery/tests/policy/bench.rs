@@ -271,6 +271,7 @@ impl Bench {
             Action::Write(write) => {
                 let known = self.records.iter().rev().find(|(i, _, intent)| *i == write.instance && is_order(intent)).map_or(0, |r| r.1);
                 assert_eq!(write.expected, known, "it writes over what it knows");
+                self.may_overwrite(&write.instance);
                 if self.conflict {
                     self.state.apply_outcome(Outcome::Wrote(write, Err(WriteError::Conflict)), self.now);
                     return;
@@ -282,6 +283,13 @@ impl Bench {
                 self.state.apply_outcome(Outcome::Wrote(write, Ok(self.revision)), self.now);
             }
         }
+    }
+
+    /// A record may be written over only when the event that tells of it is in EVENTS.
+    fn may_overwrite(&self, instance: &Instance) {
+        let before = self.records.iter().rev().find(|(i, _, intent)| i == instance && is_order(intent));
+        let Some((_, _, before)) = before else { return };
+        assert!(self.stored.iter().any(|(_, e, _)| e.id == before.told_by_event_id), "{} is not told", before.told_by_event_id);
     }
 
     /// The watchdog's verdict on the node.
@@ -333,6 +341,14 @@ fn order_line(intent: &v1::Intent) -> String {
     let hold = order.hold_dependents.as_ref().map(time::std_duration).unwrap();
     assert!(hold >= Duration::from_secs(30), "{hold:?}");
     format!("order {}#{} of {incident}: {replaces}{clear}", order.rung, order.attempt)
+}
+
+impl Bench {
+    /// Ids of recovery's events in the stream.
+    pub(crate) fn told_ids(&self) -> Vec<&str> {
+        let ours = self.stored.iter().filter(|(_, e, _)| e.source.as_ref().is_some_and(|s| s.kind == "recovery"));
+        ours.map(|(_, e, _)| e.id.as_str()).collect()
+    }
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "recovery tells no other facts")]

@@ -5,3 +5,4 @@ mod bench;
 mod brake;
 mod course;
 mod rules;
+mod sequences;
