@@ -82,17 +82,21 @@ fn what_fails_until_its_state_is_cleared_is_cured_by_the_second_rung() -> Result
     mesh.end()
 }
 
+fn kill_both(mesh: &Mesh) -> Result<()> {
+    let recovery = mesh.pid("recovery")?;
+    signal(mesh.agent_pid()?, Signal::KILL)?;
+    signal(recovery, Signal::KILL)
+}
+
 /// Fault 1: the agent that climbs, then the one that carries it out, die in the middle of a rung; the ladder ends as if nothing had been.
 #[test]
 fn a_ladder_goes_on_whoever_dies() -> Result<()> {
     let mesh = Mesh::new()?;
     mesh.up(&stack(&mesh, &["restart", "clear_state"])?)?.is(1)?;
     wait_event(&mesh, "store", "recovery_started")?;
-    signal(mesh.pid("recovery")?, Signal::KILL)?;
-    signal(mesh.agent_pid()?, Signal::KILL)?;
+    kill_both(&mesh)?;
     wait_for("the second rung to be ready", LADDER, || Ok((mesh.component("store")?.state() == v1::InstanceState::Ready).then_some(())))?;
-    signal(mesh.pid("recovery")?, Signal::KILL)?;
-    signal(mesh.agent_pid()?, Signal::KILL)?;
+    kill_both(&mesh)?;
     let recovered = wait_event(&mesh, "store", "recovered")?;
     ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "clear_state"), "{recovered:?}");
     ensure!(tries(&mesh)? == [tried("restart", "failed", "clear_state"), tried("clear_state", "ok", "")], "{:?}", tries(&mesh)?);

@@ -32,6 +32,8 @@ pub struct Settings {
     pub flaps_max: u32,
     /// Seconds over which local recoveries are counted.
     pub flaps_within_seconds: u64,
+    /// Boots in a row in which a component ended past help, from which on it goes to the last rung at once.
+    pub lost_boots: u32,
     /// Failed roots inside `brake_within_seconds` from which on the brake engages.
     pub brake_roots: u32,
     /// Share of what counts that they must be, in per cent.
@@ -50,6 +52,7 @@ impl Default for Settings {
             cooldown_seconds: limits.cooldown.as_secs(),
             flaps_max: limits.flaps_max,
             flaps_within_seconds: limits.flaps_within.as_secs(),
+            lost_boots: limits.lost_boots,
             brake_roots: u32::try_from(limits.brake_roots).unwrap_or(u32::MAX),
             brake_percent: u32::try_from(limits.brake_percent).unwrap_or(u32::MAX),
             brake_within_seconds: limits.brake_within.as_secs(),
@@ -73,6 +76,7 @@ impl Settings {
             cooldown: seconds(self.cooldown_seconds),
             flaps_max: self.flaps_max,
             flaps_within: seconds(self.flaps_within_seconds),
+            lost_boots: self.lost_boots,
             brake_roots: usize::try_from(self.brake_roots).unwrap_or(usize::MAX),
             brake_percent: usize::try_from(self.brake_percent).unwrap_or(usize::MAX),
             brake_within: seconds(self.brake_within_seconds),

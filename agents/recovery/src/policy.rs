@@ -65,6 +65,8 @@ pub struct Limits {
     pub flaps_max: u32,
     /// Period over which local recoveries are counted.
     pub flaps_within: Duration,
+    /// Boots in a row in which a component ended past help, from which on it goes to the last rung at once.
+    pub lost_boots: u32,
     /// Failed roots inside `brake_within` from which on the brake engages, if they are `brake_percent` of all as well.
     pub brake_roots: usize,
     /// Share of what counts, in per cent.
@@ -81,6 +83,7 @@ impl Default for Limits {
             cooldown: Duration::from_secs(60),
             flaps_max: 10,
             flaps_within: Duration::from_secs(24 * 3600),
+            lost_boots: 3,
             brake_roots: 5,
             brake_percent: 20,
             brake_within: Duration::from_secs(600),

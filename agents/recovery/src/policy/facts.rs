@@ -68,6 +68,10 @@ pub struct View {
     pub flaps_cured: Option<(String, SystemTime)>,
     /// The ladder leaves it alone until then, monotonic.
     pub cooldown_until: Duration,
+    /// Mission that its node named last; empty: none.
+    pub mission: String,
+    /// Boots in a row in which no rung helped it, and the mission of the last of them.
+    pub lost_boots: (u32, String),
     /// Its newest incident.
     pub incident: Option<IncidentFacts>,
 }
@@ -89,6 +93,8 @@ impl Default for View {
             recoveries: VecDeque::new(),
             flaps_cured: None,
             cooldown_until: Duration::ZERO,
+            mission: String::new(),
+            lost_boots: (0, String::new()),
             incident: None,
         }
     }
@@ -217,6 +223,7 @@ impl Facts {
                     node.lost = true;
                 }
             }
+            Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
             Some(fact) => {
@@ -261,6 +268,15 @@ impl Facts {
         let view = self.nodes.entry(node.to_owned()).or_default();
         if std::mem::take(&mut view.lost) {
             view.back_since = now.mono;
+        }
+    }
+
+    /// Who is ready at the end of a boot is past help no longer.
+    fn fold_boot(&mut self, completed: &v1::MissionCompleted) {
+        for (id, view) in &mut self.views {
+            if view.lost_boots.1 != completed.mission_id && completed.ready.contains(&id.component) {
+                view.lost_boots.0 = 0;
+            }
         }
     }
 
@@ -345,6 +361,9 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
     }
     if is_a_nodes(event) {
         view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+        if !event.mission_id.is_empty() {
+            view.mission.clone_from(&event.mission_id);
+        }
     }
     for (to, from) in [(&mut view.stack, &event.stack), (&mut view.chakra, &event.chakra)] {
         if !from.is_empty() {
@@ -430,7 +449,14 @@ struct End<'l> {
 fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact, end: &End<'_>) {
     match fact {
         Fact::Recovered(recovered) if recovered.rung == "local" => count_flaps(view, instance, event, end),
+        Fact::RecoveryFailed(_) => {
+            let counted = view.lost_boots.0 > 0 && view.lost_boots.1 == view.mission;
+            if !counted {
+                view.lost_boots = (view.lost_boots.0.saturating_add(1), view.mission.clone());
+            }
+        }
         Fact::Recovered(recovered) => {
+            view.lost_boots.0 = 0;
             view.recoveries.clear();
             view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };
             if view.incident.as_ref().is_some_and(|i| i.flapping) {
@@ -451,16 +477,6 @@ fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact
         Fact::ComponentReady(_) => {
             if let Some(incident) = view.incident.as_mut().filter(|i| i.given_up) {
                 incident.close(Closed::Recovered);
-            }
-        }
-        Fact::ComponentBlocked(blocked) if !blocked.by.is_empty() => {
-            if let Some(incident) = view.incident.as_mut().filter(|i| i.given_up) {
-                incident.close(Closed::Withdrawn);
-            }
-        }
-        Fact::DesiredChanged(desired) => {
-            if let Some(incident) = view.incident.as_mut().filter(|i| i.given_up && desired.generation > i.id.incarnation.generation) {
-                incident.close(Closed::Withdrawn);
             }
         }
         _ => {}

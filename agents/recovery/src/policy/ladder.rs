@@ -129,6 +129,7 @@ impl State {
         }
         let rung = match incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
+            _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
             _ => rung_after(spec, incident.after.as_deref()),
         };
         self.climb(instance, view, incident, spec, &rung, now)
@@ -160,7 +161,7 @@ impl State {
     /// The last rung.
     fn give_up(&self, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec, now: Now) -> Step {
         if !self.facts.is_told(&fact_id("recovery_started", &incident.id, None)) {
-            return Step::Tell(self.started(view, incident, spec, "there is no other rung".to_owned(), now));
+            return Step::Tell(self.started(view, incident, spec, "no rung is tried".to_owned(), now));
         }
         // The ground of the last try was looked at when that was judged; where there was none, it is looked at now.
         if incident.attempts == 0 {
@@ -195,7 +196,9 @@ impl State {
         let tried = fact_id("rung_tried", id, Some(order.attempt));
         let is_tried = self.facts.is_told(&tried);
         let Some((incident, spec)) = incident.zip(self.desired(instance).map(|(_, spec)| spec)) else {
-            return self.end(under, is_tried, if incident.is_some() { None } else { Some("superseded") }, now);
+            let is_failed = self.facts.is_told(&fact_id("recovery_failed", id, None));
+            let superseded = incident.is_none() && !is_failed;
+            return self.end(under, is_tried, superseded.then_some("superseded"), now);
         };
         if !self.facts.is_told(&fact_id("recovery_started", id, None)) {
             let text = under.intent.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
@@ -204,11 +207,11 @@ impl State {
         if incident.closed.is_some() || self.is_quarantined(instance) {
             return self.end(under, is_tried, None, now);
         }
-        if incident.given_up {
-            return self.let_go(under, now);
-        }
         if let Some(why) = self.withdrawn(under) {
             return self.end(under, is_tried, Some(why), now);
+        }
+        if incident.given_up {
+            return self.let_go(under, now);
         }
         if !is_tried {
             return match self.judge(under, spec, now) {

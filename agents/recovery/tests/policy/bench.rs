@@ -36,6 +36,7 @@ pub(crate) struct Bench {
     records: Vec<(Instance, u64, v1::Intent)>,
     /// What the node answers when it is asked; `None`: nothing.
     pub(crate) inventory: Option<v1::NodeInventory>,
+    mission: String,
     /// Starts at a time of what is desired from now on.
     pub(crate) slots: u32,
 }
@@ -85,6 +86,7 @@ impl Bench {
             stored: Vec::new(),
             records: Vec::new(),
             inventory: None,
+            mission: String::new(),
             slots: 4,
         };
         bench.state.apply_intents_epoch("b1");
@@ -113,6 +115,14 @@ impl Bench {
         state.apply_caught_up();
         self.state = state;
         self.turn();
+    }
+
+    /// A mission begins, under which its node tells from now on; `ready` at its end.
+    pub(crate) fn mission(&mut self, id: &str, ready: &[&str]) {
+        self.mission = id.to_owned();
+        let ready = ready.iter().map(|name| (*name).to_owned()).collect();
+        let fact = Fact::MissionCompleted(v1::MissionCompleted { mission_id: id.to_owned(), ready, ..Default::default() });
+        self.store(&v1::Event { id: format!("mission {id}"), kind: fact.kind().to_owned(), fact: Some(fact), ..Default::default() });
     }
 
     /// What the node answers from now on: instances, their incarnations and states.
@@ -168,6 +178,7 @@ impl Bench {
             incarnation: Some(inc(incarnation).into()),
             incident: self.open.get(name).filter(|_| nodes_own).map(|i| (&i.parse::<Incident>().unwrap()).into()),
             stack: "demo".to_owned(),
+            mission_id: self.mission.clone(),
             fact: Some(fact),
             ..Default::default()
         };

@@ -203,3 +203,29 @@ fn old_recoveries_are_forgotten() {
     }
     assert_eq!(b.take(), [""; 0], "eight in a day");
 }
+
+/// One boot of generation `boot` in which no rung helps; what was told.
+fn lost_boot(b: &mut Bench, boot: u64, ready: &[&str]) -> Vec<String> {
+    let spec = v1::ComponentSpec { heal: vec!["restart".to_owned()], ..spec("api", &[]) };
+    b.close("api");
+    b.mission(&format!("m{boot}"), ready);
+    b.desire(&spec, boot, v1::RunMode::Run);
+    let withdrawn = b.take();
+    assert_eq!(withdrawn.iter().any(|l| l == "incident_withdrawn new_generation"), (2..5).contains(&boot), "{withdrawn:?}");
+    for start in 1..=2 {
+        b.started("api", &format!("{boot}.{start}"));
+        b.exited("api", &format!("{boot}.{start}"));
+        b.failed("api", &format!("{boot}.{start}"), if start == 1 { "budget_spent" } else { "rung_failed" });
+    }
+    b.take()
+}
+
+#[test]
+fn who_ended_failed_in_three_boots_in_a_row_goes_to_the_last_rung_at_once() {
+    let mut b = Bench::new(&[]);
+    for boot in 1..=3 {
+        assert!(lost_boot(&mut b, boot, &[]).contains(&"recovery_failed 1 boom".to_owned()), "boot {boot}");
+    }
+    assert_eq!(lost_boot(&mut b, 4, &[]), ["recovery_started restart quarantine", "recovery_failed 0 boom"]);
+    assert!(lost_boot(&mut b, 5, &["api"]).contains(&"recovery_failed 1 boom".to_owned()), "it was well in between");
+}

@@ -1,6 +1,8 @@
 //! Whatever happens, in any order: no record is written over untold (which the bench sees to), nothing that quarantine has is ordered, no
 //! incident has two ends, and who takes over at rest finds nothing to do.
 
+#![expect(clippy::indexing_slicing, reason = "a test may fail loudly, its helpers too")]
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -12,16 +14,8 @@ use crate::bench::{Bench, id, spec};
 #[derive(Debug, Clone, Copy)]
 enum Op {
     Start(usize),
-    Ready(usize),
-    Unready(usize),
-    Exit(usize),
-    Fail(usize, usize),
-    Recover(usize),
-    Block(usize),
-    Withdraw(usize),
-    Isolate(usize),
-    Probation(usize),
-    Release(usize),
+    Told(usize, Word),
+    Quarantine(usize, usize),
     Generation(usize),
     Stop(usize),
     Pass(u64),
@@ -32,22 +26,15 @@ enum Op {
 }
 
 const NAMES: [&str; 3] = ["db", "api", "web"];
+const PHASES: [Phase; 3] = [Phase::Isolated, Phase::Probation, Phase::Released];
 const CAUSES: [&str; 4] = ["budget_spent", "rung_failed", "start_failed", "policy_never"];
 
 fn op() -> impl Strategy<Value = Op> {
     let who = 0..NAMES.len();
     prop_oneof![
         4 => who.clone().prop_map(Op::Start),
-        3 => who.clone().prop_map(Op::Ready),
-        1 => who.clone().prop_map(Op::Unready),
-        3 => who.clone().prop_map(Op::Exit),
-        4 => (who.clone(), 0..CAUSES.len()).prop_map(|(who, cause)| Op::Fail(who, cause)),
-        1 => who.clone().prop_map(Op::Recover),
-        1 => who.clone().prop_map(Op::Block),
-        1 => who.clone().prop_map(Op::Withdraw),
-        1 => who.clone().prop_map(Op::Isolate),
-        1 => who.clone().prop_map(Op::Probation),
-        1 => who.clone().prop_map(Op::Release),
+        14 => (who.clone(), word()).prop_map(|(who, word)| Op::Told(who, word)),
+        3 => (who.clone(), 0..PHASES.len()).prop_map(|(who, phase)| Op::Quarantine(who, phase)),
         1 => who.clone().prop_map(Op::Generation),
         1 => who.prop_map(Op::Stop),
         4 => (0..90_u64).prop_map(Op::Pass),
@@ -55,6 +42,30 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<bool>().prop_map(Op::Mute),
         1 => any::<bool>().prop_map(Op::Conflict),
         1 => any::<bool>().prop_map(Op::Answers),
+    ]
+}
+
+/// What its node says of a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Ready,
+    Unready,
+    Exit,
+    Fail(usize),
+    Recover,
+    Block,
+    Withdraw,
+}
+
+fn word() -> impl Strategy<Value = Word> {
+    prop_oneof![
+        3 => Just(Word::Ready),
+        1 => Just(Word::Unready),
+        3 => Just(Word::Exit),
+        4 => (0..CAUSES.len()).prop_map(Word::Fail),
+        1 => Just(Word::Recover),
+        1 => Just(Word::Block),
+        1 => Just(Word::Withdraw),
     ]
 }
 
@@ -70,40 +81,38 @@ fn specs() -> [v1::ComponentSpec; 3] {
     [spec("db", &[]), spec("api", &["db"]), v1::ComponentSpec { heal: vec!["restart".to_owned()], ..spec("web", &["api"]) }]
 }
 
+/// Its newest incarnation.
+fn newest(life: Life) -> String {
+    format!("{}.{}", life.generation, life.start.max(1))
+}
+
 fn play(b: &mut Bench, lives: &mut [Life; 3], op: Op) {
     let specs = specs();
-    let about = |who: usize, lives: &[Life; 3]| (NAMES[who], format!("{}.{}", lives[who].generation, lives[who].start.max(1)));
     match op {
         Op::Start(who) => {
             lives[who].start += 1;
-            let (name, now) = about(who, lives);
-            b.started(name, &now);
+            b.started(NAMES[who], &newest(lives[who]));
         }
         Op::Generation(who) => {
             (lives[who].generation, lives[who].start) = (lives[who].generation + 1, 0);
             b.desire(&specs[who], lives[who].generation, RunMode::Run);
         }
         Op::Stop(who) => b.desire(&specs[who], lives[who].generation, RunMode::Stop),
-        Op::Isolate(who) | Op::Probation(who) | Op::Release(who) => {
-            let phase = match op {
-                Op::Isolate(_) => Phase::Isolated,
-                Op::Probation(_) => Phase::Probation,
-                _ => Phase::Released,
-            };
-            lives[who].isolated = phase != Phase::Released;
-            b.quarantine(NAMES[who], phase);
+        Op::Quarantine(who, phase) => {
+            lives[who].isolated = PHASES[phase] != Phase::Released;
+            b.quarantine(NAMES[who], PHASES[phase]);
         }
         Op::Pass(seconds) => b.pass(seconds),
         Op::TakeOver => b.take_over(),
         Op::Mute(on) => b.mute = on,
         Op::Conflict(on) => b.conflict = on,
         Op::Answers(on) => answer(b, lives, on),
-        _ => tell(b, about, lives, op),
+        Op::Told(who, word) => tell(b, NAMES[who], &newest(lives[who]), word),
     }
 }
 
 fn answer(b: &mut Bench, lives: &[Life; 3], on: bool) {
-    let known: Vec<_> = NAMES.iter().zip(lives).map(|(name, l)| (*name, format!("{}.{}", l.generation, l.start.max(1)))).collect();
+    let known: Vec<_> = NAMES.iter().zip(lives).map(|(name, life)| (*name, newest(*life))).collect();
     let items: Vec<_> = known.iter().map(|(name, now)| (*name, now.as_str(), InstanceState::Ready)).collect();
     b.holds(&items);
     if !on {
@@ -111,20 +120,18 @@ fn answer(b: &mut Bench, lives: &[Life; 3], on: bool) {
     }
 }
 
-fn tell(b: &mut Bench, about: impl Fn(usize, &[Life; 3]) -> (&'static str, String), lives: &[Life; 3], op: Op) {
-    let (who, fact) = match op {
-        Op::Ready(who) => (who, Fact::ComponentReady(v1::ComponentReady::default())),
-        Op::Unready(who) => (who, Fact::ComponentUnready(v1::ComponentUnready::default())),
-        Op::Recover(who) => (who, Fact::Recovered(v1::Recovered { rung: "local".to_owned(), ..Default::default() })),
-        Op::Withdraw(who) => (who, Fact::IncidentWithdrawn(v1::IncidentWithdrawn::default())),
-        Op::Exit(who) => return b.exited(NAMES[who], &about(who, lives).1),
-        Op::Fail(who, cause) => return b.failed(NAMES[who], &about(who, lives).1, CAUSES[cause]),
-        Op::Block(who) => return b.blocked(NAMES[who], &about(who, lives).1, "db"),
-        _ => return,
-    };
-    let (name, now) = about(who, lives);
-    b.tell(name, &now, fact);
-    if matches!(op, Op::Recover(_) | Op::Withdraw(_)) {
+fn tell(b: &mut Bench, name: &str, now: &str, word: Word) {
+    let local = || Fact::Recovered(v1::Recovered { rung: "local".to_owned(), ..Default::default() });
+    match word {
+        Word::Ready => b.ready(name, now),
+        Word::Unready => b.tell(name, now, Fact::ComponentUnready(v1::ComponentUnready::default())),
+        Word::Recover => b.tell(name, now, local()),
+        Word::Withdraw => b.tell(name, now, Fact::IncidentWithdrawn(v1::IncidentWithdrawn::default())),
+        Word::Exit => b.exited(name, now),
+        Word::Fail(cause) => b.failed(name, now, CAUSES[cause]),
+        Word::Block => b.blocked(name, now, "db"),
+    }
+    if matches!(word, Word::Recover | Word::Withdraw) {
         b.close(name);
     }
 }
