@@ -131,6 +131,17 @@ pub(crate) enum Command {
   razar events --follow api                  a component's
   razar events '*.*.component_exited'")]
     Events(Events),
+    /// Failures and what was done about them, a line each
+    #[command(after_help = "Examples:
+  razar incidents --since 1h
+  razar incidents --open                     what is not over")]
+    Incidents(Incidents),
+    /// The story of one incident: what failed, what was tried, how it ended
+    #[command(after_help = "Examples:
+  razar incident                             the newest
+  razar incident memory-store                the newest of a component
+  razar incident memory-store@1.1 --json     its events as they are")]
+    Incident(IncidentArgs),
     /// Last lines of components' output, merged by time
     #[command(after_help = "Examples:
   razar logs -f api worker                   | output, ! error output, * the mesh
@@ -265,6 +276,27 @@ pub(crate) struct Events {
     /// From then on: an age (`1h`), a time (`14:02`) or an RFC 3339 instant
     #[arg(long, value_name = "WHEN")]
     pub(crate) since: Option<String>,
+}
+
+/// Options of `incidents`.
+#[derive(Debug, Args)]
+pub(crate) struct Incidents {
+    /// From then on: an age (`1h`), a time (`14:02`) or an RFC 3339 instant; what is open is shown all the same
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) since: Option<String>,
+    /// Only what is not over
+    #[arg(long)]
+    pub(crate) open: bool,
+}
+
+/// Options of `incident`.
+#[derive(Debug, Args)]
+pub(crate) struct IncidentArgs {
+    /// Incident (`api@1.3`), or a component for its newest; unset: the newest of all
+    pub(crate) id: Option<String>,
+    /// The newest that is not over
+    #[arg(long)]
+    pub(crate) open: bool,
 }
 
 /// Options of `logs`.

@@ -25,7 +25,15 @@ pub(crate) const BROKER_VERSION: (u64, u64, u64) = (2, 15, 1);
 const NODE_DEFAULT: &str = "a";
 
 /// Agents of an embedded mesh.
-const AGENTS: [&str; 2] = ["registry", "orchestrator"];
+const AGENTS: [&str; 3] = ["registry", "orchestrator", "recovery"];
+
+/// Kinds of the agents that an embedded mesh is started with: as `RAZAR_AGENTS` says, else one of each.
+pub(crate) fn embedded() -> Vec<String> {
+    match std::env::var("RAZAR_AGENTS") {
+        Ok(named) if !named.is_empty() => named.split(',').filter_map(|one| Some(one.split(':').next()?.trim().to_owned())).collect(),
+        _ => AGENTS.map(str::to_owned).to_vec(),
+    }
+}
 
 /// Lines of the node's log that explain why it did not start.
 const LOG_LINES: usize = 8;

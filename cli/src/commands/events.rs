@@ -63,6 +63,15 @@ pub(crate) async fn run(args: &Events, console: &Console, global: &Global) -> Do
     }
 }
 
+/// A place in the stream not after the first event stored at `since`, as far as the registry knows the stream.
+///
+/// # Errors
+/// Exit 69 when the registry does not answer.
+pub(crate) async fn start_of(link: &Link, since: SystemTime) -> Result<Start, Failure> {
+    let (status, _) = link.status().await?;
+    Ok(Place { link, status: &status, pattern: ">" }.start_of(since).await)
+}
+
 fn chakras(status: &v1::StatusReply) -> BTreeSet<String> {
     let seen = status.observed.iter().flat_map(|o| &o.components).map(|c| c.chakra.clone());
     seen.chain(CHAKRAS.map(str::to_owned)).chain([MESH_CHAKRA.to_owned()]).collect()

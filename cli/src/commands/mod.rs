@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod events;
+pub(crate) mod incidents;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod mission;
@@ -38,6 +39,8 @@ pub(crate) async fn run(command: Command, console: &Console, global: &Global) ->
         Command::Profile(args) => lifecycle::profile(args, console, global).await,
         Command::Why(args) => why::run(&args, console, global).await,
         Command::Events(args) => events::run(&args, console, global).await,
+        Command::Incidents(args) => incidents::list(&args, console, global).await,
+        Command::Incident(args) => incidents::show(&args, console, global).await,
         Command::Logs(args) => logs::run(&args, console, global).await,
         Command::Send(args) => send::run(args, console, global).await,
         Command::Doctor(args) => doctor::run(&args, console, global).await,

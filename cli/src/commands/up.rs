@@ -23,7 +23,7 @@ use crate::{
     feed::{Feed, Item},
     keys::Keys,
     link::{Link, server},
-    mesh::{Place, host_port},
+    mesh::{Place, embedded, host_port},
     ports,
     render::{
         event::{evidence, exit_status, news, recovery_news, subject_name},
@@ -298,11 +298,11 @@ fn free(address: &str, console: &Console) -> Result<(), Failure> {
     Err(Failure::new(Exit::OutOfReach, text).next(console.command(&["--server", &other, "up"])))
 }
 
-/// Whether a node has joined and the agents that answer are told of: then the counts are true.
+/// Whether a node has joined and the agents that are embedded are told of: then the counts are true.
 fn is_whole(reply: &v1::StatusReply) -> bool {
     let Some(observed) = reply.observed.as_ref().filter(|_| reply.lag == 0) else { return false };
     let told = |kind: &str| observed.agents.iter().any(|a| !a.down && a.started.as_ref().is_some_and(|s| s.kind == kind));
-    observed.nodes.iter().any(|n| !n.lost) && told("registry") && told("orchestrator")
+    observed.nodes.iter().any(|n| !n.lost) && embedded().iter().all(|kind| told(kind))
 }
 
 async fn wait_for_mesh(

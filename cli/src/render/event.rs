@@ -211,14 +211,14 @@ fn healing_fact(fact: &Fact) -> Option<String> {
         Fact::ChakraRecovered(c) => format!("after {}", span(of(c.took.as_ref()))),
         Fact::Recovered(r) => {
             let starts = if r.starts > 1 { format!(", {} starts", r.starts) } else { String::new() };
-            format!("{} {}{starts}", span(of(r.took.as_ref())), word(&r.rung))
+            format!("{} {}{starts}", span(of(r.took.as_ref())), escape(&r.rung))
         }
         Fact::RecoveryStarted(r) => list(&r.rungs),
         Fact::IncidentWithdrawn(w) => word(&w.why),
         Fact::OrderVoid(v) => format!("{}: {}", escape(&v.key), word(&v.why)),
         Fact::RungTried(r) => {
-            let next = if r.next.is_empty() { String::new() } else { format!("; next {}", word(&r.next)) };
-            format!("{} {}{next}", word(&r.rung), word(&r.outcome))
+            let next = if r.next.is_empty() { String::new() } else { format!("; next {}", escape(&r.next)) };
+            format!("{} {}{next}", escape(&r.rung), word(&r.outcome))
         }
         Fact::BrakeEngaged(b) => format!("{} failed roots of {}", b.failed_roots, b.counted),
         Fact::BrakeReleased(b) => format!("after {}", span(of(b.took.as_ref()))),

@@ -122,7 +122,12 @@ impl Node {
             None => self.spawn(id, now),
             Some(why) => {
                 inst.last_error = why;
+                inst.slot = false;
+                let limits = inst.spec().map(|s| Limits::of(s));
                 self.set_state(id, State::Exited, "what comes before the start failed", now);
+                if let Some(limits) = limits {
+                    self.fail(id, &limits, "start_failed", now);
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use razar_bus_schema::{
 use super::{
     Action, Group, Node, Now, Spawn,
     folding::{dependencies_seen, describe_exit},
-    instance::{Inst, Wanted},
+    instance::{Inst, OpenIncident, Wanted},
     precedence::{Cause, Verdict, sentence},
     probing::{self, Probes, Role},
     restart::{Allowance, Limits, dice},
@@ -120,8 +120,13 @@ impl Node {
 
     /// Says once who blocks, and once that nobody does any more.
     fn tell_blocked(&mut self, id: &Instance, verdict: &Verdict, now: Now) {
+        // Held while a dependency recovers, it is blocked as before.
+        let by = match (verdict, self.instances.get(id).and_then(|i| i.wanted.as_ref())) {
+            (Verdict::Blocked(by), _) => by.clone(),
+            (Verdict::Held { .. }, Some(wanted)) => self.blockers(&wanted.spec, id, now.mono),
+            _ => Vec::new(),
+        };
         let Some(inst) = self.instances.get_mut(id) else { return };
-        let by: &[v1::Blocker] = if let Verdict::Blocked(by) = verdict { by } else { &[] };
         let bad = |b: &v1::Blocker| !matches!(b.is.as_str(), "waiting" | "preparing" | "starting");
         let due = if inst.lives() {
             let since = *inst.blocked_since.get_or_insert(now.mono);
@@ -139,10 +144,10 @@ impl Node {
         }
         let ended = by.is_empty() && !inst.blocked_told.is_empty();
         if (due && inst.blocked_told != by) || ended {
-            inst.blocked_told = by.to_vec();
+            inst.blocked_told.clone_from(&by);
             let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
             let code = if ended { "unblocked" } else { "dependency_unmet" };
-            self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by: by.to_vec() }), code, &text, now);
+            self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by }), code, &text, now);
         }
     }
 
@@ -344,7 +349,7 @@ impl Node {
         }
     }
 
-    fn fail(&mut self, id: &Instance, limits: &Limits, cause: &str, now: Now) {
+    pub(super) fn fail(&mut self, id: &Instance, limits: &Limits, cause: &str, now: Now) {
         let Some(inst) = self.instances.get(id) else { return };
         let restarts = inst.budget.spent(limits, now.mono);
         let fact = v1::ComponentFailed {
@@ -358,6 +363,7 @@ impl Node {
         let text = match cause {
             "budget_spent" => format!("{restarts} restarts in {:.0?} spent; {how}", limits.within),
             "policy_never" => format!("its policy is never to restart; {how}"),
+            "start_failed" => format!("what comes before its start failed: {}", inst.last_error),
             "policy_on_failure" => "it ended by itself, and its policy restarts only failures".to_owned(),
             _ => format!("a start made by a rung failed; {how}"),
         };
@@ -376,6 +382,11 @@ impl Node {
             return;
         };
         inst.by_rung = true;
+        // What it does from here on belongs to the incident that the order names.
+        if inst.incident.as_ref().is_none_or(|open| open.id != incident) {
+            let cause = "a rung of the ladder started it".to_owned();
+            inst.incident = Some(OpenIncident { id: incident.clone(), since: now.mono, starts: 0, cause });
+        }
         inst.order_settled = Some((incident, attempt));
         if clear && !paths.is_empty() {
             inst.slot = true;
@@ -389,6 +400,9 @@ impl Node {
     /// Spawns the next incarnation.
     pub(super) fn spawn(&mut self, id: &Instance, now: Now) {
         let dependencies = self.incarnations_of_dependencies(id);
+        if self.instances.get(id).is_some_and(|i| i.used > Incarnation::default() && is_newer(i)) {
+            self.withdraw(id, "new_generation", now);
+        }
         let Some(inst) = self.instances.get_mut(id) else { return };
         let Some(wanted) = inst.wanted.clone() else { return };
         let local = matches!(inst.state, State::Exited | State::Backoff);
@@ -398,6 +412,7 @@ impl Node {
         inst.used = inst.incarnation;
         if generation > used.generation {
             inst.budget.give_back();
+            inst.by_rung = false;
         }
         if local {
             inst.budget.spend(now.mono);
@@ -437,6 +452,11 @@ impl Node {
         let of = |d: &v1::Dependency| self.replicas(&d.component).map(|i| (i.id.clone(), i.incarnation)).collect::<Vec<_>>();
         wanted.spec.depends_on.iter().flat_map(of).collect()
     }
+}
+
+/// Whether its next life is of a newer generation than its last.
+fn is_newer(inst: &Inst) -> bool {
+    inst.wanted.as_ref().is_some_and(|w| w.desired.generation > inst.used.max(inst.incarnation).generation)
 }
 
 /// When `inst` needs the next look by time alone.

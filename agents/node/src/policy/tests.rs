@@ -1,6 +1,7 @@
 //! The node's rules, each by a story: records and processes go in, what the node does comes out.
 
 mod bench;
+mod ladder;
 mod lifecycle;
 mod reading;
 mod rules;

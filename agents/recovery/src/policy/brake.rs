@@ -1,0 +1,123 @@
+//! The brake: where many roots fail at once, the cause is not theirs, and a ladder that restarts them all makes it worse. While it is on,
+//! no rung begins until nothing more fails, and then the lowest ranks alone, as many at a time as the plan starts.
+
+use std::time::Duration;
+
+use razar_bus_schema::{
+    event::{Kind as _, agent_event_id},
+    ids::Instance,
+    subject::MESH_CHAKRA,
+    time,
+    v1::{self, InstanceState, RunMode, event::Fact},
+};
+
+use super::{AGENT, IncidentFacts, Now, State, View};
+
+/// Mesh-wide cause that events about the brake name.
+const CAUSE: &str = "brake";
+/// Starts at a time of a plan that says nothing.
+const PARALLEL_STARTS: u32 = 4;
+
+/// Whether an instance's ladder may begin a rung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It may.
+    Free,
+    /// Not before then, as far as is known now.
+    Held(Option<Duration>),
+}
+
+impl State {
+    /// Instances that count, and those of them that are failed roots of which the ladder has not washed its hands.
+    fn counted(&self) -> (usize, Vec<(&Instance, &View)>) {
+        let counts = |(id, view): &(&Instance, &View)| {
+            let runs = self.desired(id).is_some_and(|(desired, _)| desired.mode() != RunMode::Stop);
+            runs && !view.blocked && !self.is_quarantined(id) && !self.facts.node(&view.node).lost
+        };
+        let all: Vec<_> = self.facts.views().iter().filter(counts).collect();
+        let given_up = |view: &View| view.incident.as_ref().is_some_and(|i| !i.is_open());
+        let roots = all.iter().filter(|(_, view)| view.state == InstanceState::Failed && !given_up(view)).copied();
+        (all.len(), roots.collect())
+    }
+
+    /// The failure that engages the brake, with the numbers of failed roots and of all that count; `None`: there are not enough.
+    fn overload(&self) -> Option<(String, usize, usize)> {
+        let (counted, roots) = self.counted();
+        let failures = || roots.iter().filter_map(|(_, view)| view.failed.as_ref());
+        let newest = failures().max_by(|a, b| (a.stored, &a.id).cmp(&(b.stored, &b.id)))?;
+        let inside = |at| newest.stored.duration_since(at).is_ok_and(|age| age < self.limits.brake_within);
+        let failed = failures().filter(|f| inside(f.stored)).count();
+        let many = failed >= self.limits.brake_roots && failed * 100 >= counted * self.limits.brake_percent;
+        many.then(|| (newest.id.clone(), failed, counted))
+    }
+
+    /// What is owed about the brake.
+    pub(super) fn owed_brake(&self, now: Now) -> Option<Box<v1::Event>> {
+        let Some(on) = self.facts.brake() else {
+            let (cause, failed, counted) = self.overload()?;
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let fact = v1::BrakeEngaged { failed_roots: number(failed), counted: number(counted) };
+            let text = format!("{failed} of {counted} failed at once; no rung begins until nothing more fails");
+            return Some(self.mesh_fact(Fact::BrakeEngaged(fact), &cause, ("brake", text), now));
+        };
+        let escalated = v1::Escalated { severity: "P1".to_owned(), about: "many components failed at once; the ladder waits".to_owned() };
+        let event = self.mesh_fact(Fact::Escalated(escalated), &on.id, ("brake", "the brake is on".to_owned()), now);
+        if !self.facts.is_told(&event.id) {
+            return Some(event);
+        }
+        if self.unsettled().next().is_some() {
+            return None;
+        }
+        let took = now.mono.saturating_sub(on.since);
+        let fact = v1::BrakeReleased { took: Some(time::duration(took)) };
+        Some(self.mesh_fact(Fact::BrakeReleased(fact), &on.id, ("settled", "every failed root is settled".to_owned()), now))
+    }
+
+    fn mesh_fact(&self, fact: Fact, cause: &str, why: (&str, String), now: Now) -> Box<v1::Event> {
+        Box::new(v1::Event {
+            id: agent_event_id(AGENT, fact.kind(), None, None, cause),
+            kind: fact.kind().to_owned(),
+            time: Some(time::timestamp(now.wall)),
+            source: Some(self.actor()),
+            chakra: MESH_CHAKRA.to_owned(),
+            incident: Some(v1::IncidentId { mesh_cause: CAUSE.to_owned(), ..Default::default() }),
+            cause_id: cause.to_owned(),
+            reason: Some(v1::Reason { code: why.0.to_owned(), text: why.1 }),
+            mesh: self.who.mesh.clone(),
+            fact: Some(fact),
+            ..Default::default()
+        })
+    }
+
+    /// Instances whose ladder is not at its end: failed ones, and those with an order under way.
+    fn unsettled(&self) -> impl Iterator<Item = (&Instance, bool)> {
+        self.facts.views().iter().filter_map(|(id, view)| {
+            let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open) && !view.blocked && !self.is_quarantined(id);
+            let ordered = self.records.get(id).is_some_and(|r| r.order().is_some_and(|o| !o.ended));
+            (open && (ordered || view.state == InstanceState::Failed)).then_some((id, ordered))
+        })
+    }
+
+    /// Whether the ladder may begin a rung for `instance`.
+    pub(super) fn admits(&self, instance: &Instance, now: Now) -> Admission {
+        if self.facts.brake().is_none() {
+            return if self.overload().is_some() { Admission::Held(None) } else { Admission::Free };
+        }
+        let quiet = self.facts.last_failure() + self.limits.soak;
+        if quiet > now.mono {
+            return Admission::Held(Some(quiet));
+        }
+        let rank = |id: &Instance| self.desired(id).map_or((u32::MAX, 0), |(d, _)| (d.rank, d.parallel_starts));
+        let mut waiting: Vec<_> = self.unsettled().filter(|(_, ordered)| !ordered).map(|(id, _)| (rank(id).0, id)).collect();
+        let under_way = self.unsettled().filter(|(id, ordered)| *ordered && *id != instance).count();
+        waiting.sort();
+        let slots = match rank(instance).1 {
+            0 => PARALLEL_STARTS,
+            named => named,
+        };
+        let free = usize::try_from(slots).unwrap_or(usize::MAX).saturating_sub(under_way);
+        let goes_on = self.unsettled().any(|(id, ordered)| ordered && id == instance);
+        let next = waiting.iter().take(free).any(|(_, id)| *id == instance);
+        if goes_on || next { Admission::Free } else { Admission::Held(None) }
+    }
+}

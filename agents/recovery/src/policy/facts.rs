@@ -1,0 +1,499 @@
+//! What recovery folds from EVENTS: instances, their newest incidents, nodes, and which of its own events are told. Never emits; every
+//! map is bounded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, SystemTime},
+};
+
+use razar_bus_schema::{
+    ids::{Incarnation, Incident, Instance},
+    v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
+};
+
+use super::{
+    AGENT, Limits, Now,
+    dedupe::Places,
+    incident::{Closed, IncidentFacts},
+};
+
+/// Ids of own events that are remembered as told: every incident of the largest plan several times over.
+const TOLD_MAX: usize = 8192;
+/// Nodes and instances that are remembered.
+const ENTITIES_MAX: usize = 8192;
+
+/// A failure that its node told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Incarnation that failed last.
+    pub incarnation: Incarnation,
+    /// Id of the event.
+    pub id: String,
+    /// Cause, as the event names it.
+    pub cause: String,
+    /// Last line of its error output.
+    pub last_error: String,
+    /// When it was told, by the broker's clock.
+    pub stored: SystemTime,
+}
+
+/// An instance as its node tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Newest incarnation.
+    pub incarnation: Incarnation,
+    /// State.
+    pub state: InstanceState,
+    /// Node that runs it.
+    pub node: String,
+    /// Stack.
+    pub stack: String,
+    /// Chakra.
+    pub chakra: String,
+    /// Id of the event that told of the start of this incarnation; empty: not known.
+    pub started_by: String,
+    /// Id of the event since which it serves without a break; empty: not known.
+    pub served_by: String,
+    /// Ready since when, monotonic, by receipt.
+    pub ready_since: Option<Duration>,
+    /// When that was, by its node's clock.
+    pub ready_at: Option<prost_types::Timestamp>,
+    /// The failure told last.
+    pub failed: Option<Failure>,
+    /// Its node says that a dependency's condition is lost.
+    pub blocked: bool,
+    /// When its node's local restarts cured it, by the broker's clock, since the ladder last did.
+    pub recoveries: VecDeque<SystemTime>,
+    /// What cured its flapping last, and when, by the broker's clock.
+    pub flaps_cured: Option<(String, SystemTime)>,
+    /// The ladder leaves it alone until then, monotonic.
+    pub cooldown_until: Duration,
+    /// Mission that its node named last; empty: none.
+    pub mission: String,
+    /// Boots in a row in which no rung helped it, and the mission of the last of them.
+    pub lost_boots: (u32, String),
+    /// Its newest incident.
+    pub incident: Option<IncidentFacts>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            incarnation: Incarnation::default(),
+            state: InstanceState::Unspecified,
+            node: String::new(),
+            stack: String::new(),
+            chakra: String::new(),
+            started_by: String::new(),
+            served_by: String::new(),
+            ready_since: None,
+            ready_at: None,
+            failed: None,
+            blocked: false,
+            recoveries: VecDeque::new(),
+            flaps_cured: None,
+            cooldown_until: Duration::ZERO,
+            mission: String::new(),
+            lost_boots: (0, String::new()),
+            incident: None,
+        }
+    }
+}
+
+impl View {
+    /// Whether a process lives, or is about to.
+    #[must_use]
+    pub const fn lives(&self) -> bool {
+        use InstanceState as S;
+        matches!(self.state, S::Preparing | S::Starting | S::Ready | S::Unready | S::Stopping)
+    }
+
+    /// Whether it serves, or has done what it was to do.
+    #[must_use]
+    pub const fn serves(&self) -> bool {
+        matches!(self.state, InstanceState::Ready | InstanceState::Completed)
+    }
+
+    /// Whether a dependent's condition holds of it, and if so the id of the event since which it does, in this incarnation.
+    #[must_use]
+    pub fn holds(&self, condition: Condition) -> Option<&str> {
+        let started = condition == Condition::Started && self.state != InstanceState::Completed;
+        state_holds(condition, self.state).then_some(if started { &self.started_by } else { &self.served_by })
+    }
+
+    fn enter(&mut self, state: InstanceState, event: &v1::Event, now: Now) {
+        let served = self.serves();
+        self.state = state;
+        if !self.serves() {
+            (self.ready_since, self.ready_at) = (None, None);
+        } else if !served {
+            (self.ready_since, self.ready_at) = (Some(now.mono), event.time);
+            self.served_by.clone_from(&event.id);
+        }
+    }
+}
+
+/// Whether a dependent's condition holds in a state.
+pub(super) const fn state_holds(condition: Condition, state: InstanceState) -> bool {
+    use InstanceState as S;
+    match condition {
+        Condition::Started => matches!(state, S::Preparing | S::Starting | S::Ready | S::Unready | S::Completed),
+        Condition::Ready | Condition::Unspecified => matches!(state, S::Ready | S::Completed),
+        Condition::Completed => matches!(state, S::Completed),
+    }
+}
+
+/// The brake while it is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brake {
+    /// Id of the event that told of it.
+    pub id: String,
+    /// Since when, monotonic, by receipt.
+    pub since: Duration,
+}
+
+/// A node as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Lost, by the watchdog's verdict.
+    pub lost: bool,
+    /// When it was seen again after that, monotonic: what waits for it counts from then.
+    pub back_since: Duration,
+}
+
+/// Everything folded from EVENTS.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    applied: u64,
+    caught_up: bool,
+    places: BTreeMap<String, Places>,
+    nodes: BTreeMap<String, NodeView>,
+    views: BTreeMap<Instance, View>,
+    brake: Option<Brake>,
+    /// When the newest failure was heard of, monotonic.
+    last_failure: Duration,
+    told: BTreeSet<String>,
+    told_order: VecDeque<String>,
+}
+
+impl Facts {
+    /// What the registry's snapshot knows of instances: EVENTS keeps a fact for 30 days, and what has run untouched for longer is known by
+    /// the snapshot alone. The whole stream is folded over it.
+    pub(super) fn seed(&mut self, snapshot: &v1::Observed) {
+        for node in snapshot.nodes.iter().take(ENTITIES_MAX) {
+            self.nodes.insert(node.name.clone(), NodeView { lost: node.lost, ..NodeView::default() });
+        }
+        for component in snapshot.components.iter().take(ENTITIES_MAX) {
+            let Some(instance) = component.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
+            let view = View {
+                incarnation: component.incarnation.as_ref().map(Incarnation::from).unwrap_or_default(),
+                state: component.state(),
+                node: component.node.clone(),
+                stack: component.stack.clone(),
+                chakra: component.chakra.clone(),
+                ..View::default()
+            };
+            self.views.insert(instance, view);
+        }
+    }
+
+    pub(super) fn caught_up(&mut self) {
+        self.caught_up = true;
+    }
+
+    pub(super) fn apply(&mut self, sequence: u64, event: &v1::Event, stored: SystemTime, limits: &Limits, now: Now) {
+        if sequence <= self.applied {
+            return;
+        }
+        self.applied = sequence;
+        if let Some(place) = &event.node_sequence {
+            let joins = matches!(event.fact, Some(Fact::NodeJoined(_)));
+            if !self.places.entry(place.node.clone()).or_default().first_time(&place.epoch, place.sequence, joins) {
+                return;
+            }
+            self.seen_again(&place.node, now);
+        } else if !event.id.is_empty() && !self.note_told(event) {
+            return;
+        }
+        match &event.fact {
+            Some(Fact::NodeInventory(inventory)) => self.fold_inventory(event, inventory, now),
+            Some(Fact::NodeLost(_)) => {
+                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
+                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
+                    node.lost = true;
+                }
+            }
+            Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
+            Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
+            Some(Fact::BrakeReleased(_)) => self.brake = None,
+            Some(fact) => {
+                if matches!(fact, Fact::ComponentFailed(_)) {
+                    self.last_failure = now.mono;
+                }
+                let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
+                if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
+                    let live = self.caught_up;
+                    let view = self.views.entry(instance.clone()).or_default();
+                    fold_instance(view, event, fact, stored, now);
+                    fold_incident(view, &instance, event, fact);
+                    fold_end(view, &instance, event, fact, &End { limits, stored, live, now });
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Remembers agents' events by id; false if it is remembered already.
+    fn note_told(&mut self, event: &v1::Event) -> bool {
+        let ours = event.source.as_ref().is_some_and(|s| s.kind == AGENT);
+        if !ours {
+            return true;
+        }
+        if !self.told.insert(event.id.clone()) {
+            return false;
+        }
+        self.told_order.push_back(event.id.clone());
+        if self.told_order.len() > TOLD_MAX
+            && let Some(oldest) = self.told_order.pop_front()
+        {
+            self.told.remove(&oldest);
+        }
+        true
+    }
+
+    fn seen_again(&mut self, node: &str, now: Now) {
+        if self.nodes.len() >= ENTITIES_MAX && !self.nodes.contains_key(node) {
+            return;
+        }
+        let view = self.nodes.entry(node.to_owned()).or_default();
+        if std::mem::take(&mut view.lost) {
+            view.back_since = now.mono;
+        }
+    }
+
+    /// Who is ready at the end of a boot is past help no longer.
+    fn fold_boot(&mut self, completed: &v1::MissionCompleted) {
+        for (id, view) in &mut self.views {
+            if view.lost_boots.1 != completed.mission_id && completed.ready.contains(&id.component) {
+                view.lost_boots.0 = 0;
+            }
+        }
+    }
+
+    fn fold_inventory(&mut self, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
+        for item in &inventory.items {
+            let Some(instance) = item.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
+            if self.views.len() >= ENTITIES_MAX && !self.views.contains_key(&instance) {
+                return;
+            }
+            let told = item.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
+            let view = self.views.entry(instance).or_default();
+            if told >= view.incarnation && (told > view.incarnation || view.state != item.state()) {
+                view.incarnation = told;
+                view.started_by.clone_from(&event.id);
+                view.enter(item.state(), event, now);
+            }
+        }
+    }
+
+    /// An instance as its node tells it.
+    #[must_use]
+    pub fn view(&self, instance: &Instance) -> Option<&View> {
+        self.views.get(instance)
+    }
+
+    /// Every instance, in order.
+    #[must_use]
+    pub const fn views(&self) -> &BTreeMap<Instance, View> {
+        &self.views
+    }
+
+    /// Replicas of a component, in order.
+    pub fn replicas(&self, component: &str) -> impl Iterator<Item = (&Instance, &View)> {
+        self.views.range(Instance::new(component, 0)..=Instance::new(component, u32::MAX))
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> NodeView {
+        self.nodes.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The brake, while it is on.
+    #[must_use]
+    pub const fn brake(&self) -> Option<&Brake> {
+        self.brake.as_ref()
+    }
+
+    /// When the newest failure of any component was heard of, monotonic.
+    #[must_use]
+    pub const fn last_failure(&self) -> Duration {
+        self.last_failure
+    }
+
+    /// Whether an event of recovery's with this id is in EVENTS.
+    #[must_use]
+    pub fn is_told(&self, id: &str) -> bool {
+        self.told.contains(id)
+    }
+}
+
+fn is_a_nodes(event: &v1::Event) -> bool {
+    event.source.as_ref().is_some_and(|s| s.kind == "node")
+}
+
+fn told_incarnation(event: &v1::Event) -> Option<Incarnation> {
+    event.incarnation.as_ref().map(Incarnation::from)
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: SystemTime, now: Now) {
+    if let Some(told) = told_incarnation(event) {
+        if told < view.incarnation {
+            return;
+        }
+        if is_a_nodes(event) {
+            if told > view.incarnation {
+                view.started_by.clone_from(&event.id);
+            }
+            view.incarnation = told;
+        }
+    }
+    if is_a_nodes(event) {
+        view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+        if !event.mission_id.is_empty() {
+            view.mission.clone_from(&event.mission_id);
+        }
+    }
+    for (to, from) in [(&mut view.stack, &event.stack), (&mut view.chakra, &event.chakra)] {
+        if !from.is_empty() {
+            to.clone_from(from);
+        }
+    }
+    match fact {
+        Fact::ComponentBlocked(blocked) => view.blocked = !blocked.by.is_empty(),
+        Fact::ComponentStarted(_) | Fact::ComponentStopped(_) => view.blocked = false,
+        Fact::ComponentFailed(failed) => {
+            let incarnation = told_incarnation(event).unwrap_or(view.incarnation);
+            let (id, cause, last_error) = (event.id.clone(), failed.cause.clone(), failed.last_error.clone());
+            view.failed = Some(Failure { incarnation, id, cause, last_error, stored });
+        }
+        _ => {}
+    }
+    if let Some(state) = state_after(fact, view) {
+        view.enter(state, event, now);
+    }
+}
+
+/// The state that a fact leaves its instance in; `None`: it says nothing about that.
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn state_after(fact: &Fact, before: &View) -> Option<InstanceState> {
+    use InstanceState as S;
+    Some(match fact {
+        Fact::ComponentStarted(started) if started.adopted && before.lives() => before.state,
+        Fact::ComponentStarted(_) => S::Starting,
+        Fact::ComponentReady(ready) if ready.completed => S::Completed,
+        Fact::ComponentReady(_) => S::Ready,
+        Fact::ComponentUnready(_) => S::Unready,
+        Fact::ComponentExited(_) => S::Exited,
+        Fact::ComponentBlocked(blocked) if blocked.by.is_empty() || before.lives() => before.state,
+        Fact::ComponentBlocked(_) => S::Waiting,
+        // Released by a passing probe it runs already.
+        Fact::Released(_) if matches!(before.state, S::Quarantined | S::Probation) => S::Waiting,
+        Fact::ComponentFailed(_) => S::Failed,
+        Fact::ComponentStopped(_) if before.state == S::Quarantined => S::Quarantined,
+        Fact::ComponentStopped(_) => S::Stopped,
+        Fact::Quarantined(_) => S::Quarantined,
+        _ => return None,
+    })
+}
+
+/// The incident that an event belongs to: opened if it is a newer one.
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact) {
+    let fails = matches!(fact, Fact::ComponentExited(_) | Fact::ComponentUnresponsive(_) | Fact::ComponentFailed(_));
+    let own = || Some(Incident { instance: instance.clone(), incarnation: told_incarnation(event)?, signs_of_life: 0 });
+    let told = event.incident.as_ref().and_then(|i| Incident::try_from(i).ok()).filter(|i| i.instance == *instance);
+    let told = told.or_else(|| if matches!(fact, Fact::ComponentFailed(_)) { own() } else { None });
+    let Some(told) = told else { return };
+    // A life that fails after its incident was closed, before its node has heard of that, fails anew.
+    let id = match &view.incident {
+        Some(known) if known.id == told && known.closed.is_some() && fails => own().unwrap_or(told),
+        _ => told,
+    };
+    if view.incident.as_ref().is_none_or(|known| known.id < id) {
+        view.incident = Some(IncidentFacts::opened(id.clone(), event));
+    }
+    let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
+    match fact {
+        Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
+        Fact::RungTried(tried) => known.try_told(tried),
+        Fact::RecoveryFailed(_) => known.given_up = true,
+        Fact::IncidentWithdrawn(_) => known.close(Closed::Withdrawn),
+        Fact::Recovered(_) => known.close(Closed::Recovered),
+        _ => {}
+    }
+}
+
+/// What an end is folded with.
+struct End<'l> {
+    limits: &'l Limits,
+    stored: SystemTime,
+    /// It is told now, not read from what was told before.
+    live: bool,
+    now: Now,
+}
+
+/// What ends incidents, and what a row of ends begins.
+#[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact, end: &End<'_>) {
+    match fact {
+        Fact::Recovered(recovered) if recovered.rung == "local" => count_flaps(view, instance, event, end),
+        Fact::RecoveryFailed(_) => {
+            let counted = view.lost_boots.0 > 0 && view.lost_boots.1 == view.mission;
+            if !counted {
+                view.lost_boots = (view.lost_boots.0.saturating_add(1), view.mission.clone());
+            }
+        }
+        Fact::Recovered(recovered) => {
+            view.lost_boots.0 = 0;
+            view.recoveries.clear();
+            view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };
+            if view.incident.as_ref().is_some_and(|i| i.flapping) {
+                view.flaps_cured = Some((recovered.rung.clone(), end.stored));
+            }
+        }
+        Fact::Quarantined(_) | Fact::Released(_) => {
+            view.recoveries.clear();
+            let told = event.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
+            let isolates = matches!(fact, Fact::Quarantined(_));
+            // A release says nothing of what failed after it, however late it is told.
+            let about = |known: &IncidentFacts| told.as_ref().map_or(isolates || known.given_up, |told| *told == known.id);
+            if let Some(incident) = view.incident.as_mut().filter(|i| about(i)) {
+                incident.close(Closed::Quarantined);
+            }
+        }
+        // Whom the ladder gave up, and who lives again all the same, has an end of its own.
+        Fact::ComponentReady(_) => {
+            if let Some(incident) = view.incident.as_mut().filter(|i| i.given_up) {
+                incident.close(Closed::Recovered);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One more local recovery: with more than are borne in their period the component is taken to the ladder all the same.
+fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Event, end: &End<'_>) {
+    let inside = |at: SystemTime| end.stored.duration_since(at).unwrap_or_default() < end.limits.flaps_within;
+    view.recoveries.retain(|at| inside(*at));
+    view.recoveries.push_back(end.stored);
+    let borne = usize::try_from(end.limits.flaps_max).unwrap_or(usize::MAX);
+    let Some(incarnation) = told_incarnation(event) else { return };
+    let id = Incident { instance: instance.clone(), incarnation, signs_of_life: 0 };
+    if view.recoveries.len() > borne && view.incident.as_ref().is_none_or(|known| known.id < id) {
+        view.recoveries.clear();
+        let after = view.flaps_cured.clone().filter(|(_, at)| inside(*at)).map(|(rung, _)| rung);
+        view.incident = Some(IncidentFacts { flapping: true, after, ..IncidentFacts::opened(id, event) });
+    }
+}

@@ -1,0 +1,90 @@
+//! One incident as EVENTS tell it: how it began, which rungs were tried, how it ended. An instance has one at a time, the newest.
+
+use razar_bus_schema::{ids::Incident, v1};
+
+/// Tries that are remembered of one incident; past them only the newest count.
+const TRIES_MAX: usize = 256;
+
+/// A try of a rung, as it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// Rung.
+    pub rung: String,
+    /// `ok`, `failed` or `void`.
+    pub outcome: String,
+    /// What comes next.
+    pub next: String,
+}
+
+/// How an incident ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// It is well again.
+    Recovered,
+    /// It lost its object.
+    Withdrawn,
+    /// Its component is isolated.
+    Quarantined,
+}
+
+/// An incident.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IncidentFacts {
+    /// Its id.
+    pub id: Incident,
+    /// When the event that opened it happened, by its source's clock.
+    pub opened_at: Option<prost_types::Timestamp>,
+    /// Id of that event.
+    pub opened_by: String,
+    /// Starts spent on it.
+    pub starts: u32,
+    /// Tries told, oldest first.
+    pub tried: Vec<Tried>,
+    /// Attempts that were told in all.
+    pub attempts: u32,
+    /// How it ended; `None`: it is open.
+    pub closed: Option<Closed>,
+    /// The last rung was told: whoever quarantines has it now.
+    pub given_up: bool,
+    /// It is one of many local recoveries, not of a component that its node gave up.
+    pub flapping: bool,
+    /// Rung that cured the flapping before; the ladder goes on after it.
+    pub after: Option<String>,
+}
+
+impl IncidentFacts {
+    /// An incident that `event` opens.
+    #[must_use]
+    pub fn opened(id: Incident, event: &v1::Event) -> Self {
+        Self {
+            id,
+            opened_at: event.time,
+            opened_by: event.id.clone(),
+            starts: 0,
+            tried: Vec::new(),
+            attempts: 0,
+            closed: None,
+            given_up: false,
+            flapping: false,
+            after: None,
+        }
+    }
+
+    /// Whether the ladder may still do something about it.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.closed.is_none() && !self.given_up
+    }
+
+    pub(super) fn close(&mut self, how: Closed) {
+        self.closed.get_or_insert(how);
+    }
+
+    pub(super) fn try_told(&mut self, tried: &v1::RungTried) {
+        self.attempts = self.attempts.saturating_add(1);
+        if self.tried.len() == TRIES_MAX {
+            self.tried.remove(0);
+        }
+        self.tried.push(Tried { rung: tried.rung.clone(), outcome: tried.outcome.clone(), next: tried.next.clone() });
+    }
+}
