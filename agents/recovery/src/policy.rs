@@ -3,7 +3,6 @@
 
 mod asked;
 mod brake;
-mod dedupe;
 mod events;
 mod facts;
 mod incident;

@@ -8,12 +8,12 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
+    places::{Places, Sight},
     v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
 };
 
 use super::{
     AGENT, Limits, Now,
-    dedupe::Places,
     incident::{Closed, IncidentFacts},
 };
 
@@ -208,7 +208,8 @@ impl Facts {
         self.applied = sequence;
         if let Some(place) = &event.node_sequence {
             let joins = matches!(event.fact, Some(Fact::NodeJoined(_)));
-            if !self.places.entry(place.node.clone()).or_default().first_time(&place.epoch, place.sequence, joins) {
+            let places = self.places.entry(place.node.clone()).or_default();
+            if matches!(places.see(&place.epoch, place.sequence, joins), Sight::Again | Sight::Former) {
                 return;
             }
             self.seen_again(&place.node, now);
