@@ -215,7 +215,10 @@ impl Link {
         receipt.map_err(|e| match e {
             BusError::Timeout { .. } | BusError::NoResponders { .. } => Failure::new(
                 Exit::NoOutcome,
-                format!("no receipt from {agent} within {}: command {id} is stored, and is taken up if it comes back {in_time}", exact(patience)),
+                format!(
+                    "no receipt from {agent} within {}: command {id} is stored, and is taken up if it comes back {in_time}",
+                    exact(patience)
+                ),
             ),
             BusError::Denied { subject } => Failure::new(Exit::Refused, format!("the broker forbids {subject}")),
             other => Failure::new(Exit::OutOfReach, format!("{agent} {verb} {target}: {other}; whether it was stored is unknown")),

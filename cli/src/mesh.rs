@@ -25,7 +25,7 @@ pub(crate) const BROKER_VERSION: (u64, u64, u64) = (2, 15, 1);
 const NODE_DEFAULT: &str = "a";
 
 /// Agents of an embedded mesh.
-const AGENTS: [&str; 2] = ["registry", "orchestrator"];
+const AGENTS: [&str; 3] = ["registry", "orchestrator", "quarantine"];
 
 /// Lines of the node's log that explain why it did not start.
 const LOG_LINES: usize = 8;

@@ -78,7 +78,9 @@ impl Mesh {
     /// # Errors
     /// When a program or the broker is missing.
     pub fn new() -> Result<Self> {
-        for program in ["razar", "razar-node", "razar-orchestrator", "razar-registry", "razar-provision", "razar-demo-service"] {
+        for program in
+            ["razar", "razar-node", "razar-orchestrator", "razar-registry", "razar-quarantine", "razar-provision", "razar-demo-service"]
+        {
             binary(program)?;
         }
         broker()?;
@@ -427,7 +429,7 @@ impl Mesh {
     /// When somebody did.
     pub fn nobody_panicked(&self) -> Result<()> {
         let by_hand = fs::read_to_string(self.state().join("by-hand.log")).unwrap_or_default();
-        let agents = [("registry", self.log_of("registry")), ("orchestrator", self.log_of("orchestrator"))];
+        let agents = ["registry", "orchestrator", "quarantine"].map(|name| (name, self.log_of(name)));
         for (who, text) in [("node", self.log()), ("an agent by hand", by_hand)].into_iter().chain(agents) {
             ensure!(!text.contains("panicked at"), "{who} panicked:\n{}", tail(&text));
         }

@@ -466,7 +466,9 @@ fn state_after(fact: &Fact, before: Option<&View>) -> Option<InstanceState> {
         Fact::ComponentUnready(_) => S::Unready,
         Fact::ComponentExited(_) => S::Exited,
         Fact::ComponentBlocked(_) if lives => state,
-        Fact::ComponentBlocked(_) | Fact::Released(_) => S::Waiting,
+        Fact::ComponentBlocked(_) => S::Waiting,
+        // Released by a passing probe it runs already.
+        Fact::Released(_) if matches!(state, S::Quarantined | S::Probation) => S::Waiting,
         Fact::ComponentFailed(_) => S::Failed,
         Fact::ComponentStopped(_) if state == S::Quarantined => S::Quarantined,
         Fact::ComponentStopped(_) => S::Stopped,

@@ -138,11 +138,20 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             }
         }
         Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
-        Fact::Quarantined(_) => {
+        Fact::Quarantined(quarantined) => {
+            // Isolated again it begins anew, also where it was not seen to live in between.
+            component.set_state(InstanceState::Unspecified);
             enter(component, event, InstanceState::Quarantined);
+            component.quarantined = Some(quarantined.clone());
             close_incident(component);
         }
-        Fact::Released(_) => enter(component, event, InstanceState::Waiting),
+        Fact::Released(_) => {
+            component.quarantined = None;
+            // Released by a passing probe it runs already.
+            if matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation) {
+                enter(component, event, InstanceState::Waiting);
+            }
+        }
         _ => {}
     }
 }
