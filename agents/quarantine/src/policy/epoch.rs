@@ -30,7 +30,9 @@ impl State {
     /// Records that no bucket told of, by the events and the inventories.
     fn known_elsewhere(&self) -> BTreeMap<IntentKey, v1::Intent> {
         let mut found = BTreeMap::new();
-        for (instance, event) in self.facts.last_told() {
+        // After the mark the bucket has what EVENTS told; a node may still come back with what only its disk knows.
+        let marked = self.mark.1 == self.bucket_epoch;
+        for (instance, event) in self.facts.last_told().filter(|_| !marked) {
             let (key, intent) = self.by_event(instance, event);
             if !self.records.contains_key(&key) {
                 found.entry(key).or_insert(intent);
