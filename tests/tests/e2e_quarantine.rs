@@ -38,11 +38,9 @@ fn what_is_isolated_by_hand_stays_so_through_restarts_until_a_hand_releases_it()
     ensure!(said.out.contains("worker quarantined until ") && said.out.contains("; blocks web"), "{}", said.out);
     ensure!(!alive(pid), "it was said to be stopped");
     stays_isolated(&mesh)?;
-    wait_for("web is blocked, visibly", SOON, || {
-        let said = mesh.razar(&["status"])?;
-        let tells = said.out.contains("blocked by worker") && said.out.contains("1h59m left, then probation; manual: \"leaks\"");
-        Ok(tells.then_some(()))
-    })?;
+    mesh.wait_event("web", "component_blocked", |e| !e.reason.as_ref().is_none_or(|r| r.text.is_empty()))?;
+    let told = mesh.razar(&["status"])?.ok()?.out;
+    ensure!(told.contains("left, then probation; manual: \"leaks\"") && told.contains("1 quarantined"), "{told}");
 
     signal(keeper(&mesh)?, Signal::KILL)?;
     signal(mesh.agent_pid()?, Signal::KILL)?;
@@ -54,6 +52,7 @@ fn what_is_isolated_by_hand_stays_so_through_restarts_until_a_hand_releases_it()
     ensure!(said.out.contains("quarantined worker") || said.err.contains("quarantined worker"), "{} {}", said.out, said.err);
     stays_isolated(&mesh)?;
     mesh.wait_ready("cache")?;
+    wait_for("web blocked", SOON, || Ok(mesh.razar(&["status"])?.out.contains("blocked by worker").then_some(())))?;
 
     let said = mesh.razar(&["release", "worker"])?.is(77)?;
     ensure!(said.err.contains("needs a note"), "{}", said.err);

@@ -61,11 +61,11 @@ struct Sources {
     events: EventFold,
     intents: IntentWatch,
     commands: CommandSource,
-    /// Kept so that the service is listed.
-    service: QueryServer,
     lease: watch::Receiver<LeaseState>,
     connection: watch::Receiver<Connection>,
     done: mpsc::Receiver<Done>,
+    /// Nobody asks it anything; it is listed among the mesh's services while it is kept.
+    _service: QueryServer,
     shutdown: razar_agent_kit::Shutdown,
 }
 
@@ -80,7 +80,6 @@ impl Sources {
             done = self.done.recv() => done.map_or(Input::Closed, |d| Input::Done(Box::new(d))),
             item = self.intents.next() => item.map_or(Input::Closed, Input::Intent),
             item = self.events.next() => item.map_or(Input::Closed, Input::Event),
-            query = self.service.next() => if query.is_some() { Input::Timer } else { Input::Closed },
             item = self.commands.next(), if leads => Input::Command(item),
             () = tokio::time::sleep(timer) => Input::Timer,
         }
@@ -117,7 +116,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         events: bus.fold_events(Start::Beginning),
         intents: bus.watch_intents(),
         commands: bus.serve_commands(AGENT).await?,
-        service: bus.serve(AGENT, agent.version, "isolates what cannot be healed, and says how it earns release", &[]).await?,
+        _service: bus.serve(AGENT, agent.version, "isolates what cannot be healed, and says how it earns release", &[]).await?,
         lease: lease.state(),
         connection: bus.connection(),
         done: outcomes,

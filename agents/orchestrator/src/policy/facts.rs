@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
+    time,
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
@@ -66,6 +67,8 @@ pub struct View {
     pub ready_sequence: u64,
     /// Why it is so.
     pub why: String,
+    /// End of its isolation by quarantine's clock, for people; `None`: it is not isolated, or without an end.
+    pub isolated_until: Option<SystemTime>,
 }
 
 impl Default for View {
@@ -78,6 +81,7 @@ impl Default for View {
             took: None,
             ready_sequence: 0,
             why: String::new(),
+            isolated_until: None,
         }
     }
 }
@@ -346,7 +350,15 @@ impl Facts {
                 view.took = ready.took;
             }
         }
-        enter(view, state, sequence, event);
+        // How it was stopped tells less than why it is isolated.
+        let stays_isolated = view.state == InstanceState::Quarantined && matches!(fact, Fact::ComponentStopped(_));
+        if !stays_isolated {
+            enter(view, state, sequence, event);
+        }
+        if let Fact::Quarantined(isolated) = fact {
+            let end = |at: &prost_types::Timestamp| Some(time::system_time(at) + isolated.duration.as_ref().map(time::std_duration)?);
+            view.isolated_until = event.time.as_ref().and_then(end);
+        }
         let generation = view.incarnation.generation;
         self.note_generation(instance, generation);
     }
