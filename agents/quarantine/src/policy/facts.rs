@@ -151,7 +151,6 @@ impl Facts {
         view.lost = false;
     }
 
-    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact, now: Now) {
         let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
         match (fact, instance) {
@@ -265,7 +264,7 @@ impl Facts {
     fn fold_instance(&mut self, sequence: u64, event: &v1::Event, instance: Instance, fact: &Fact, now: Now) {
         let Some(told) = event.incarnation.as_ref().map(Incarnation::from) else { return };
         let Some(view) = self.view_mut(&instance) else { return };
-        if told < view.incarnation || !event.source.as_ref().is_some_and(|s| s.kind == "node") {
+        if told < view.incarnation || event.source.as_ref().is_none_or(|s| s.kind != "node") {
             return;
         }
         if told > view.incarnation {
