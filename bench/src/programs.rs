@@ -33,9 +33,16 @@ impl Programs {
     pub(crate) fn find() -> Result<Self> {
         let beside = env::current_exe()?.parent().map(Path::to_owned).context("this program lies nowhere")?;
         let bin_dir = env::var_os("RAZAR_BIN_DIR").map_or(beside, PathBuf::from);
-        for name in
-            ["razar", "razar-node", "razar-orchestrator", "razar-recovery", "razar-registry", "razar-provision", "razar-demo-service"]
-        {
+        for name in [
+            "razar",
+            "razar-node",
+            "razar-orchestrator",
+            "razar-recovery",
+            "razar-registry",
+            "razar-quarantine",
+            "razar-provision",
+            "razar-demo-service",
+        ] {
             if !bin_dir.join(name).is_file() {
                 bail!("{} is missing; fix: make build", bin_dir.join(name).display());
             }

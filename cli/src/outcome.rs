@@ -1,6 +1,9 @@
 //! When a command has had its effect: what the events of its components say after it was accepted. Pure; waiting is the commands' part.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
@@ -23,6 +26,10 @@ pub(crate) enum Goal {
     Replaced,
     /// Its instances are stopped.
     Stopped,
+    /// Its instances are isolated, and no process of them lives.
+    Isolated,
+    /// Its instances are isolated no more: ready, or at rest as desired.
+    Released,
     /// What the agent says is its outcome.
     Told,
 }
@@ -34,6 +41,8 @@ impl Goal {
             "start" => Self::Ready,
             "restart" => Self::Replaced,
             "stop" => Self::Stopped,
+            "quarantine" => Self::Isolated,
+            "release" => Self::Released,
             _ => Self::Told,
         }
     }
@@ -51,6 +60,11 @@ pub(crate) struct Waiter {
     done: BTreeSet<Instance>,
     told_blocked: BTreeSet<Instance>,
     told: Option<Exit>,
+    /// Instances without a process from the start.
+    at_rest: BTreeSet<Instance>,
+    /// What is said before and behind the time of the stop.
+    isolates: (String, String),
+    stopped_in: Option<Duration>,
 }
 
 impl Waiter {
@@ -68,7 +82,27 @@ impl Waiter {
             done: BTreeSet::new(),
             told_blocked: BTreeSet::new(),
             told: None,
+            at_rest: found.iter().filter(|c| c.process.is_none()).filter_map(|c| lookup::instance_of(c)).collect(),
+            isolates: Default::default(),
+            stopped_in: None,
         }
+    }
+
+    /// With what is said of the end of an isolation and of who is blocked.
+    #[must_use]
+    pub(crate) fn isolates(mut self, until: &str, blocks: &str) -> Self {
+        self.isolates = (until.to_owned(), blocks.to_owned());
+        self
+    }
+
+    /// `worker quarantined until 16:20; stopped in 0.31s; blocks scheduler`, once the last instance is at rest.
+    fn rests(&mut self, instance: &Instance) -> Vec<String> {
+        if !self.done.insert(instance.clone()) || self.done.len() < self.base.len() {
+            return Vec::new();
+        }
+        let (until, blocks) = &self.isolates;
+        let stopped = self.stopped_in.map(|took| format!("; stopped in {}", seconds(took))).unwrap_or_default();
+        vec![format!("{} quarantined{until}{stopped}{blocks}", escape(&self.target))]
     }
 
     /// How it ended; `None`: it goes on.
@@ -79,7 +113,9 @@ impl Waiter {
         match self.goal {
             Goal::Told => self.told,
             _ if self.base.is_empty() => self.told,
-            Goal::Ready | Goal::Replaced | Goal::Stopped => (self.done.len() == self.base.len()).then_some(Exit::Well),
+            Goal::Ready | Goal::Replaced | Goal::Stopped | Goal::Isolated | Goal::Released => {
+                (self.done.len() == self.base.len()).then_some(Exit::Well)
+            }
         }
     }
 
@@ -97,7 +133,7 @@ impl Waiter {
         let newer = match self.goal {
             Goal::Replaced => now.generation > base.generation,
             Goal::Ready => now > base,
-            Goal::Stopped | Goal::Told => true,
+            Goal::Stopped | Goal::Isolated | Goal::Released | Goal::Told => true,
         };
         if newer && self.goal != Goal::Told { self.instance(event, &instance, now) } else { Vec::new() }
     }
@@ -131,16 +167,28 @@ impl Waiter {
                 let word = if r.completed { "completed" } else { "ready" };
                 vec![format!("{instance} {word} {now} in {}", seconds(took))]
             }
+            (Some(Fact::ComponentReady(r)), Goal::Released) if self.done.insert(instance.clone()) => {
+                let took = r.took.as_ref().map(std_duration).unwrap_or_default();
+                vec![format!("{instance} released; ready in {}", seconds(took))]
+            }
+            (Some(Fact::ComponentStopped(s)), Goal::Isolated) => {
+                let took = s.took.as_ref().map(std_duration).unwrap_or_default();
+                self.stopped_in = self.stopped_in.max(Some(took));
+                self.rests(instance)
+            }
+            (Some(Fact::Quarantined(_)), Goal::Isolated) if self.at_rest.contains(instance) => self.rests(instance),
             (Some(Fact::ComponentStopped(_)), Goal::Stopped) => {
                 self.done.insert(instance.clone());
                 event::news(event).into_iter().collect()
             }
-            (Some(Fact::ComponentFailed(_) | Fact::Quarantined(_)), Goal::Ready | Goal::Replaced) => {
+            (Some(Fact::ComponentFailed(_) | Fact::Quarantined(_)), Goal::Ready | Goal::Replaced | Goal::Released) => {
                 self.told = Some(Exit::NotWell);
                 event::news(event).into_iter().collect()
             }
-            (Some(Fact::ComponentExited(_)), Goal::Ready | Goal::Replaced) => event::news(event).into_iter().collect(),
-            (Some(Fact::ComponentBlocked(_)), Goal::Ready | Goal::Replaced) if self.told_blocked.insert(instance.clone()) => {
+            (Some(Fact::ComponentExited(_)), Goal::Ready | Goal::Replaced | Goal::Released) => event::news(event).into_iter().collect(),
+            (Some(Fact::ComponentBlocked(b)), Goal::Ready | Goal::Replaced | Goal::Released)
+                if !b.by.is_empty() && self.told_blocked.insert(instance.clone()) =>
+            {
                 event::news(event).into_iter().collect()
             }
             _ => Vec::new(),
@@ -168,9 +216,13 @@ impl Waiter {
                 Goal::Ready => ready,
                 Goal::Replaced => ready && now.generation > base.generation,
                 Goal::Stopped => mode == "stop" && c.process.is_none() && !matches!(c.state(), State::Unspecified | State::Stopping),
+                Goal::Released => ready || (mode == "stop" && c.state() == State::Stopped),
+                Goal::Isolated => c.state() == State::Quarantined && c.process.is_none(),
                 Goal::Told => false,
             };
-            if holds && self.done.insert(instance.clone()) {
+            if holds && self.goal == Goal::Isolated {
+                lines.extend(self.rests(&instance));
+            } else if holds && self.done.insert(instance.clone()) {
                 let word = crate::render::status::state_word(c.state);
                 lines.push(format!("{instance} {word} {now}"));
             }
@@ -181,8 +233,6 @@ impl Waiter {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn observed(state: State, generation: u64, mode: &str) -> v1::ObservedComponent {
@@ -276,15 +326,15 @@ mod tests {
 
     #[test]
     fn a_verb_of_another_agent_ends_with_what_it_says() {
-        let mut waiter = Waiter::new("release", "db", &receipt(), &[observed(State::Quarantined, 1, "run")]);
+        let mut waiter = Waiter::new("reset", "db", &receipt(), &[observed(State::Quarantined, 1, "run")]);
         let command = v1::OperatorCommand {
             command_id: "c1".to_owned(),
-            verb: "release".to_owned(),
+            verb: "reset".to_owned(),
             target: "db".to_owned(),
             result: "done".to_owned(),
             ..Default::default()
         };
-        assert_eq!(waiter.apply(&v1::Event { fact: Some(Fact::OperatorCommand(command)), ..Default::default() }), ["release db done"]);
+        assert_eq!(waiter.apply(&v1::Event { fact: Some(Fact::OperatorCommand(command)), ..Default::default() }), ["reset db done"]);
         assert_eq!(waiter.ended(), Some(Exit::Well));
     }
 }

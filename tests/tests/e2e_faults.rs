@@ -333,7 +333,7 @@ fn an_agent_that_dies_during_a_boot_starts_nothing_twice() -> Result<()> {
 /// Faults 1 and 2, with two replicas of each agent.
 #[test]
 fn replicas_carry_on_when_the_leader_is_killed_during_an_apply() -> Result<()> {
-    let mesh = Mesh::new()?.with_env("RAZAR_AGENTS", "registry:2,orchestrator:2").started(pair)?;
+    let mesh = Mesh::new()?.with_env("RAZAR_AGENTS", "registry:2,orchestrator:2,quarantine:2").started(pair)?;
     let before = pids(&mesh)?;
     let more = (2..8).try_fold(pair(&mesh)?, |stack, n| {
         Ok::<_, anyhow::Error>(stack.with(Part::demo(&format!("part-{n}"), mesh.port(n))?.arg("--start-delay=300ms").after("api")))

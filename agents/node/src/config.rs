@@ -57,7 +57,7 @@ pub enum ConfigError {
 }
 
 /// Agents of an embedded mesh, one replica each, when none are named.
-const AGENTS: [&str; 3] = ["registry", "orchestrator", "recovery"];
+const AGENTS: [&str; 4] = ["registry", "orchestrator", "recovery", "quarantine"];
 /// Replicas of one agent on one node; more serve nothing there.
 const REPLICAS_MAX: u32 = 16;
 

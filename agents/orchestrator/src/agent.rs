@@ -41,6 +41,9 @@ const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
 /// The lease is given back within this time at the end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
+/// Writer of the mark that is waited for in a new bucket.
+const QUARANTINE: &str = "quarantine";
+
 /// One thing that happened.
 enum Input {
     Stop,
@@ -294,6 +297,11 @@ impl Orchestrator {
                 match record {
                     IntentRecord::Known { key: IntentKey::Desired(instance), intent } => {
                         self.state.apply_record(&instance, revision, Arc::from(intent));
+                    }
+                    IntentRecord::Known { key: IntentKey::Mark(writer), intent } if writer == QUARANTINE => {
+                        if let Some(v1::intent::Want::Mark(mark)) = &intent.want {
+                            self.state.apply_mark(&mark.bucket_epoch);
+                        }
                     }
                     IntentRecord::Known { .. } | IntentRecord::Foreign => {}
                     IntentRecord::Deleted => self.spoiled(&key, revision),

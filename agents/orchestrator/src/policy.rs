@@ -214,6 +214,8 @@ enum Loaded {
 pub struct State {
     who: Identity,
     bucket_epoch: String,
+    /// Bucket whose mark quarantine has set: all that it knew is written there.
+    marked: String,
     records: BTreeMap<Instance, Record>,
     /// Records that somebody else deleted or overwrote with what is none.
     spoiled: BTreeSet<Instance>,
@@ -244,6 +246,11 @@ impl State {
             self.spoiled.clear();
             self.write_until = None;
         }
+    }
+
+    /// Quarantine has written all that it knew into the bucket of this epoch.
+    pub fn apply_mark(&mut self, bucket_epoch: &str) {
+        bucket_epoch.clone_into(&mut self.marked);
     }
 
     /// A `desired` record was read or written.

@@ -2731,6 +2731,12 @@ pub struct Quarantine {
     /// Incident settled by this record, if any.
     #[prost(message, optional, tag = "8")]
     pub incident: ::core::option::Option<IncidentId>,
+    /// Attempts made before it was isolated, the failed probations among them.
+    #[prost(uint32, tag = "9")]
+    pub attempts: u32,
+    /// Note of the operator who released it; empty: nobody did, or a passing probe.
+    #[prost(string, tag = "10")]
+    pub note: ::prost::alloc::string::String,
 }
 impl ::prost::Name for Quarantine {
     const NAME: &'static str = "Quarantine";
@@ -3429,6 +3435,9 @@ pub struct ObservedComponent {
     /// Degradation told last; empty: none.
     #[prost(string, tag = "20")]
     pub degraded: ::prost::alloc::string::String,
+    /// What was told of its isolation; absent: it is not isolated.
+    #[prost(message, optional, tag = "21")]
+    pub quarantined: ::core::option::Option<Quarantined>,
 }
 impl ::prost::Name for ObservedComponent {
     const NAME: &'static str = "ObservedComponent";

@@ -104,6 +104,9 @@ pub(crate) fn receipt(sent: &Sent, agent: &str, console: &Console, words: &[&str
     let near = receipt.nearest.first().filter(|n| n.as_str() != target);
     let told = near.filter(|n| !reason.contains(n.as_str())).map(|n| format!("; nearest: {}", escape(n))).unwrap_or_default();
     let failure = Failure::new(Exit::Refused, format!("refused by {}: {}{told}", escape(by), escape(&reason)));
+    if matches!(receipt.code.as_str(), "quarantined" | "note_missing") {
+        return Err(failure.next(console.command(&["release", target, "--note", "what was mended"])));
+    }
     Err(match near {
         Some(near) => failure.next(console.command(&words.iter().copied().chain([near.as_str()]).collect::<Vec<_>>())),
         None => failure,

@@ -9,6 +9,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod logs;
 pub(crate) mod mission;
 pub(crate) mod plan;
+pub(crate) mod quarantine;
 pub(crate) mod send;
 pub(crate) mod status;
 pub(crate) mod up;
@@ -37,6 +38,8 @@ pub(crate) async fn run(command: Command, console: &Console, global: &Global) ->
         Command::Stop(args) => lifecycle::run("stop", args, console, global).await,
         Command::Restart(args) => lifecycle::run("restart", args, console, global).await,
         Command::Profile(args) => lifecycle::profile(args, console, global).await,
+        Command::Quarantine(args) => quarantine::run(args, console, global).await,
+        Command::Release(args) => quarantine::release(args, console, global).await,
         Command::Why(args) => why::run(&args, console, global).await,
         Command::Events(args) => events::run(&args, console, global).await,
         Command::Incidents(args) => incidents::list(&args, console, global).await,

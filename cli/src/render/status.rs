@@ -8,7 +8,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::Instance,
-    time::system_time,
+    time::{std_duration, system_time},
     v1::{self, InstanceState as State},
 };
 
@@ -171,6 +171,9 @@ impl Seen<'_> {
                 _ => by,
             };
         }
+        if let Some(quarantined) = c.quarantined.as_ref().filter(|_| self.state == State::Quarantined) {
+            return self.why_isolated(quarantined, now);
+        }
         let mut parts = Vec::new();
         let reason = c.reason.as_ref().map(|r| r.text.trim()).unwrap_or_default();
         if !reason.is_empty() {
@@ -190,6 +193,24 @@ impl Seen<'_> {
             told = if told.is_empty() { degraded } else { format!("{told}; {degraded}") };
         }
         told
+    }
+
+    /// `26m left, then probation; dependency: "No module named 'torch'"; fix: install torch`
+    fn why_isolated(&self, q: &v1::Quarantined, now: SystemTime) -> String {
+        let mut parts = vec![match q.duration.as_ref().map(std_duration) {
+            None => "until it is released".to_owned(),
+            Some(long) => match long.saturating_sub(self.age(now).unwrap_or_default()) {
+                Duration::ZERO => "its time is over; on probation".to_owned(),
+                left => format!("{} left, then probation", age(left)),
+            },
+        }];
+        let reason = self.observed.reason.as_ref().map(|r| r.text.trim()).unwrap_or_default();
+        let issue = escape(&q.issue_type);
+        parts.push(if reason.is_empty() { issue } else { format!("{issue}: {}", quote(reason)) });
+        if !q.suggested_fix.is_empty() {
+            parts.push(format!("fix: {}", escape(&q.suggested_fix)));
+        }
+        parts.join("; ")
     }
 
     fn age(&self, now: SystemTime) -> Option<Duration> {

@@ -85,6 +85,16 @@ pub(crate) fn clock(at: SystemTime, zone: Zone) -> String {
     zoned(at, zone).map_or_else(|| "-".to_owned(), |z| z.strftime("%H:%M:%S%.3f").to_string())
 }
 
+/// A clock without seconds: `16:20`.
+pub(crate) fn short_clock(at: SystemTime, zone: Zone) -> String {
+    zoned(at, zone).map_or_else(|| "-".to_owned(), |z| z.strftime("%H:%M").to_string())
+}
+
+/// An instant for machines and for tables: `2026-11-22T14:02:11.204Z`.
+pub(crate) fn rfc3339(at: SystemTime) -> String {
+    zoned(at, Zone::Utc).map_or_else(|| "-".to_owned(), |z| z.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
+}
+
 /// The instant that a person means by `1h`, `14:02`, `14:02:11`, or an RFC 3339 time.
 ///
 /// # Errors

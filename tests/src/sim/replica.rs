@@ -403,6 +403,8 @@ impl World {
                 Item::Epoch(epoch) if replica.intents_epoch.as_ref() == Some(&epoch) => {}
                 Item::Epoch(epoch) => {
                     replica.state.apply_intents_epoch(&epoch);
+                    // The operator plays quarantine, and has written all it knows as soon as there is a bucket.
+                    replica.state.apply_mark(&epoch);
                     replica.authority.intents_reset();
                     replica.intents_epoch = Some(epoch);
                 }

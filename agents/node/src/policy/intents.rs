@@ -116,7 +116,13 @@ impl Node {
         let mut changed = false;
         for (key, (revision, intent)) in staged {
             let place = Place { epoch: self.intents.epoch.clone(), revision };
-            changed |= self.put_in_force(&key, place, intent, now);
+            let released_before = IntentKey::parse(&key).and_then(|key| self.intents.record(&key)).is_some_and(|r| releases(&r.intent));
+            let released = !released_before && releases(&intent);
+            let in_force = self.put_in_force(&key, place, intent, now);
+            if in_force && released {
+                self.concerned(&key).iter().for_each(|id| self.release_failed(id, now));
+            }
+            changed |= in_force;
         }
         if changed {
             self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
@@ -286,6 +292,23 @@ impl Node {
         by_hand.filter(|(q, _)| super::precedence::isolates(q.phase())).or(by_ladder).or(by_hand)
     }
 
+    /// Instances here that a quarantine record concerns.
+    fn concerned(&self, key: &str) -> Vec<Instance> {
+        match IntentKey::parse(key) {
+            Some(IntentKey::QuarantineInstance(id)) => vec![id],
+            Some(IntentKey::QuarantineComponent(component)) => self.replicas(&component).map(|i| i.id.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether a record has `id` on probation: what it starts then is judged by its first end.
+    pub(super) fn on_probation(&self, id: &Instance) -> bool {
+        let keys = [IntentKey::QuarantineComponent(id.component.clone()), IntentKey::QuarantineInstance(id.clone())];
+        keys.iter()
+            .filter_map(|key| self.intents.record(key))
+            .any(|record| matches!(&record.intent.want, Some(Want::Quarantine(q)) if q.phase() == v1::QuarantinePhase::Probation))
+    }
+
     /// The order of the ladder that concerns `id`, whatever its worth.
     pub(super) fn order_of(&self, id: &Instance) -> Option<Order<'_>> {
         let record = self.intents.record(&IntentKey::Recovery(id.clone()))?;
@@ -361,6 +384,10 @@ impl Node {
         let all = self.intents.records.values();
         all.filter(|r| matches!(r.intent.want, Some(Want::Quarantine(_)))).map(|r| r.intent.encode_to_vec()).collect()
     }
+}
+
+fn releases(intent: &v1::Intent) -> bool {
+    matches!(&intent.want, Some(Want::Quarantine(q)) if q.phase() == v1::QuarantinePhase::Released)
 }
 
 /// Why an order is void for `inst`, if it is.

@@ -165,7 +165,7 @@ impl Node {
                 self.set_state(id, State::Waiting, text, now);
             }
             State::Stopped | State::Probation => self.set_state(id, State::Waiting, text, now),
-            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Quarantined => self.leave_quarantine(id, now),
             State::Waiting => {
                 text.clone_into(&mut inst.reason);
                 inst.queued_since = None;
@@ -180,6 +180,24 @@ impl Node {
             | State::Stopping
             | State::Completed => {}
         }
+    }
+
+    /// What it spent before it was isolated is behind it.
+    fn leave_quarantine(&mut self, id: &Instance, now: Now) {
+        if let Some(inst) = self.instances.get_mut(id) {
+            inst.budget.give_back();
+            inst.by_rung = false;
+        }
+        self.set_state(id, State::Probation, "released", now);
+    }
+
+    /// A release leaves `failed`, also where the isolation was never seen here.
+    pub(super) fn release_failed(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id).filter(|i| i.state == State::Failed) else { return };
+        inst.budget.give_back();
+        inst.by_rung = false;
+        inst.incident = None;
+        self.set_state(id, State::Waiting, "released", now);
     }
 
     fn replace(&mut self, id: &Instance, cause: &Cause, now: Now) {
@@ -201,7 +219,7 @@ impl Node {
                 let text = if *cause == Cause::Rung { "a rung of the ladder starts it" } else { "to be replaced" };
                 self.set_state(id, State::Waiting, text, now);
             }
-            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Quarantined => self.leave_quarantine(id, now),
             State::Unspecified | State::Preparing | State::Stopping => {}
         }
     }
@@ -213,7 +231,7 @@ impl Node {
             State::Waiting if self.is_done(inst) => self.stay_completed(id, now),
             State::Waiting => self.queue(id, now),
             State::Stopped | State::Probation => self.set_state(id, State::Waiting, "to be started", now),
-            State::Quarantined => self.set_state(id, State::Probation, "released", now),
+            State::Quarantined => self.leave_quarantine(id, now),
             State::Exited | State::Backoff | State::Failed if newer => self.begin_generation(id, now),
             State::Completed if newer && !self.is_done(inst) => self.begin_generation(id, now),
             State::Completed if newer => self.renew_completed(id, now),
@@ -307,8 +325,10 @@ impl Node {
         let Some(spec) = inst.spec().cloned() else { return };
         let limits = Limits::of(&spec);
         let clean = inst.last_exit.as_ref().is_some_and(|s| s.code == Some(0));
+        let on_probation = inst.group() == Group::User && self.on_probation(id);
         let refused = match limits.policy {
             _ if inst.by_rung => Some("rung_failed"),
+            _ if on_probation => Some("probation_failed"),
             v1::RestartPolicy::Never => Some("policy_never"),
             v1::RestartPolicy::OnFailure | v1::RestartPolicy::Unspecified if clean => Some("policy_on_failure"),
             v1::RestartPolicy::OnFailure | v1::RestartPolicy::Unspecified | v1::RestartPolicy::Always => None,

@@ -323,8 +323,10 @@ impl State {
         if p.verb != "stop"
             && let Some(isolated) = targets.iter().find(isolated)
         {
-            let why = self.facts.view(isolated).map(|v| v.why.clone()).unwrap_or_default();
-            return refuse("quarantined", format!("{isolated} is quarantined: {why}"));
+            let view = self.facts.view(isolated);
+            let left = view.and_then(|v| v.isolated_until?.duration_since(now.wall).ok()).map(|d| format!(", {} left", rough(d)));
+            let why = view.map(|v| v.why.as_str()).unwrap_or_default();
+            return refuse("quarantined", format!("{isolated} is quarantined{}: \"{why}\"", left.unwrap_or_default()));
         }
         match p.verb.as_str() {
             "stop" => self.judge_stop(p, plan, &targets),
@@ -424,6 +426,16 @@ impl State {
 /// Whether a command began the mission that the plan says has ended: it was told then, before the end was written.
 pub(super) fn ended_by(plan: &v1::Mission, command: &str) -> bool {
     plan.ended && mission_id(&plan.stack_revision, &plan.profile, command) == plan.mission_id
+}
+
+/// A time to wait, as people say it: `26m`, `1h59m`, `40s`.
+fn rough(span: Duration) -> String {
+    let (hours, minutes, seconds) = (span.as_secs() / 3600, span.as_secs() / 60 % 60, span.as_secs() % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m"),
+        (hours, minutes) => format!("{hours}h{minutes}m"),
+    }
 }
 
 fn wanted_profile(p: &Pending) -> String {

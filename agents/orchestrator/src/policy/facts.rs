@@ -3,12 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
     places::{Places, Sight},
+    time,
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
@@ -67,6 +68,8 @@ pub struct View {
     pub ready_sequence: u64,
     /// Why it is so.
     pub why: String,
+    /// End of its isolation by quarantine's clock, for people; `None`: it is not isolated, or without an end.
+    pub isolated_until: Option<SystemTime>,
 }
 
 impl Default for View {
@@ -79,6 +82,7 @@ impl Default for View {
             took: None,
             ready_sequence: 0,
             why: String::new(),
+            isolated_until: None,
         }
     }
 }
@@ -348,7 +352,15 @@ impl Facts {
                 view.took = ready.took;
             }
         }
-        enter(view, state, sequence, event);
+        // How it was stopped tells less than why it is isolated.
+        let stays_isolated = view.state == InstanceState::Quarantined && matches!(fact, Fact::ComponentStopped(_));
+        if !stays_isolated {
+            enter(view, state, sequence, event);
+        }
+        if let Fact::Quarantined(isolated) = fact {
+            let end = |at: &prost_types::Timestamp| Some(time::system_time(at) + isolated.duration.as_ref().map(time::std_duration)?);
+            view.isolated_until = event.time.as_ref().and_then(end);
+        }
         let generation = view.incarnation.generation;
         self.note_generation(instance, generation);
     }
@@ -468,7 +480,9 @@ fn state_after(fact: &Fact, before: Option<&View>) -> Option<InstanceState> {
         Fact::ComponentUnready(_) => S::Unready,
         Fact::ComponentExited(_) => S::Exited,
         Fact::ComponentBlocked(_) if lives => state,
-        Fact::ComponentBlocked(_) | Fact::Released(_) => S::Waiting,
+        Fact::ComponentBlocked(_) => S::Waiting,
+        // Released by a passing probe it runs already.
+        Fact::Released(_) if matches!(state, S::Quarantined | S::Probation) => S::Waiting,
         Fact::ComponentFailed(_) => S::Failed,
         Fact::ComponentStopped(_) if state == S::Quarantined => S::Quarantined,
         Fact::ComponentStopped(_) => S::Stopped,

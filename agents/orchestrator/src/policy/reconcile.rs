@@ -128,13 +128,16 @@ impl State {
     }
 
     /// In a bucket without records nothing is written before every present node has told what it holds, for this bucket: a generation
-    /// below what a node has persisted would be void there for ever. (Quarantine's mark is waited for here once that agent exists.)
+    /// below what a node has persisted would be void there for ever. Nor before quarantine's mark: a node without its disk would start
+    /// what is isolated.
     fn bucket_is_open(&self) -> bool {
         if self.bucket_epoch.is_empty() {
             return false;
         }
         let mut present = self.facts.nodes().values().filter(|n| !n.lost).peekable();
-        !self.records.is_empty() || (present.peek().is_some() && present.all(|n| n.inventory_of.as_ref() == Some(&self.bucket_epoch)))
+        let marked = self.marked == self.bucket_epoch;
+        !self.records.is_empty()
+            || (marked && present.peek().is_some() && present.all(|n| n.inventory_of.as_ref() == Some(&self.bucket_epoch)))
     }
 
     fn load_by_node(&self) -> BTreeMap<String, usize> {

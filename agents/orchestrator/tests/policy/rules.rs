@@ -155,6 +155,22 @@ fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
     assert_eq!(world.generations(), before, "nothing was started anew");
 }
 
+/// Rule: in a new bucket quarantine writes first, then its mark; the orchestrator writes after the mark.
+/// Mutation caught: `bucket_is_open` without the mark.
+#[test]
+fn a_new_bucket_waits_for_the_mark_of_quarantine() {
+    let mut world = booted(&THREE);
+    let before = world.generations();
+    world.marked = false;
+    world.lose_intents("b2");
+    world.run();
+    assert!(world.intents.is_empty(), "quarantine has not written yet");
+    world.marked = true;
+    world.restart();
+    world.run();
+    assert_eq!(world.generations(), before);
+}
+
 /// EVENTS and the bucket are lost at once, before a take-over or under a holder that lives on; the nodes go on.
 fn lose_events_and_intents(world: &mut World, restart: bool) {
     world.events.clear();

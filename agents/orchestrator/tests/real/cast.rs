@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use razar_bus::{Bus, FoldItem, IntentItem, IntentRecord, Start};
 use razar_bus_schema::{
+    bucket::IntentKey,
     event::{Kind as _, node_event_id},
     ids::{Incarnation, Instance},
     stream::Store,
@@ -125,7 +126,11 @@ impl Play {
                 IntentItem::Epoch(bucket_epoch) => {
                     let node_epoch = self.epoch.clone();
                     let inventory = v1::NodeInventory { node_epoch, bucket_epoch, ..Default::default() };
+                    let mark = v1::intent::Want::Mark(v1::EpochMark { bucket_epoch: inventory.bucket_epoch.clone() });
                     self.tell(None, Fact::NodeInventory(inventory)).await;
+                    // It plays quarantine, too; of several the first one sets the mark.
+                    let mark = v1::Intent { want: Some(mark), ..Default::default() };
+                    drop(self.bus.put_intents(&[(IntentKey::Mark("quarantine".to_owned()), mark, 0)]).await);
                 }
                 IntentItem::Record { record, settled, .. } => {
                     if let IntentRecord::Known { intent, .. } = record

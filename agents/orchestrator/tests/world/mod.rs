@@ -70,6 +70,8 @@ pub(crate) struct Node {
 pub(crate) struct World {
     pub(crate) now: Now,
     pub(crate) bucket_epoch: String,
+    /// Quarantine sets its mark in each new bucket.
+    pub(crate) marked: bool,
     pub(crate) intents: BTreeMap<Instance, (u64, v1::Intent)>,
     pub(crate) missions: BTreeMap<String, (u64, MissionsValue)>,
     pub(crate) events: Vec<v1::Event>,
@@ -100,6 +102,7 @@ impl World {
         let mut world = Self {
             now: Now { mono: Duration::from_secs(1), wall: UNIX_EPOCH + Duration::from_secs(1_000_000) },
             bucket_epoch: "b1".to_owned(),
+            marked: true,
             intents: BTreeMap::new(),
             missions: BTreeMap::new(),
             events: Vec::new(),
@@ -344,6 +347,9 @@ impl World {
 
     fn read(&mut self) {
         self.state.apply_intents_epoch(&self.bucket_epoch);
+        if self.marked {
+            self.state.apply_mark(&self.bucket_epoch);
+        }
         for (instance, (revision, intent)) in &self.intents {
             self.state.apply_record(instance, *revision, Arc::new(intent.clone()));
         }

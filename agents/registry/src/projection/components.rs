@@ -138,13 +138,24 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             }
         }
         Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
-        Fact::Quarantined(_) => {
-            enter(component, event, InstanceState::Quarantined);
-            close_incident(component);
+        Fact::Quarantined(quarantined) => fold_quarantined(component, event, quarantined),
+        Fact::Released(_) => {
+            component.quarantined = None;
+            // Released by a passing probe it runs already.
+            if matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation) {
+                enter(component, event, InstanceState::Waiting);
+            }
         }
-        Fact::Released(_) => enter(component, event, InstanceState::Waiting),
         _ => {}
     }
+}
+
+fn fold_quarantined(component: &mut v1::ObservedComponent, event: &v1::Event, quarantined: &v1::Quarantined) {
+    // Isolated again it begins anew, also where it was not seen to live in between.
+    component.set_state(InstanceState::Unspecified);
+    enter(component, event, InstanceState::Quarantined);
+    component.quarantined = Some(quarantined.clone());
+    close_incident(component);
 }
 
 fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, started: &v1::ComponentStarted, new_incarnation: bool) {

@@ -286,6 +286,49 @@ fn quarantine_stops_and_no_path_goes_round_it() {
 }
 
 #[test]
+fn on_probation_it_starts_and_its_first_end_is_not_mended_here() {
+    for key in ["quarantine.api", "quarantine.api.0"] {
+        let mut b = Bench::running(&[component("api", &[])]);
+        b.ready("api");
+        b.quarantine(key, Phase::Isolated);
+        b.exit("api", 0);
+        b.take();
+        b.quarantine(key, Phase::Probation);
+        assert_eq!(b.take().iter().filter(|l| l.starts_with("spawn")).count(), 1, "{key}");
+        b.ready("api");
+        b.exit("api", 1);
+        b.pass(Duration::from_secs(60));
+        assert_eq!(b.state("api"), State::Failed, "{key}: nobody but quarantine says what comes next");
+        assert!(!b.take().iter().any(|l| l.starts_with("spawn")), "{key}: no local restart");
+        b.quarantine(key, Phase::Isolated);
+        assert_eq!(b.state("api"), State::Quarantined);
+        b.quarantine(key, Phase::Released);
+        b.ready("api");
+        b.take();
+        b.exit("api", 1);
+        assert!(b.take().iter().any(|l| l.starts_with("spawn")), "{key}: released it has its restarts again");
+    }
+}
+
+#[test]
+fn a_release_leaves_failed_once() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.quarantine("quarantine.api.0", Phase::Isolated);
+    b.exit("api", 0);
+    b.quarantine("quarantine.api.0", Phase::Probation);
+    b.ready("api");
+    b.exit("api", 1);
+    assert_eq!(b.state("api"), State::Failed);
+    b.quarantine("quarantine.api.0", Phase::Released);
+    assert_eq!(b.state("api"), State::Starting, "a hand was faster than the return to isolation");
+    b.exhaust("api");
+    assert_eq!(b.state("api"), State::Failed);
+    b.quarantine("quarantine.api.0", Phase::Released);
+    assert_eq!(b.state("api"), State::Failed, "the same record again is no release");
+}
+
+#[test]
 fn rules_three_four_and_six_gate_starts_only() {
     let mut b = Bench::running(&[component("db", &[]), component("api", &["db"])]);
     b.ready("db");

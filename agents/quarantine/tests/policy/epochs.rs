@@ -1,0 +1,96 @@
+//! A bucket of intents that was lost: what is known is written first, what was released too, then the mark.
+
+use razar_bus_schema::v1::{self, QuarantinePhase as Phase, intent::Want};
+
+use super::world::{World, api};
+
+const MARK: &str = "mark.quarantine";
+
+fn isolated_and_released() -> World {
+    let mut world = World::of(&["api", "db"]);
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    world.quarantine("c1", "db", 60);
+    world.release("c2", "db");
+    world
+}
+
+fn keys(world: &World) -> Vec<&str> {
+    world.writes.iter().map(|(key, _)| key.as_str()).collect()
+}
+
+#[test]
+fn the_first_bucket_gets_its_mark_once_the_nodes_have_told_what_they_hold() {
+    let world = World::of(&["api"]);
+    let Some(Want::Mark(mark)) = &world.bucket[MARK].1.want else { panic!("no mark") };
+    assert_eq!(mark.bucket_epoch, "b1");
+}
+
+/// Mutations: the mark first; released ones left out.
+#[test]
+fn everything_is_written_before_the_mark_released_ones_too() {
+    let mut world = isolated_and_released();
+    world.lose_bucket();
+    world.settle();
+    assert_eq!(keys(&world), ["quarantine.db", "quarantine.api.0"], "no inventory for this bucket: no mark");
+    assert_eq!((world.phase("quarantine.api.0"), world.phase("quarantine.db")), (Phase::Isolated, Phase::Released));
+    world.inventory(&[]);
+    world.settle();
+    assert_eq!(keys(&world).last(), Some(&MARK));
+    let Some(Want::Mark(mark)) = &world.bucket[MARK].1.want else { panic!("no mark") };
+    assert_eq!(mark.bucket_epoch, "b2");
+}
+
+#[test]
+fn a_replica_that_never_read_the_lost_bucket_knows_it_from_events() {
+    let mut world = isolated_and_released();
+    world.lose_bucket();
+    world.take_over();
+    assert_eq!((world.phase("quarantine.api.0"), world.phase("quarantine.db")), (Phase::Isolated, Phase::Released));
+    let record = world.record("quarantine.api.0").unwrap();
+    assert!(record.incident.is_some() && record.incarnation.is_some() && record.attempts == 4);
+    assert_eq!(world.told("quarantined").len(), 2, "nothing is told twice");
+}
+
+#[test]
+fn what_only_a_disk_knows_is_written_again_before_the_mark() {
+    let mut world = World::of(&["api"]);
+    world.lose_bucket();
+    let want = v1::Quarantine { component: "api".to_owned(), phase: Phase::Isolated.into(), ..Default::default() };
+    world.inventory(&[v1::Intent { want: Some(Want::Quarantine(want)), ..Default::default() }]);
+    world.settle();
+    assert_eq!(keys(&world), ["quarantine.api", MARK]);
+    assert_eq!(world.phase("quarantine.api"), Phase::Isolated);
+}
+
+#[test]
+fn a_disk_that_is_behind_isolates_nothing_that_was_released() {
+    let mut world = World::of(&["api"]);
+    world.quarantine("c1", "api", 60);
+    let old = world.bucket["quarantine.api"].1.clone();
+    world.release("c2", "api");
+    world.lose_bucket();
+    world.inventory(&[old]);
+    world.take_over();
+    assert_eq!(world.phase("quarantine.api"), Phase::Released);
+}
+
+#[test]
+fn commands_wait_for_the_mark() {
+    let mut world = isolated_and_released();
+    world.lose_bucket();
+    world.quarantine("c3", "db", 60);
+    assert_eq!(world.phase("quarantine.db"), Phase::Released);
+    world.inventory(&[]);
+    world.settle();
+    assert_eq!(world.phase("quarantine.db"), Phase::Isolated);
+}
+
+/// Mutation: take a deleted record for one that was never there.
+#[test]
+fn a_record_that_somebody_deleted_is_written_again() {
+    let mut world = isolated_and_released();
+    world.delete("quarantine.api.0");
+    world.settle();
+    assert_eq!(world.phase("quarantine.api.0"), Phase::Isolated, "absence says nothing");
+}

@@ -1,0 +1,158 @@
+//! From the ladder's end over probation to release, or back.
+
+use razar_bus_schema::v1::{self, QuarantinePhase as Phase, event::Fact};
+
+use super::world::{World, api};
+
+const KEY: &str = "quarantine.api.0";
+
+fn given_up() -> World {
+    let mut world = World::of(&["api"]);
+    world.exited(&api(), "1.4", "No module named 'torch'");
+    world.give_up(&api(), "1.1", "1.4", "ModuleNotFoundError: No module named 'torch'");
+    world.settle();
+    world
+}
+
+#[test]
+fn what_the_ladder_gave_up_is_isolated_and_told() {
+    let world = given_up();
+    let record = world.record(KEY).unwrap();
+    assert_eq!((record.phase(), record.attempts, record.issue_type.as_str()), (Phase::Isolated, 4, "dependency"));
+    assert_eq!(record.duration.unwrap().seconds, 1800);
+    let told = world.told("quarantined");
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].reason.as_ref().unwrap().text, "ModuleNotFoundError: No module named 'torch'");
+    let Some(Fact::Quarantined(fact)) = &told[0].fact else { panic!("another fact") };
+    assert_eq!((fact.suggested_fix.as_str(), fact.attempts), ("install torch", 4));
+}
+
+/// Mutation: isolate without asking whether the record has settled the incident.
+#[test]
+fn an_incident_that_its_record_has_settled_is_void() {
+    let mut world = given_up();
+    world.release("c1", "api");
+    assert_eq!(world.phase(KEY), Phase::Released);
+    world.give_up(&api(), "1.1", "1.4", "told again by a late copy");
+    world.pass(10);
+    world.take_over();
+    assert_eq!(world.phase(KEY), Phase::Released, "the incident is settled");
+    world.exited(&api(), "1.5", "ValueError");
+    world.give_up(&api(), "1.5", "1.5", "ValueError");
+    world.settle();
+    assert_eq!(world.phase(KEY), Phase::Isolated, "another incident is another matter");
+}
+
+#[test]
+fn what_was_placed_anew_since_is_left_alone() {
+    let mut world = World::of(&["api"]);
+    world.exited(&api(), "1.4", "x");
+    world.desire("api", 2);
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    assert_eq!(world.record(KEY), None, "a newer generation is desired");
+    let mut world = World::of(&["api"]);
+    world.ready(&api(), "1.5");
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    assert_eq!(world.record(KEY), None, "a later incarnation lives");
+}
+
+#[test]
+fn its_time_over_it_is_on_probation_and_a_probe_that_holds_releases_it() {
+    let mut world = given_up();
+    world.pass(1799);
+    assert_eq!(world.phase(KEY), Phase::Isolated);
+    world.pass(1);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+    world.ready(&api(), "1.5");
+    world.pass(4);
+    assert_eq!(world.phase(KEY), Phase::Probation, "it has to hold through the soak");
+    world.pass(1);
+    assert_eq!(world.phase(KEY), Phase::Released);
+    let Some(Fact::Released(told)) = &world.told("released")[0].fact else { panic!("another fact") };
+    assert_eq!((told.mode.as_str(), told.note.as_str()), ("auto", ""));
+}
+
+#[test]
+fn a_probe_that_does_not_hold_begins_its_soak_anew() {
+    let mut world = given_up();
+    world.pass(1800);
+    world.ready(&api(), "1.5");
+    world.pass(4);
+    world.node(&api(), "1.5", Fact::ComponentUnready(v1::ComponentUnready::default()));
+    world.pass(1);
+    world.node(&api(), "1.5", Fact::ComponentReady(v1::ComponentReady { again: true, ..Default::default() }));
+    world.pass(4);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+    world.pass(1);
+    assert_eq!(world.phase(KEY), Phase::Released);
+}
+
+/// Mutation: judge the incarnation of the isolation, too.
+#[test]
+fn probation_judges_later_incarnations_only() {
+    let mut world = given_up();
+    world.pass(1800);
+    world.exited(&api(), "1.4", "told late");
+    world.settle();
+    assert_eq!(world.phase(KEY), Phase::Probation, "that one failed before");
+    world.exited(&api(), "1.5", "ValueError: 3");
+    world.settle();
+    let record = world.record(KEY).unwrap();
+    assert_eq!((record.phase(), record.attempts, record.issue_type.as_str()), (Phase::Isolated, 5, "logic"));
+    assert_eq!(world.told("quarantined").len(), 2);
+    world.give_up(&api(), "1.5", "1.5", "the ladder had begun on it");
+    world.settle();
+    assert_eq!(world.told("quarantined").len(), 2, "that incident is settled");
+}
+
+#[test]
+fn an_end_that_a_dependency_is_to_blame_for_is_no_failure() {
+    let mut world = given_up();
+    world.pass(1800);
+    world.ready(&api(), "1.5");
+    world.blameless_exit(&api(), "1.5");
+    world.settle();
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+/// Mutation: overwrite a record whose event is not told.
+#[test]
+fn a_record_is_overwritten_only_when_its_event_is_in_events() {
+    let mut world = World::of(&["api"]);
+    world.mute = true;
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    assert_eq!(world.phase(KEY), Phase::Isolated);
+    world.pass(3600);
+    assert_eq!(world.phase(KEY), Phase::Isolated, "nobody has been told of the isolation");
+    world.mute = false;
+    world.pass(1);
+    assert_eq!(world.told("quarantined").len(), 1);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
+fn durations_count_from_receipt() {
+    let mut world = given_up();
+    world.pass(1000);
+    world.take_over();
+    world.pass(1000);
+    assert_eq!(world.phase(KEY), Phase::Isolated, "the new holder has read it a thousand seconds ago");
+    world.pass(800);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
+fn a_take_over_tells_what_its_predecessor_could_not_and_nothing_twice() {
+    let mut world = World::of(&["api"]);
+    world.mute = true;
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    world.mute = false;
+    world.take_over();
+    world.take_over();
+    assert_eq!(world.told("quarantined").len(), 1);
+    assert_eq!(world.writes.iter().filter(|(key, _)| key == KEY).count(), 1);
+}
