@@ -197,6 +197,7 @@ impl Mesh {
         let who = orchestrator::Identity { mesh: "razar".to_owned(), replica: "o1".to_owned() };
         let mut orchestrator = orchestrator::State::new(who);
         orchestrator.apply_intents_epoch("b1");
+        orchestrator.apply_mark("b1");
         orchestrator.apply_missions_epoch();
         let projection = Projection::new("events-1");
         let (sound, desired) = (BTreeMap::new(), Vec::new());

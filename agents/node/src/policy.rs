@@ -314,8 +314,15 @@ impl Node {
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
         self.wake_due(now.mono);
         loop {
-            while let Some(id) = self.dirty.pop_first() {
+            // Dependencies before what depends on them, so that nobody starts on a condition that is about to be lost.
+            let mut round: Vec<_> = std::mem::take(&mut self.dirty).into_iter().collect();
+            round.sort_by_cached_key(|id| self.instances.get(id).map_or(u32::MAX, Inst::rank));
+            for id in round {
+                self.dirty.remove(&id);
                 self.evaluate(&id, now);
+            }
+            if !self.dirty.is_empty() {
+                continue;
             }
             self.fill_slots(now);
             if self.dirty.is_empty() {

@@ -83,9 +83,11 @@ impl World {
             let replaced = oracle.replaces(&inst.id);
             let spec = oracle.desired(&inst.id).and_then(|d| d.spec.clone()).unwrap_or_default();
             let earlier = |id: &Instance| node.instances().zip(before).filter(|(i, _)| i.id == *id).map(|(_, s)| *s).collect::<Vec<_>>();
-            let unmet = !oracle.unmet(node, &inst.id, &spec).is_empty() || !oracle.unmet_by(&spec, &inst.id, &earlier, node).is_empty();
-            let lost = !inst.lives() && unmet;
-            if spawned && matches!(was, State::Exited | State::Backoff) && !newer && !replaced {
+            let unmet_before = !oracle.unmet_by(&spec, &inst.id, &earlier, node).is_empty();
+            let unmet = !oracle.unmet(node, &inst.id, &spec).is_empty() || unmet_before;
+            // What was lost and is there again, all in one decision, gave the budget back as well.
+            let lost = (!inst.lives() && unmet) || (spawned && unmet_before);
+            if spawned && matches!(was, State::Exited | State::Backoff) && !newer && !replaced && !lost {
                 wrong = wrong.or(oracle.restarts_locally(&inst.id, now).map(|why| ("I7", why)));
             }
             if was == State::Failed && (spawned || inst.state == State::Waiting) && !newer && !replaced && !lost {
