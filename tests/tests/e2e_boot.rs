@@ -1,10 +1,11 @@
 //! A stack boots, is changed, and goes down again: `razar` as it is typed, with the programs, a broker and components as they are.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use razar_bus_schema::v1::{self, event::Fact};
-use razar_tests::e2e::{Mesh, Part, SOON, Stack, alive, http_get, wait_for};
+use razar_tests::e2e::{Mesh, Part, SOON, Said, Stack, alive, http_get, signal, wait_for};
+use rustix::process::Signal;
 use serde_json::json;
 
 /// `web` after `api` after `db`; `cache` by itself.
@@ -43,6 +44,34 @@ fn a_stack_boots_in_the_order_of_its_dependencies_and_goes_down_without_a_trace(
         ensure!(http_get(mesh.port(port), "/health")?.starts_with("HTTP/1.1 200"));
     }
     ensure!(mesh.razar(&["status", "--check"])?.code == 0);
+    mesh.end()
+}
+
+/// Who follows a mesh in the foreground is not left behind when another terminal ends it, or when nobody heals it any more.
+#[test]
+fn up_in_the_foreground_ends_with_the_mesh() -> Result<()> {
+    let mesh = Mesh::new()?;
+    let file = mesh.file(&chain(&mesh)?)?;
+    let ready = || wait_for("web ready", SOON, || Ok(mesh.pid("web").ok()));
+    let followed = |end: &dyn Fn() -> Result<()>| -> Result<Said> {
+        thread::scope(|scope| {
+            let up = scope.spawn(|| mesh.razar(&["up", &file]));
+            let ended = ready().and_then(|_| end());
+            let said = up.join().map_err(|_| anyhow!("up panicked"))?;
+            ended.and(said)
+        })
+    };
+    let said = followed(&|| mesh.razar(&["down"])?.ok().map(drop))?.ok()?;
+    ensure!(said.err.contains("the mesh was ended; state kept"), "{}", said.err);
+    // Its guard and its agent, so that neither brings the other back.
+    let said = followed(&|| {
+        let both = [mesh.guard_pid()?, mesh.agent_pid()?];
+        both.into_iter().try_for_each(|pid| signal(pid, Signal::STOP))?;
+        both.into_iter().try_for_each(|pid| signal(pid, Signal::KILL))
+    })?;
+    let said = said.is(69)?;
+    ensure!(said.err.contains("the mesh's node is gone; what runs goes on") && said.err.contains("next: "), "{}", said.err);
+    mesh.up(&chain(&mesh)?)?.ok()?;
     mesh.end()
 }
 

@@ -103,6 +103,27 @@ async fn without_an_outcome_in_time_it_says_so() -> Result<()> {
     Ok(())
 }
 
+/// Who had read a command may die with it; the next is given it after some seconds, and its receipt is still waited for.
+#[tokio::test]
+async fn a_receipt_is_waited_for_as_long_as_an_outcome() -> Result<()> {
+    let effect = |_: &str, _: &str| {
+        std::thread::sleep(Duration::from_millis(5_500));
+        (v1::Receipt { reason: "too late for that".to_owned(), ..accepted() }, vec![event(1, "redis", 2, 1, ready(50))])
+    };
+    let mesh = Mesh::start(World { components: vec![component("redis")], on_command: Some(Box::new(effect)), ..World::default() }).await?;
+    let said = mesh.razar(&["restart", "redis", "--timeout", "20s"]).await?;
+    assert!(said.err.contains("no receipt from orchestrator within 5s; waiting 20s at most\n"), "{}", said.err);
+    assert_eq!(said.exit, 0, "{}{}", said.out, said.err);
+    let said = mesh.razar(&["command", "nobody", "restart", "redis", "--timeout", "300ms"]).await?;
+    assert_eq!(said.exit, 75);
+    assert!(
+        said.err.contains("no receipt from nobody within 300ms: command ") && said.err.contains("within 60s of the asking"),
+        "{}",
+        said.err
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn events_are_the_stream_by_pattern() -> Result<()> {
     let mesh = Mesh::start(World::default()).await?;
