@@ -23,7 +23,7 @@ use crate::{
     outcome::Waiter,
     render::{
         event::{subject_name, summary},
-        text::{columns, escape, or_dash, quote},
+        text::{columns, count, escape, or_dash, quote},
         time::{clock, rfc3339, short_clock},
     },
 };
@@ -170,7 +170,7 @@ fn rows(events: &[&v1::Event]) -> Vec<Row> {
                     .duration
                     .as_ref()
                     .map_or_else(|| "until released".to_owned(), |d| format!("for {}", crate::render::time::exact(std_duration(d))));
-                let attempts = if q.attempts > 0 { format!(", {} attempts", q.attempts) } else { String::new() };
+                let attempts = if q.attempts > 0 { format!(", {}", count(q.attempts as usize, "attempt")) } else { String::new() };
                 let fix = if q.suggested_fix.is_empty() { String::new() } else { format!("; fix: {}", escape(&q.suggested_fix)) };
                 format!("{long}{attempts}: {}{fix}", quote(reason))
             }

@@ -63,6 +63,8 @@ pub(crate) struct Told {
     pub(crate) standing: Standing,
     /// Newest event of it.
     pub(crate) last: v1::Event,
+    /// Of the event that opened it, or of the first after it that has one: what a hand does later belongs to the trace of its command.
+    trace: Option<[u8; 16]>,
     /// Its events, oldest first, where they are kept.
     pub(crate) events: Vec<v1::Event>,
     opened: SystemTime,
@@ -162,6 +164,7 @@ impl Told {
             id,
             standing: Standing::Open,
             last: event.clone(),
+            trace: None,
             events: Vec::new(),
             opened: at,
             ended: None,
@@ -174,6 +177,10 @@ impl Told {
     }
 
     fn fold(&mut self, event: &v1::Event, at: SystemTime) {
+        if self.trace.is_none() {
+            let traced = event.trace.as_ref().and_then(|t| razar_bus_schema::ids::parse_traceparent(&t.traceparent));
+            self.trace = traced.map(|(id, _)| id);
+        }
         self.last = event.clone();
         let end = match event.fact.as_ref() {
             Some(Fact::ComponentStarted(_)) => {
@@ -253,9 +260,8 @@ impl Told {
             Standing::Quarantined => format!("quarantined after {}", span(took)),
         };
         let blocked = if self.blocked.is_empty() { String::new() } else { format!("; blocked {}", self.blocked.join(" ")) };
-        let traced = self.last.trace.as_ref().and_then(|t| razar_bus_schema::ids::parse_traceparent(&t.traceparent));
-        let trace = traced.map(|(id, _)| id.iter().map(|b| format!("{b:02x}")).collect::<String>());
-        let trace = trace.map(|id| format!("; trace {id}")).unwrap_or_default();
+        let trace =
+            self.trace.map(|id| format!("; trace {}", id.iter().map(|b| format!("{b:02x}")).collect::<String>())).unwrap_or_default();
         format!("{how}, {}{}{trace}", count(self.starts as usize, "start"), escape(&blocked))
     }
 }
