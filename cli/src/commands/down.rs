@@ -106,6 +106,8 @@ async fn all(link: Option<&Link>, console: &Console, global: &Global, keep_mesh:
 struct Course {
     total: usize,
     living: BTreeSet<String>,
+    /// Gone at the last look, without an event.
+    missed: BTreeSet<String>,
     stopped: BTreeSet<String>,
     killed: Vec<(String, Duration)>,
 }
@@ -126,14 +128,15 @@ impl Course {
         None
     }
 
-    /// What the registry says, for what the events did not.
-    fn look(&mut self, reply: &v1::StatusReply) {
-        let living: BTreeSet<String> = living(reply).collect();
-        let gone: Vec<String> = self.living.iter().filter(|n| !living.contains(*n)).cloned().collect();
-        for name in gone {
-            self.living.remove(&name);
-            self.stopped.insert(name);
+    /// What the registry says, for what the events did not. They may only be on their way, and they say who had to be killed: what is
+    /// gone counts when it was at the last look too.
+    fn look(&mut self, living: &BTreeSet<String>) {
+        let gone: BTreeSet<String> = self.living.difference(living).cloned().collect();
+        for name in gone.intersection(&self.missed) {
+            self.living.remove(name);
+            self.stopped.insert(name.clone());
         }
+        self.missed = gone;
     }
 
     /// `11 stopped, worker killed (ignored SIGTERM for 10s)`
@@ -147,7 +150,7 @@ impl Course {
     }
 }
 
-fn living(reply: &v1::StatusReply) -> impl Iterator<Item = String> {
+fn living_of(reply: &v1::StatusReply) -> impl Iterator<Item = String> {
     let components = reply.observed.as_ref().map(|o| o.components.as_slice()).unwrap_or_default();
     components.iter().filter(|c| c.stack != SYSTEM_STACK && c.process.is_some()).map(name_of)
 }
@@ -155,7 +158,7 @@ fn living(reply: &v1::StatusReply) -> impl Iterator<Item = String> {
 async fn stack(link: &Link, console: &Console, global: &Global, limit: Duration, course: &mut Course) -> Result<(), Failure> {
     let plan = link.plan().await?;
     let before = link.caught_up().await?;
-    course.living = living(&before).collect();
+    course.living = living_of(&before).collect();
     course.total = course.living.len();
     let mut feed = Feed::new(link, link.events_after(">", &before));
     // Nothing is in force while an earlier down still stops what lives: then there is only to wait.
@@ -187,7 +190,7 @@ async fn stack(link: &Link, console: &Console, global: &Global, limit: Duration,
                 Item::End => return Err(Failure::new(Exit::OutOfReach, "the bus was closed")),
             },
             _ = look.tick() => if let Ok((reply, _)) = link.status().await {
-                course.look(&reply);
+                course.look(&living_of(&reply).collect());
             },
             () = tokio::time::sleep_until(deadline) => {
                 let text = format!("accepted, not all stopped in {}: {}", exact(limit), living.join(" "));
@@ -238,4 +241,26 @@ async fn kill(link: Option<&Link>, console: &Console, global: &Global) -> Done {
     let killed = place.kill(&known);
     console.line(&format!("killed {}", crate::render::text::count(killed, "process").replace("processs", "processes")))?;
     Ok(Exit::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use razar_bus_schema::time::duration;
+
+    use super::*;
+
+    #[test]
+    fn who_was_killed_is_told_though_the_registry_is_quicker_than_the_events() {
+        let nobody = BTreeSet::new();
+        let mut course = Course { living: ["deaf".to_owned(), "lost".to_owned()].into(), ..Course::default() };
+        course.look(&nobody);
+        assert_eq!(course.living.len(), 2, "the events may be on their way");
+        let stopped = v1::ComponentStopped { killed: true, took: Some(duration(Duration::from_secs(10))), ..Default::default() };
+        let instance = Some(v1::InstanceId { component: "deaf".to_owned(), ordinal: 0 });
+        let event = v1::Event { instance, fact: Some(Fact::ComponentStopped(stopped)), ..Default::default() };
+        assert!(course.apply(&event).is_some_and(|line| line.contains("deaf killed")));
+        course.look(&nobody);
+        assert!(course.living.is_empty(), "of the other there is no event");
+        assert_eq!(course.told(), "1 stopped, deaf killed (ignored its signal for 10s)");
+    }
 }
