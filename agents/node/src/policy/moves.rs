@@ -160,6 +160,12 @@ impl Node {
                 if by.is_empty() {
                     return;
                 }
+                // What it can do without was not lost when it is tried anew.
+                let needs =
+                    |b: &v1::Blocker| inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == b.component));
+                if inst.state == State::Failed && !by.iter().any(needs) {
+                    return;
+                }
                 inst.budget.give_back();
                 self.withdraw(id, "blocked", now);
                 self.set_state(id, State::Waiting, text, now);

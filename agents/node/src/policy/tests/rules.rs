@@ -379,3 +379,22 @@ fn what_waits_for_a_dependent_to_stop_hears_of_its_end_though_the_new_plan_parts
     let done = b.take();
     assert!(done.iter().any(|line| line == "signal 15 api@1.1"), "{done:?}");
 }
+
+#[test]
+fn an_optional_dependency_on_trial_takes_no_failure_back() {
+    let phase = |phase: Phase| Want::Quarantine(v1::Quarantine { component: "db".to_owned(), phase: phase.into(), ..Default::default() });
+    for (required, end) in [(false, State::Failed), (true, State::Waiting)] {
+        let mut cache = component("cache", &["db"]);
+        cache.depends_on[0].required = required;
+        let mut b = Bench::running(&[component("db", &[]), cache]);
+        b.ready("db");
+        b.ready("cache");
+        b.exhaust("cache");
+        b.record("quarantine.db", phase(Phase::Isolated));
+        b.settle();
+        b.exit("db", 0);
+        b.record("quarantine.db", phase(Phase::Probation));
+        b.settle();
+        assert_eq!((b.state("cache"), b.state("db")), (end, State::Starting), "{required}");
+    }
+}
