@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 use super::{
     LOOK, Raw, SOON, Stack, binary, broker,
-    process::{Process, of_mesh, signal},
+    process::{Process, of_mesh, parent_of, signal},
     wait_for,
 };
 
@@ -340,8 +340,10 @@ impl Mesh {
     fn node_process(&self, guard: bool) -> Result<u32> {
         let is = |p: &Process| p.command.contains("razar-node") && p.command.split(' ').any(|word| word == "guard") == guard;
         let found: Vec<u32> = self.processes().iter().filter(|p| is(p)).map(|p| p.pid).collect();
-        match found.as_slice() {
-            [pid] => Ok(*pid),
+        // A child that it has just made looks like it until its exec.
+        let is_child = |pid: &u32| parent_of(*pid).is_some_and(|parent| found.contains(&parent));
+        match found.iter().filter(|pid| !is_child(pid)).collect::<Vec<_>>().as_slice() {
+            [pid] => Ok(**pid),
             other => bail!("{} of the node's processes where one was looked for (guard: {guard})", other.len()),
         }
     }
