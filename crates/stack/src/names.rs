@@ -65,6 +65,17 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
     best.map(|(_, text)| text)
 }
 
+/// Known names that a mistyped one (of a component or an instance) may mean, the likeliest first, at most three. Slips are counted, a swap
+/// of neighbours being one; a third of the known name's length is forgiven, and one slip in any case.
+#[must_use]
+pub fn likely(name: &str, known: impl IntoIterator<Item = String>) -> Vec<String> {
+    let bare: String = name.split('.').next().unwrap_or(name).chars().take(64).collect();
+    let mut scored: Vec<(usize, String)> = known.into_iter().map(|k| (strsim::osa_distance(&bare, &k), k)).collect();
+    scored.retain(|(slips, k)| *slips <= k.len().max(3) / 3);
+    scored.sort();
+    scored.into_iter().take(3).map(|(_, k)| k).collect()
+}
+
 /// Letters and digits only, lower-case, at most 64 of them: `dependsOn`, `depends-on` and `depends_on` are one name.
 fn bare(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).take(64).flat_map(char::to_lowercase).collect()
@@ -73,6 +84,15 @@ fn bare(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn likely_ones_are_near_and_few() {
+        let known = || ["api", "apis", "db", "memory-store", "web"].map(str::to_owned);
+        assert_eq!(likely("memroy-store", known()), ["memory-store"], "a swap is one slip");
+        assert_eq!(likely("pai.1", known()), ["api"], "of an instance, its component");
+        assert_eq!(likely("apix", known()), ["api", "apis"]);
+        assert!(likely("reranker", known()).is_empty() && likely("", known()).is_empty());
+    }
 
     #[test]
     fn the_nearest_name_is_a_slip_away() {

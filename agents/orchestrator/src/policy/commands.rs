@@ -12,6 +12,7 @@ use razar_bus_schema::{
     trace::Context,
     v1::{self, InstanceState, RunMode},
 };
+use razar_stack::names;
 
 use super::{
     Action, INSTANCES_MAX, Loaded, MissionsValue, Now, PLAN_SETTLED_MAX, State,
@@ -193,8 +194,8 @@ impl State {
             "start" | "stop" | "restart" => self.judge_component(p, now),
             "down" => self.judge_down(p, now),
             verb => {
-                let known = VERBS.iter().map(|v| (*v).to_owned()).collect();
-                refuse_near("unknown_verb", format!("orchestrator knows no verb {verb}"), nearest(verb, known))
+                let known = VERBS.iter().map(|v| (*v).to_owned());
+                refuse_near("unknown_verb", format!("orchestrator knows no verb {verb}"), names::likely(verb, known))
             }
         }
     }
@@ -316,8 +317,8 @@ impl State {
         let Some(blueprint) = self.blueprint() else { return Judged::Wait };
         let targets: Vec<Instance> = blueprint.instances().into_iter().map(|(i, _)| i).filter(|i| is_target(i, &p.target)).collect();
         if targets.is_empty() {
-            let known = blueprint.parts.keys().cloned().collect();
-            return refuse_near("unknown_component", format!("no component {}", p.target), nearest(&p.target, known));
+            let known = blueprint.parts.keys().cloned();
+            return refuse_near("unknown_component", format!("no component {}", p.target), names::likely(&p.target, known));
         }
         let isolated = |i: &&Instance| self.facts.view(i).is_some_and(|v| v.state == InstanceState::Quarantined);
         if p.verb != "stop"
@@ -445,33 +446,4 @@ fn wanted_profile(p: &Pending) -> String {
 /// Whether `name` (`api`: all of it; `api.1`: a replica) means this instance.
 pub(super) fn is_target(instance: &Instance, name: &str) -> bool {
     instance.component == name || instance.key() == name
-}
-
-/// Known names that a mistyped one may mean, the likeliest first, at most three.
-fn nearest(name: &str, known: Vec<String>) -> Vec<String> {
-    let bare = name.split('.').next().unwrap_or(name);
-    let mut scored: Vec<(usize, String)> = known.into_iter().map(|k| (distance(bare, &k), k)).collect();
-    scored.retain(|(d, k)| *d <= k.len().max(3) / 3);
-    scored.sort();
-    scored.into_iter().take(3).map(|(_, k)| k).collect()
-}
-
-/// Edits between two names, a swap of neighbours being one. Names are at most 63 bytes long.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<u8>, Vec<u8>) = (a.bytes().take(64).collect(), b.bytes().take(64).collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let at = |r: Option<&Vec<usize>>, j: usize| r.and_then(|r| r.get(j)).copied().unwrap_or(usize::MAX / 2);
-            let mut best = (at(rows.last(), j) + usize::from(x != y)).min(at(rows.last(), j + 1) + 1).min(at(Some(&row), j) + 1);
-            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
-            if swapped {
-                best = best.min(at(rows.get(i.wrapping_sub(1)), j - 1) + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows.last().and_then(|r| r.last()).copied().unwrap_or(usize::MAX / 2)
 }

@@ -66,7 +66,7 @@ fn refuse(code: &'static str, text: impl Into<String>) -> Judged {
 }
 
 fn unknown(target: &str, known: BTreeSet<String>) -> Judged {
-    let nearest = nearest(target, known);
+    let nearest = names::likely(target, known);
     let hint = nearest.first().map(|n| format!("; nearest: {n}")).unwrap_or_default();
     Judged::Refused(Refusal { code: "unknown_component", text: format!("no component {target}{hint}"), nearest })
 }
@@ -317,33 +317,4 @@ fn words(span: Duration) -> String {
         rest %= size;
     }
     if told.is_empty() { format!("{}ms", span.as_millis()) } else { told.concat() }
-}
-
-/// Known names that a mistyped one may mean, the likeliest first, at most three.
-fn nearest(name: &str, known: BTreeSet<String>) -> Vec<String> {
-    let bare = name.split('.').next().unwrap_or(name);
-    let mut scored: Vec<(usize, String)> = known.into_iter().map(|k| (distance(bare, &k), k)).collect();
-    scored.retain(|(d, k)| *d <= k.len().max(3) / 3);
-    scored.sort();
-    scored.into_iter().take(3).map(|(_, k)| k).collect()
-}
-
-/// Edits between two names, a swap of neighbours being one. Names are at most 63 bytes long.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<u8>, Vec<u8>) = (a.bytes().take(64).collect(), b.bytes().take(64).collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let at = |r: Option<&Vec<usize>>, j: usize| r.and_then(|r| r.get(j)).copied().unwrap_or(usize::MAX / 2);
-            let mut best = (at(rows.last(), j) + usize::from(x != y)).min(at(rows.last(), j + 1) + 1).min(at(Some(&row), j) + 1);
-            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
-            if swapped {
-                best = best.min(at(rows.get(i.wrapping_sub(1)), j - 1) + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows.last().and_then(|r| r.last()).copied().unwrap_or(usize::MAX / 2)
 }
