@@ -12,16 +12,19 @@
     reason = "a simulation is a test: it may fail loudly"
 )]
 
+pub mod ailments;
 pub mod bus;
 pub mod calm;
 pub mod checks;
 pub mod disk;
 pub mod faults;
+pub mod healing;
 pub mod host;
 pub mod operator;
 pub mod oracle;
 pub mod process;
 pub mod random;
+pub mod registry;
 pub mod replica;
 pub mod run;
 pub mod stack;

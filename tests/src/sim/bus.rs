@@ -10,10 +10,10 @@ use std::{
 use razar_bus_schema::v1;
 use razar_orchestrator::policy::MissionsValue;
 
+use super::replica::mind::Trade;
+
 /// Ids that come again within this time are not stored again.
 pub const DEDUPE_WINDOW: Duration = Duration::from_secs(120);
-/// Time to live of the orchestrator's shard lease.
-pub const LEASE_TTL: Duration = Duration::from_secs(3);
 /// A command that is not acknowledged by then is delivered again.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
 /// Deliveries of a command.
@@ -24,7 +24,7 @@ pub const DELIVERIES_MAX: u32 = 5;
 pub enum Client {
     /// The agent of a node.
     Host(usize),
-    /// A replica of the orchestrator.
+    /// A replica of an agent that decides.
     Replica(usize),
     /// A replica of the registry.
     Registry(usize),
@@ -50,6 +50,10 @@ pub struct Stored {
     pub sequence: u64,
     /// The event.
     pub event: Arc<v1::Event>,
+    /// When it was stored.
+    pub at: Duration,
+    /// The same by the broker's wall clock.
+    pub wall: SystemTime,
 }
 
 /// The stream EVENTS.
@@ -67,7 +71,7 @@ pub struct Events {
 
 impl Events {
     /// Stores an event unless its id was stored within the window; whether it was stored now.
-    pub fn append(&mut self, event: Arc<v1::Event>, now: Duration) -> bool {
+    pub fn append(&mut self, event: Arc<v1::Event>, now: Duration, wall: SystemTime) -> bool {
         while self.recent.front().is_some_and(|(at, _)| *at + DEDUPE_WINDOW < now) {
             if let Some((_, id)) = self.recent.pop_front() {
                 self.recent_ids.remove(&id);
@@ -78,7 +82,7 @@ impl Events {
         }
         self.recent.push_back((now, event.id.clone()));
         self.ids.insert(event.id.clone());
-        self.stored.push(Stored { sequence: self.stored.len() as u64 + 1, event });
+        self.stored.push(Stored { sequence: self.stored.len() as u64 + 1, event, at: now, wall });
         true
     }
 
@@ -191,6 +195,8 @@ impl<V: Clone> Bucket<V> {
 /// A command in its queue.
 #[derive(Debug, Clone)]
 pub struct Queued {
+    /// Whom it is for.
+    pub agent: Trade,
     /// Id.
     pub id: String,
     /// Verb.
@@ -213,7 +219,7 @@ pub struct Queued {
     pub acked: bool,
 }
 
-/// The lease of the orchestrator's only shard.
+/// The lease of an agent's only shard.
 #[derive(Debug, Clone, Copy)]
 pub struct Lease {
     /// Its holder.
@@ -241,8 +247,8 @@ pub struct Broker {
     pub commands: Vec<Queued>,
     /// Somebody looks after them from time to time.
     pub commands_watched: bool,
-    /// The lease.
-    pub lease: Option<Lease>,
+    /// The lease of each agent's shard.
+    pub leases: BTreeMap<Trade, Lease>,
     /// Lines.
     pub links: BTreeMap<Client, Link>,
     /// How far its wall clock is off, in seconds.
@@ -259,7 +265,7 @@ impl Default for Broker {
             missions: Bucket::new("missions"),
             commands: Vec::new(),
             commands_watched: false,
-            lease: None,
+            leases: BTreeMap::new(),
             links: BTreeMap::new(),
             wall_skew: 0,
         }
@@ -289,10 +295,7 @@ impl Broker {
         link.connection += 1;
         match client {
             Client::Host(_) => self.intents.watch(client),
-            Client::Replica(_) => {
-                self.intents.watch(client);
-                self.missions.watch(client);
-            }
+            Client::Replica(_) => self.intents.watch(client),
             Client::Registry(_) => {}
         }
     }

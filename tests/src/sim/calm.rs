@@ -13,6 +13,7 @@ use super::{
     faults::Fault,
     host::Step,
     process::Hang,
+    replica::mind::Trade,
     world::{Happening, World},
 };
 
@@ -30,7 +31,7 @@ impl World {
         self.mend();
         let revision = self.operator.rng.index(self.stacks.revisions.len());
         if self.operator.rng.per_mille(100) {
-            self.command("down", "_", v1::Command::default());
+            self.command(Trade::Orchestrator, "down", "_", v1::Command::default());
         } else {
             self.apply(revision, "", true);
         }
@@ -39,15 +40,16 @@ impl World {
             return;
         }
         // What has failed comes back when an operator asks for it.
-        let failed = self.failed();
+        let failed = self.curable_failed();
         if !failed.is_empty() && self.in_force() {
             for id in &failed {
-                self.command("restart", &id.key(), v1::Command::default());
+                self.command(Trade::Orchestrator, "restart", &id.key(), v1::Command::default());
             }
             self.wait_for(steps_max, |world| {
-                world.unsettled().or_else(|| world.failed().first().map(|id| format!("{id} is still failed")))
+                world.unsettled().or_else(|| world.curable_failed().first().map(|id| format!("{id} is still failed")))
             });
         }
+        self.check_tries();
         self.check_projections();
         self.check_late_copies();
         self.check_agreement();
@@ -81,10 +83,12 @@ impl World {
         for r in 0..self.registries.len() {
             self.later(Duration::from_secs(1), Happening::RegistryStarts(r));
         }
-        self.rewrite_quarantines();
-        let open: Vec<Instance> = self.operator.orders.keys().cloned().collect();
-        for id in open {
-            self.end_order(&id);
+        if self.by_hand {
+            self.rewrite_quarantines();
+            let open: Vec<Instance> = self.operator.orders.keys().cloned().collect();
+            for id in open {
+                self.end_order(&id);
+            }
         }
     }
 
@@ -135,9 +139,27 @@ impl World {
         inst.map_or(State::Unspecified, |i| i.state)
     }
 
-    fn failed(&self) -> Vec<Instance> {
+    /// Failed instances that would live if they were started anew.
+    fn curable_failed(&self) -> Vec<Instance> {
         let run = self.desired().filter(|(_, d)| d.mode() == RunMode::Run);
-        run.filter(|(id, d)| self.host_of(d).is_some_and(|h| self.state(h, id) == State::Failed)).map(|(id, _)| id).collect()
+        let curable = |h: usize, id: &Instance| self.state(h, id) == State::Failed && !self.ailments.is_past_help(h, id);
+        run.filter(|(id, d)| self.host_of(d).is_some_and(|h| curable(h, id))).map(|(id, _)| id).collect()
+    }
+
+    /// Why somebody who failed is left alone, if nobody has a reason to: where there is a ladder, only the stack file is one.
+    fn left_alone(&self, id: &Instance) -> Option<String> {
+        if self.by_hand {
+            return None;
+        }
+        let cause = self.broker.events.stored.iter().rev().find_map(|s| match &s.event.fact {
+            Some(Fact::ComponentFailed(failed))
+                if s.event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()).as_ref() == Some(id) =>
+            {
+                Some(failed.cause.as_str())
+            }
+            _ => None,
+        });
+        (!cause.is_some_and(|c| c.starts_with("policy_"))).then(|| format!("{id} is failed, by {cause:?}, and nobody is on it"))
     }
 
     /// What is not yet as it is desired, if anything.
@@ -222,8 +244,13 @@ impl World {
                 unwell.then(|| format!("{id} is said to be ready and does not answer"))
             }
             State::Completed => (!desired.spec.as_ref().is_some_and(|s| s.one_shot)).then(|| format!("{id} is no one-shot and completed")),
-            State::Failed => None,
-            State::Quarantined => (!host.oracle.isolated(id)).then(|| format!("{id} is quarantined and nobody asks for it")),
+            State::Failed => self.left_alone(id),
+            State::Quarantined if !host.oracle.isolated(id) => Some(format!("{id} is quarantined and nobody asks for it")),
+            State::Quarantined => {
+                let long = self.by_hand || self.figures.quarantine.isolation > BOUND / 2;
+                let excused = long || self.ailments.is_past_help(h, id);
+                (!excused).then(|| format!("{id} is quarantined and would be well"))
+            }
             State::Waiting => {
                 if !seen.insert(id.clone()) {
                     return None;

@@ -14,7 +14,12 @@ use razar_node::policy::{Action, Spawn};
 use razar_orchestrator::policy::PENDING_MAX;
 use razar_registry::projection::Projection;
 
-use super::{bus::Client, random::Rng, world::World};
+use super::{
+    bus::{Client, Stored},
+    healing::Healing,
+    random::Rng,
+    world::World,
+};
 
 /// Something that must never have happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub struct Checks {
     pub starts: u64,
     /// Kills for silence.
     pub kills: u64,
+    /// What recovery and quarantine have done.
+    pub healing: Healing,
 }
 
 impl Checks {
@@ -63,7 +70,7 @@ impl World {
 
     /// After every step: queues are bounded.
     pub(super) fn check_step(&mut self) {
-        let over = self.replicas.iter().any(|r| r.state.waiting_commands() > PENDING_MAX);
+        let over = self.replicas.iter().any(|r| r.mind.orchestrator().is_some_and(|o| o.waiting_commands() > PENDING_MAX));
         if over {
             self.violated("I16", "more commands wait than the bound allows".to_owned());
         }
@@ -163,6 +170,9 @@ impl World {
     /// The polite signal.
     pub(super) fn check_signal(&mut self, h: usize, id: &Instance, life: Incarnation) {
         let now = self.now;
+        if !self.by_hand && !self.hosts[h].oracle.asked_to_end(id, life) && !self.flaps_too_much(id) {
+            self.violated("rung", format!("{id}@{life} lives, and the ladder replaces it"));
+        }
         if let Some(why) = self.hosts[h].oracle.signals(id, life, now) {
             let mono = self.clocks(h).mono;
             let node = self.hosts[h].agent.as_ref().map(|a| &a.node);
@@ -185,7 +195,9 @@ impl World {
         if self.checks.events_epoch != self.broker.events.epoch {
             self.checks.events_epoch = self.broker.events.epoch;
             self.checks.words.clear();
+            self.checks.healing.events_recreated();
         }
+        self.check_healing_event(event);
         match &event.fact {
             Some(Fact::OperatorCommand(told)) => {
                 let (first, last) = self.checks.words.entry(told.command_id.clone()).or_default();
@@ -320,13 +332,16 @@ impl World {
                 continue;
             }
             let now = self.replica_clock(r);
-            let (mut once, mut again) = (self.replicas[r].state.clone(), self.replicas[r].state.clone());
+            let (mut once, mut again) = (self.replicas[r].mind.clone(), self.replicas[r].mind.clone());
+            let (at, wall) = (self.now, self.wall(self.broker.wall_skew));
             for (event, sequence) in numbered() {
-                again.apply_event(sequence, event, now);
+                again.apply_event(&Stored { sequence, event: event.clone(), at, wall }, now);
             }
             let (due, more) = (once.decide(now), again.decide(now));
-            if due != more || once.plan_reply() != again.plan_reply() {
-                return self.violated("I2", format!("late copies change what replica {r} decides from {due:?} to {more:?}"));
+            let plan = |mind: &super::replica::mind::Mind| mind.orchestrator().map(razar_orchestrator::policy::State::plan_reply);
+            if due != more || plan(&once) != plan(&again) {
+                let name = self.replicas[r].trade.name();
+                return self.violated("I2", format!("late copies change what {name} replica {r} decides from {due:?} to {more:?}"));
             }
         }
     }

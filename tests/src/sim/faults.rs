@@ -20,6 +20,10 @@ pub enum Fault {
     DeafToTerm,
     Liar,
     Unkillable,
+    Leans,
+    Flaps,
+    Dirties,
+    Breaks,
     SpawnFails,
     ClearFails,
     // Machines.
@@ -44,7 +48,7 @@ pub enum Fault {
     ReplicaKilled,
     ReplicaPaused,
     RegistryKilled,
-    // Operators, and agents of a later day.
+    // Operators, and whoever plays an agent by hand.
     DoubleCommands,
     Quarantine,
     Recovery,
@@ -54,7 +58,7 @@ pub enum Fault {
 use Fault as F;
 
 /// All of them.
-pub const ALL: [Fault; 32] = [
+pub const ALL: [Fault; 36] = [
     F::BootCrash,
     F::Crash,
     F::Hang,
@@ -62,6 +66,10 @@ pub const ALL: [Fault; 32] = [
     F::DeafToTerm,
     F::Liar,
     F::Unkillable,
+    F::Leans,
+    F::Flaps,
+    F::Dirties,
+    F::Breaks,
     F::SpawnFails,
     F::ClearFails,
     F::AgentKilled,
@@ -90,7 +98,8 @@ pub const ALL: [Fault; 32] = [
 ];
 
 /// Those that strike at an instant; the others are in what happens anyway.
-const STRIKES: [(Fault, u64); 15] = [
+const STRIKES: [(Fault, u64); 16] = [
+    (F::Breaks, 4),
     (F::AgentKilled, 10),
     (F::AgentDiesMidway, 10),
     (F::AgentPaused, 6),
@@ -173,6 +182,7 @@ impl World {
         let replica = self.chaos.index(self.replicas.len());
         let span = if self.chaos.per_mille(150) { self.chaos.millis(10_000, 90_000) } else { self.chaos.millis(20, 8_000) };
         match fault {
+            F::Breaks => self.breaks_or_mends(),
             F::AgentKilled => self.kill_agent(host, "killed"),
             F::AgentDiesMidway => {
                 let after = u32::try_from(self.chaos.below(12)).unwrap_or(0);
@@ -244,7 +254,7 @@ impl World {
             F::ReplicaKilled => self.kill_replica(replica),
             F::ReplicaPaused => {
                 let span = span.min(Duration::from_secs(20));
-                self.say("orch", format_args!("replica {replica} paused for {span:?}"));
+                self.say(self.replicas[replica].trade.name(), format_args!("replica {replica} paused for {span:?}"));
                 self.replicas[replica].paused_until = Some(self.now + span);
             }
             _ => {}

@@ -43,6 +43,10 @@ pub enum Step {
     Recovers,
     /// It ends by this signal.
     Killed(i32),
+    /// It ends by what ails its component.
+    Fails,
+    /// It looks whether what it needs serves.
+    Leans,
     /// It gives its signs.
     Beats,
 }
@@ -209,6 +213,7 @@ impl World {
         host.journal = Journal::new(format!("{}-disk-{}", host.name, host.disks));
         host.oracle = Oracle::new(&host.name);
         host.ended.clear();
+        self.ailments.dirty.retain(|(on, _)| *on != h);
     }
 
     /// The guard starts the agent: it looks for what the last one left, and takes over.

@@ -1,4 +1,5 @@
-//! The operator, who asks for this and that; and, by hand, the records of agents that come with a later issue: quarantine and the ladder.
+//! The operator, who asks for this and that; and, in the seeds that have neither recovery nor quarantine, their records by hand, whatever
+//! the rules say: so the node is tried with orders that no policy would give.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use super::{
     bus::Queued,
     faults::Fault,
     random::Rng,
+    replica::mind::Trade,
     stack::STACK,
     world::{Happening, World},
 };
@@ -70,10 +72,11 @@ impl World {
             8 | 9 => self.verb("restart"),
             10 => {
                 let profile = if self.operator.rng.per_mille(500) { "core" } else { "nonesuch" };
-                self.command("profile", profile, v1::Command::default());
+                self.command(Trade::Orchestrator, "profile", profile, v1::Command::default());
             }
-            11 if self.operator.rng.per_mille(400) => self.command("down", STACK, v1::Command::default()),
-            12 | 13 => self.isolates_or_releases(),
+            11 if self.operator.rng.per_mille(400) => self.command(Trade::Orchestrator, "down", STACK, v1::Command::default()),
+            12 | 13 if self.by_hand => self.isolates_or_releases(),
+            12 | 13 => self.asks_quarantine(),
             14 => self.orders_a_replacement(),
             _ => self.writes_nonsense(),
         }
@@ -84,17 +87,39 @@ impl World {
         let fresh = self.operator.rng.per_mille(200);
         let stack_revision = self.stacks.revisions[revision].clone();
         let command = v1::Command { stack_revision, profile: profile.to_owned(), approve, fresh, ..Default::default() };
-        self.command("apply", STACK, command);
+        self.command(Trade::Orchestrator, "apply", STACK, command);
     }
 
     fn verb(&mut self, verb: &str) {
         let name = self.operator.rng.pick(&self.stacks.components).clone();
         let name = if self.operator.rng.per_mille(150) { format!("{name}.1") } else { name };
-        self.command(verb, &name, v1::Command::default());
+        self.command(Trade::Orchestrator, verb, &name, v1::Command::default());
+    }
+
+    /// Asks for an isolation or a release, mostly with a note.
+    fn asks_quarantine(&mut self) {
+        if !self.faults.on(Fault::Quarantine) {
+            return;
+        }
+        let rng = &mut self.operator.rng;
+        let (releases, noted, replica) = (rng.per_mille(600), rng.per_mille(850), rng.per_mille(100));
+        let span = rng.per_mille(800).then(|| time::duration(rng.millis(500, 90_000)));
+        let name = rng.pick(&self.stacks.components).clone();
+        let held = |intent: &&Arc<v1::Intent>| matches!(&intent.want, Some(Want::Quarantine(q)) if q.phase() != Phase::Released);
+        let isolated = self.broker.intents.entries.values().filter_map(|(_, intent)| intent.as_ref()).find(held);
+        let isolated = isolated.and_then(|intent| match &intent.want {
+            Some(Want::Quarantine(quarantine)) => Some(quarantine.component.clone()),
+            _ => None,
+        });
+        let target = if releases { isolated.unwrap_or(name) } else { name };
+        let target = if replica { format!("{target}.0") } else { target };
+        let note = if noted { "by hand".to_owned() } else { String::new() };
+        let command = v1::Command { note, r#for: span, ..Default::default() };
+        self.command(Trade::Quarantine, if releases { "release" } else { "quarantine" }, &target, command);
     }
 
     /// Stores a command in its queue, now and then twice.
-    pub fn command(&mut self, verb: &str, target: &str, command: v1::Command) {
+    pub fn command(&mut self, agent: Trade, verb: &str, target: &str, command: v1::Command) {
         let number = self.number();
         let id = format!("c{number}");
         self.say("operator", format_args!("{id}: {verb} {target}"));
@@ -103,8 +128,19 @@ impl World {
             let (stored_at, stored_wall) = (self.now, self.wall(self.broker.wall_skew));
             let (verb, target, command) = (verb.to_owned(), target.to_owned(), command.clone());
             let next_at = self.now + Duration::from_millis(700 * copy);
-            let queued =
-                Queued { id: id.clone(), verb, target, command, stored_at, stored_wall, deliveries: 0, token: 0, next_at, acked: false };
+            let queued = Queued {
+                agent,
+                id: id.clone(),
+                verb,
+                target,
+                command,
+                stored_at,
+                stored_wall,
+                deliveries: 0,
+                token: 0,
+                next_at,
+                acked: false,
+            };
             self.broker.commands.push(queued);
         }
         if !std::mem::replace(&mut self.broker.commands_watched, true) {
@@ -158,7 +194,7 @@ impl World {
 
     /// An order out of the blue, for a life that may be long gone, sometimes on a missing sign of life.
     fn orders_a_replacement(&mut self) {
-        if !self.faults.on(Fault::Recovery) {
+        if !self.faults.on(Fault::Recovery) || !self.by_hand {
             return;
         }
         let id = Instance::new(self.operator.rng.pick(&self.stacks.components).clone(), 0);
@@ -206,7 +242,7 @@ impl World {
 
     /// The ladder hears of an instance.
     pub(super) fn ladder_sees(&mut self, event: &v1::Event) {
-        if !self.faults.on(Fault::Recovery) {
+        if !self.faults.on(Fault::Recovery) || !self.by_hand {
             return;
         }
         let Some(Ok(id)) = event.instance.as_ref().map(Instance::try_from) else { return };

@@ -406,18 +406,25 @@ impl Oracle {
         if last.incarnation != life {
             return Some(format!("{id}@{life} is not the newest: {}", last.incarnation));
         }
+        let replaced = self.replaces(id) && self.order(id).is_some_and(|(order, _)| self.is_not_refuted(id, order));
+        let reason = replaced || self.asked_to_end(id, life);
+        (!reason).then(|| format!("{id}@{life} is signalled, and nothing asks for it"))
+    }
+
+    /// Whether something asks for the end of this life, the ladder left out.
+    #[must_use]
+    pub fn asked_to_end(&self, id: &Instance, life: Incarnation) -> bool {
+        let Some(last) = self.last.get(id) else { return false };
         let desired = self.desired(id);
         let elsewhere = desired.is_some_and(|d| d.node != self.node);
         let stop = desired.is_some_and(|d| d.mode() == RunMode::Stop);
         let newer = desired.is_some_and(|d| d.generation > life.generation);
-        let replaced = self.replaces(id) && self.order(id).is_some_and(|(order, _)| self.is_not_refuted(id, order));
         let wants_restart = |name: &str| last.spec.depends_on.iter().any(|d| d.restart && d.component == name);
         let other = last.dependencies.iter().any(|(dependency, then)| {
             wants_restart(&dependency.component) && self.last.get(dependency).is_some_and(|now| now.incarnation != *then)
         });
         // A replica that did not exist then is another incarnation as well.
-        let reason = elsewhere || stop || newer || replaced || other || self.isolated(id);
-        (!reason).then(|| format!("{id}@{life} is signalled, and nothing asks for it"))
+        elsewhere || stop || newer || other || self.isolated(id)
     }
 
     fn is_not_refuted(&self, id: &Instance, order: &v1::RecoveryOrder) -> bool {

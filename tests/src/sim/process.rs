@@ -41,6 +41,10 @@ pub struct Fate {
     pub ready_after: Duration,
     /// It dies by itself.
     pub dies: Option<(Duration, i32)>,
+    /// It dies so long after its birth of what ails its component, and would whenever it was born.
+    pub fails: Option<Duration>,
+    /// It dies when what it needs does not serve.
+    pub leans: bool,
     /// It hangs, and may come back by itself.
     pub hangs: Option<(Duration, Hang, Option<Duration>)>,
     /// It ignores the polite signal.
@@ -59,6 +63,8 @@ impl Fate {
         let mut fate = Self {
             ready_after: rng.millis(2, 3_000),
             dies: None,
+            fails: None,
+            leans: false,
             hangs: None,
             deaf: false,
             kill_takes: rng.millis(0, 5),
@@ -84,6 +90,9 @@ impl Fate {
         }
         fate.deaf = faults.on(Fault::DeafToTerm) && rng.per_mille(120);
         fate.liar = faults.on(Fault::Liar) && rng.per_mille(60);
+        if fate.liar && rng.per_mille(500) {
+            fate.dies = Some((rng.millis(200, 6_000), 1));
+        }
         if faults.on(Fault::Unkillable) && rng.per_mille(30) {
             fate.kill_takes = rng.millis(1_000, 30_000);
         }

@@ -29,6 +29,8 @@ pub struct Stacks {
     pub revisions: Vec<String>,
     /// Names of all components.
     pub components: Vec<String>,
+    /// Those that run once.
+    pub one_shots: BTreeSet<String>,
 }
 
 const NAMES: [&str; 8] = ["db", "cache", "migrate", "api", "worker", "web", "gate", "cron"];
@@ -44,6 +46,7 @@ impl Stacks {
             specs.push(spec);
         }
         let mut all = Self { components: NAMES.iter().take(count).map(|n| (*n).to_owned()).collect(), ..Self::default() };
+        all.one_shots = specs.iter().filter(|s| s.one_shot).map(|s| s.name.clone()).collect();
         all.add(&specs, rng);
         for _ in 0..1 + rng.index(3) {
             change(rng, &mut specs, hosts);
@@ -126,9 +129,12 @@ fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[S
         restart: Some(restart(rng)),
         ..Default::default()
     };
-    if rng.per_mille(300) {
+    if rng.per_mille(400) {
         spec.state = vec![format!("/data/{name}")];
     }
+    let all: &[&str] = &["restart", "clear_state", "dependencies", "chakra_hook"];
+    let heal = *rng.pick(&[all, all, all, &["restart"], &["clear_state"], &[]]);
+    spec.heal = heal.iter().map(|rung| (*rung).to_owned()).collect();
     if !one_shot {
         match rng.below(10) {
             0 => spec.readiness_none = true,

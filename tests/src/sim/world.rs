@@ -8,16 +8,20 @@ use std::{
 };
 
 use razar_node::policy::Input;
-use razar_orchestrator::policy::{Action, Outcome, Pending};
 
 use super::{
+    ailments::{Ailments, Figures},
     bus::{Broker, Client},
     checks::Checks,
     faults::Faults,
     host::{Host, ProbeAsked, Step},
     operator::Operator,
     random::Rng,
-    replica::{Registry, Replica},
+    registry::Registry,
+    replica::{
+        Replica,
+        mind::{Deed, Heard, Trade},
+    },
     stack::Stacks,
     story::Story,
 };
@@ -51,10 +55,10 @@ pub enum Happening {
     ReplicaStarts(usize),
     ReplicaLease(usize, u64),
     ReplicaTurn(usize, u64),
-    ReplicaSends(usize, u64, Box<Action>),
-    ReplicaReply(usize, u64, Box<Outcome>),
+    ReplicaSends(usize, u64, Box<Deed>),
+    ReplicaReply(usize, u64, Box<Heard>),
     CommandsDue,
-    CommandArrives(usize, u64, Box<Pending>),
+    CommandArrives(usize, u64, usize, u64),
     RegistryStarts(usize),
     OperatorActs,
     LadderActs(razar_bus_schema::ids::Instance),
@@ -77,7 +81,13 @@ pub struct World {
     pub broker: Broker,
     /// Machines.
     pub hosts: Vec<Host>,
-    /// Replicas of the orchestrator.
+    /// Recovery and quarantine are played by hand: their records come from the operator, whatever the rules say.
+    pub by_hand: bool,
+    /// What ails components.
+    pub ailments: Ailments,
+    /// By which figures they are healed.
+    pub figures: Figures,
+    /// Replicas of the agents that decide.
     pub replicas: Vec<Replica>,
     /// Replicas of the registry.
     pub registries: Vec<Registry>,
@@ -105,15 +115,22 @@ impl World {
         let count = *rng.pick(&[1, 1, 1, 2, 3]);
         let names: Vec<String> = ["a", "b", "c"].iter().take(count).map(|n| (*n).to_owned()).collect();
         let stacks = Stacks::random(&mut Rng::of(seed, "stack"), &names);
+        let by_hand = rng.per_mille(150);
+        let trades: &[Trade] = if by_hand { &[Trade::Orchestrator] } else { &[Trade::Orchestrator, Trade::Recovery, Trade::Quarantine] };
+        let faults = Faults::random(&mut Rng::of(seed, "faults"));
+        let mut ailing = Rng::of(seed, "ailments");
         let mut world = Self {
             seed,
+            by_hand,
+            figures: Figures::random(&mut ailing),
+            ailments: Ailments::random(&mut ailing, &stacks.components, &faults),
             now: Duration::ZERO,
             steps: 0,
-            faults: Faults::random(&mut Rng::of(seed, "faults")),
+            faults,
             story: Story::default(),
             broker: Broker::default(),
             hosts: names.iter().map(|name| Host::new(name)).collect(),
-            replicas: (0..2).map(Replica::new).collect(),
+            replicas: trades.iter().flat_map(|trade| [*trade; 2]).enumerate().map(|(r, trade)| Replica::new(trade, r)).collect(),
             registries: (0..2).map(|_| Registry::default()).collect(),
             operator: Operator::new(seed),
             stacks,
@@ -217,10 +234,10 @@ impl World {
             Happening::ReplicaStarts(r) => self.start_replica(r),
             Happening::ReplicaLease(r, life) => self.replica_lease(r, life),
             Happening::ReplicaTurn(r, life) => self.replica_turn(r, life),
-            Happening::ReplicaSends(r, life, action) => self.replica_arrives(r, life, *action),
-            Happening::ReplicaReply(r, life, outcome) => self.replica_reply(r, life, *outcome),
+            Happening::ReplicaSends(r, life, deed) => self.replica_arrives(r, life, *deed),
+            Happening::ReplicaReply(r, life, heard) => self.replica_reply(r, life, *heard),
             Happening::CommandsDue => self.commands_due(),
-            Happening::CommandArrives(r, life, pending) => self.command_arrives(r, life, *pending),
+            Happening::CommandArrives(r, life, at, token) => self.command_arrives(r, life, at, token),
             Happening::RegistryStarts(r) => self.start_registry(r),
             Happening::OperatorActs => self.operator_acts(),
             Happening::LadderActs(instance) => self.ladder_acts(&instance),
@@ -268,7 +285,12 @@ impl World {
                 }
                 self.later(Duration::from_micros(500), Happening::OutboxSends(h, life));
             }
-            Client::Replica(r) => self.replica_connected(r),
+            Client::Replica(r) => {
+                if self.replicas[r].trade == Trade::Orchestrator {
+                    self.broker.missions.watch(client);
+                }
+                self.replica_connected(r);
+            }
             Client::Registry(_) => {}
         }
     }

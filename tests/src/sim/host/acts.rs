@@ -31,6 +31,9 @@ impl World {
             Action::ClearState { instance, .. } => {
                 let failed = (self.faults.on(Fault::ClearFails) && self.luck.per_mille(100)).then(|| "disk says no".to_owned());
                 self.tell_host(h, format_args!("clears the state of {instance}"));
+                if failed.is_none() {
+                    self.ailments.dirty.remove(&(h, instance.clone()));
+                }
                 let (wait, life) = (self.luck.millis(1, 300), self.hosts[h].lives);
                 self.later(wait, Happening::NodeInput(h, life, Box::new(Input::Prepared { instance, failed })));
             }
@@ -80,7 +83,8 @@ impl World {
             self.apply_node(h, Input::SpawnFailed { instance: life.0, incarnation: life.1, why });
             return;
         }
-        let fate = Fate::random(&mut self.luck, &spawn.spec, &self.faults);
+        let mut fate = Fate::random(&mut self.luck, &spawn.spec, &self.faults);
+        self.ailments.taint(&mut fate, h, &life.0, &mut self.luck, &self.faults);
         let pid = self.born(h, spawn, fate);
         if self.dies_here(h) {
             return;
@@ -95,6 +99,12 @@ impl World {
         host.pids += 1;
         let pid = host.pids;
         self.later(fate.ready_after, Happening::ProcStep(h, pid, Step::Ready));
+        if let Some(after) = fate.fails {
+            self.later(after, Happening::ProcStep(h, pid, Step::Fails));
+        }
+        if fate.leans {
+            self.later(fate.ready_after, Happening::ProcStep(h, pid, Step::Leans));
+        }
         if let Some((after, code)) = fate.dies {
             self.later(after, Happening::ProcStep(h, pid, Step::Dies(code)));
         }
@@ -168,6 +178,12 @@ impl World {
                     self.ends(h, pid, Some(code), None);
                 }
             }
+            Step::Fails => self.ends(h, pid, Some(1), None),
+            Step::Leans => {
+                if self.leans(h, pid) {
+                    self.ends(h, pid, Some(1), None);
+                }
+            }
             Step::Killed(signal) => self.ends(h, pid, None, Some(signal)),
             Step::Hangs(kind, back) => {
                 if !self.faults.ceased {
@@ -210,6 +226,11 @@ impl World {
     fn ends(&mut self, h: usize, pid: u32, code: Option<i32>, signal: Option<i32>) {
         let Some(proc) = self.hosts[h].procs.remove(&pid) else { return };
         self.tell_host(h, format_args!("{}@{} ends: code {code:?}, signal {signal:?}", proc.instance, proc.incarnation));
+        let leaves_dirt = code != Some(0) && !proc.spec.state.is_empty() && self.faults.on(Fault::Dirties) && self.luck.per_mille(250);
+        if leaves_dirt {
+            self.tell_host(h, format_args!("{} leaves a state behind that it will not start from", proc.instance));
+            self.ailments.dirty.insert((h, proc.instance.clone()));
+        }
         self.hosts[h].ended.push(Ended { proc, status: v1::ExitStatus { code, signal, oom: None } });
         let wait = self.luck.span(Duration::from_micros(50), Duration::from_millis(1));
         self.later(wait, Happening::NodeBuries(h));

@@ -93,8 +93,8 @@ impl World {
     pub fn store_events(&mut self, events: Vec<Arc<v1::Event>>) {
         let mut any = false;
         for event in events {
-            let now = self.now;
-            if self.broker.events.append(event.clone(), now) {
+            let (now, wall) = (self.now, self.wall(self.broker.wall_skew));
+            if self.broker.events.append(event.clone(), now, wall) {
                 self.broker.ever_stored.insert(event.id.clone());
                 self.stored(&event);
                 any = true;

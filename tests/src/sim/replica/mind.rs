@@ -1,0 +1,343 @@
+//! The policies of the agents that decide, as they are, behind one face: what each folds, what it decides, what it hears of that.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use razar_bus_schema::{
+    bucket::IntentKey,
+    ids::Instance,
+    v1::{self, intent::Want},
+};
+use razar_orchestrator::policy::{self as orchestrator, MissionsValue};
+use razar_quarantine::policy as quarantine;
+use razar_recovery::policy as recovery;
+
+use super::super::{
+    ailments::Figures,
+    bus::{Queued, Stored},
+};
+
+/// A command expires so long after it was stored, by the broker's clock.
+const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// Which agent a replica is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trade {
+    /// The orchestrator.
+    Orchestrator,
+    /// Recovery.
+    Recovery,
+    /// Quarantine.
+    Quarantine,
+}
+
+impl Trade {
+    /// As the story names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Orchestrator => "orch",
+            Self::Recovery => "recovery",
+            Self::Quarantine => "quarantine",
+        }
+    }
+
+    /// Time to live of its shard's lease.
+    #[must_use]
+    pub const fn lease_ttl(self) -> Duration {
+        match self {
+            Self::Orchestrator => Duration::from_secs(3),
+            Self::Recovery | Self::Quarantine => Duration::from_secs(2),
+        }
+    }
+}
+
+/// The two clocks of a replica.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// Monotonic.
+    pub mono: Duration,
+    /// Wall clock.
+    pub wall: SystemTime,
+}
+
+impl From<Clock> for orchestrator::Now {
+    fn from(c: Clock) -> Self {
+        Self { mono: c.mono, wall: c.wall }
+    }
+}
+
+impl From<Clock> for recovery::Now {
+    fn from(c: Clock) -> Self {
+        Self { mono: c.mono, wall: c.wall }
+    }
+}
+
+impl From<Clock> for quarantine::Now {
+    fn from(c: Clock) -> Self {
+        Self { mono: c.mono, wall: c.wall }
+    }
+}
+
+/// What a replica does.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Deed {
+    Publish(Box<v1::Event>),
+    Answer { token: u64, receipt: Box<v1::Receipt> },
+    Load { revision: String, profile: String },
+    WriteDesired(Vec<(Instance, v1::Intent, u64)>),
+    WriteMissions(Vec<(MissionsValue, u64)>),
+    Order(Box<recovery::Write>),
+    Isolate(quarantine::Writes),
+    Ask { instance: Instance, nodes: BTreeSet<String> },
+}
+
+impl Deed {
+    /// Keys that it writes.
+    #[must_use]
+    pub fn keys(&self) -> Option<Vec<String>> {
+        match self {
+            Self::WriteDesired(writes) => Some(writes.iter().map(|(id, ..)| IntentKey::Desired(id.clone()).to_string()).collect()),
+            Self::WriteMissions(writes) => Some(writes.iter().map(|(value, _)| value.key()).collect()),
+            Self::Order(write) => Some(vec![IntentKey::Recovery(write.instance.clone()).to_string()]),
+            Self::Isolate(writes) => Some(writes.iter().map(|(key, ..)| key.to_string()).collect()),
+            Self::Publish(_) | Self::Answer { .. } | Self::Load { .. } | Self::Ask { .. } => None,
+        }
+    }
+}
+
+/// What a replica hears of what it did.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Heard {
+    Orchestrator(orchestrator::Outcome),
+    Recovery(recovery::Outcome),
+    Quarantine(quarantine::Outcome),
+    Published { id: String, stored: bool },
+}
+
+/// The policy of a replica.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Mind {
+    Orchestrator(Box<orchestrator::State>),
+    Recovery(Box<recovery::State>),
+    Quarantine(Box<quarantine::State>),
+}
+
+impl Mind {
+    /// A policy that knows nothing yet.
+    #[must_use]
+    pub fn new(trade: Trade, replica: String, figures: &Figures) -> Self {
+        let mesh = "razar".to_owned();
+        match trade {
+            Trade::Orchestrator => Self::Orchestrator(Box::new(orchestrator::State::new(orchestrator::Identity { mesh, replica }))),
+            Trade::Recovery => Self::Recovery(Box::new(recovery::State::new(recovery::Identity { mesh, replica }, figures.ladder))),
+            Trade::Quarantine => {
+                Self::Quarantine(Box::new(quarantine::State::new(quarantine::Identity { mesh, replica }, figures.quarantine)))
+            }
+        }
+    }
+
+    /// EVENTS is read from its beginning, over a snapshot for whoever asks for one.
+    pub fn apply_reset(&mut self, snapshot: Option<&v1::Observed>) {
+        match self {
+            Self::Orchestrator(state) => state.apply_reset(),
+            Self::Recovery(state) => {
+                state.apply_reset();
+                if let Some(snapshot) = snapshot {
+                    state.apply_snapshot(snapshot);
+                }
+            }
+            Self::Quarantine(state) => state.apply_reset(),
+        }
+    }
+
+    /// An event was read.
+    pub fn apply_event(&mut self, stored: &Stored, now: Clock) {
+        match self {
+            Self::Orchestrator(state) => state.apply_event(stored.sequence, &stored.event, now.into()),
+            Self::Recovery(state) => state.apply_event(stored.sequence, &stored.event, stored.wall, now.into()),
+            Self::Quarantine(state) => state.apply_event(stored.sequence, &stored.event, now.into()),
+        }
+    }
+
+    /// Everything told before is read.
+    pub fn apply_caught_up(&mut self) {
+        if let Self::Recovery(state) = self {
+            state.apply_caught_up();
+        }
+    }
+
+    /// The shard or the line was lost.
+    pub fn stand_down(&mut self) {
+        match self {
+            Self::Orchestrator(state) => state.stand_down(),
+            Self::Recovery(state) => state.stand_down(),
+            Self::Quarantine(state) => state.stand_down(),
+        }
+    }
+
+    /// The bucket of intents has this epoch; `marked`: nobody else will say that quarantine is written.
+    pub fn apply_intents_epoch(&mut self, epoch: &str, marked: bool) {
+        match self {
+            Self::Orchestrator(state) => {
+                state.apply_intents_epoch(epoch);
+                if marked {
+                    state.apply_mark(epoch);
+                }
+            }
+            Self::Recovery(state) => state.apply_intents_epoch(epoch),
+            Self::Quarantine(state) => state.apply_intents_epoch(epoch),
+        }
+    }
+
+    /// A record was read; none: somebody spoiled or deleted it.
+    pub fn apply_entry(&mut self, key: &str, revision: u64, intent: Option<Arc<v1::Intent>>, now: Clock) {
+        let Some(key) = IntentKey::parse(key) else { return };
+        match self {
+            Self::Orchestrator(state) => match (key, intent) {
+                (IntentKey::Desired(id), Some(intent)) => state.apply_record(&id, revision, intent),
+                (IntentKey::Desired(id), None) => state.apply_spoiled(&id, revision),
+                (IntentKey::Mark(writer), Some(intent)) if writer == razar_quarantine::AGENT => {
+                    if let Some(Want::Mark(mark)) = &intent.want {
+                        state.apply_mark(&mark.bucket_epoch);
+                    }
+                }
+                _ => {}
+            },
+            Self::Recovery(state) => match (key, intent) {
+                (IntentKey::Desired(id), Some(intent)) => state.apply_desired(&id, revision, intent),
+                (IntentKey::Recovery(id), intent) => state.apply_record(&id, revision, intent, now.into()),
+                (IntentKey::QuarantineComponent(component), Some(intent)) => {
+                    if let Some(Want::Quarantine(quarantine)) = &intent.want {
+                        state.apply_quarantine(&component, None, revision, quarantine.phase());
+                    }
+                }
+                (IntentKey::QuarantineInstance(id), Some(intent)) => {
+                    if let Some(Want::Quarantine(quarantine)) = &intent.want {
+                        state.apply_quarantine(&id.component, Some(id.ordinal), revision, quarantine.phase());
+                    }
+                }
+                _ => {}
+            },
+            Self::Quarantine(state) => match intent {
+                Some(intent) => state.apply_record(&key, revision, intent, now.into()),
+                None => state.apply_spoiled(&key, revision),
+            },
+        }
+    }
+
+    /// The bucket of missions is another one.
+    pub fn apply_missions_epoch(&mut self) {
+        if let Self::Orchestrator(state) = self {
+            state.apply_missions_epoch();
+        }
+    }
+
+    /// A record of missions was read.
+    pub fn apply_missions(&mut self, key: &str, revision: u64, value: MissionsValue, now: Clock) {
+        if let Self::Orchestrator(state) = self {
+            state.apply_missions(key, revision, Some(value), now.into());
+        }
+    }
+
+    /// A command was delivered.
+    pub fn apply_command(&mut self, token: u64, queued: &Queued) {
+        let (id, verb, target) = (queued.id.clone(), queued.verb.clone(), queued.target.clone());
+        let (command, expires) = (queued.command.clone(), queued.stored_wall + COMMAND_AGE_MAX);
+        match self {
+            Self::Orchestrator(state) => {
+                state.apply_command(orchestrator::Pending { token, id, verb, target, command, expires, verdict: None });
+            }
+            Self::Quarantine(state) => {
+                state.apply_command(quarantine::Pending { token, id, verb, target, command, expires, refusal: None });
+            }
+            Self::Recovery(_) => {}
+        }
+    }
+
+    /// What came of a deed.
+    pub fn apply_heard(&mut self, heard: Heard, now: Clock) {
+        match (self, heard) {
+            (Self::Orchestrator(state), Heard::Orchestrator(outcome)) => state.apply_outcome(outcome, now.into()),
+            (Self::Recovery(state), Heard::Recovery(outcome)) => state.apply_outcome(outcome, now.into()),
+            (Self::Quarantine(state), Heard::Quarantine(outcome)) => state.apply_outcome(outcome, now.into()),
+            _ => {}
+        }
+    }
+
+    /// An event was not taken.
+    pub fn not_published(&mut self, id: String, now: Clock) {
+        let stored = false;
+        match self {
+            Self::Orchestrator(state) => state.apply_outcome(orchestrator::Outcome::Published { id, stored }, now.into()),
+            Self::Recovery(state) => state.apply_outcome(recovery::Outcome::Published { id, stored }, now.into()),
+            Self::Quarantine(state) => state.apply_outcome(quarantine::Outcome::NotPublished(id), now.into()),
+        }
+    }
+
+    /// What is to be done now.
+    pub fn decide(&mut self, now: Clock) -> Vec<Deed> {
+        match self {
+            Self::Orchestrator(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
+            Self::Recovery(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
+            Self::Quarantine(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
+        }
+    }
+
+    /// When time alone changes something.
+    #[must_use]
+    pub fn next_deadline(&self, now: Clock) -> Option<Duration> {
+        match self {
+            Self::Orchestrator(state) => state.next_deadline(now.into()),
+            Self::Recovery(state) => state.next_deadline(now.into()),
+            Self::Quarantine(state) => state.next_deadline(now.into()),
+        }
+    }
+
+    /// The orchestrator's.
+    #[must_use]
+    pub fn orchestrator(&self) -> Option<&orchestrator::State> {
+        match self {
+            Self::Orchestrator(state) => Some(state),
+            Self::Recovery(_) | Self::Quarantine(_) => None,
+        }
+    }
+}
+
+impl From<orchestrator::Action> for Deed {
+    fn from(action: orchestrator::Action) -> Self {
+        match action {
+            orchestrator::Action::Load { revision, profile } => Self::Load { revision, profile },
+            orchestrator::Action::WriteDesired(writes) => Self::WriteDesired(writes),
+            orchestrator::Action::WriteMissions { writes, .. } => Self::WriteMissions(writes),
+            orchestrator::Action::Publish(event) => Self::Publish(event),
+            orchestrator::Action::Answer { token, receipt, .. } => Self::Answer { token, receipt },
+        }
+    }
+}
+
+impl From<recovery::Action> for Deed {
+    fn from(action: recovery::Action) -> Self {
+        match action {
+            recovery::Action::Write(write) => Self::Order(write),
+            recovery::Action::Publish(event) => Self::Publish(event),
+            recovery::Action::Ask { instance, nodes } => Self::Ask { instance, nodes },
+        }
+    }
+}
+
+impl From<quarantine::Action> for Deed {
+    fn from(action: quarantine::Action) -> Self {
+        match action {
+            quarantine::Action::Write(writes) => Self::Isolate(writes),
+            quarantine::Action::Publish(event) => Self::Publish(event),
+            quarantine::Action::Answer { token, receipt, .. } => Self::Answer { token, receipt },
+        }
+    }
+}
