@@ -8,7 +8,7 @@ use razar_bus_schema::{
     ids::Instance,
     subject::MESH_CHAKRA,
     time,
-    v1::{self, InstanceState, RunMode, event::Fact},
+    v1::{self, RunMode, event::Fact},
 };
 
 use super::{AGENT, IncidentFacts, Now, State, View};
@@ -36,7 +36,7 @@ impl State {
         };
         let all: Vec<_> = self.facts.views().iter().filter(counts).collect();
         let given_up = |view: &View| view.incident.as_ref().is_some_and(|i| !i.is_open());
-        let roots = all.iter().filter(|(_, view)| view.state == InstanceState::Failed && !given_up(view)).copied();
+        let roots = all.iter().filter(|(_, view)| view.is_to_heal() && !given_up(view)).copied();
         (all.len(), roots.collect())
     }
 
@@ -94,7 +94,7 @@ impl State {
         self.facts.views().iter().filter_map(|(id, view)| {
             let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open) && !view.blocked && !self.is_quarantined(id);
             let ordered = self.records.get(id).is_some_and(|r| r.order().is_some_and(|o| !o.ended));
-            (open && (ordered || view.state == InstanceState::Failed)).then_some((id, ordered))
+            (open && (ordered || view.is_to_heal())).then_some((id, ordered))
         })
     }
 

@@ -19,6 +19,8 @@ use super::{
 
 /// Ids of own events that are remembered as told: every incident of the largest plan several times over.
 const TOLD_MAX: usize = 8192;
+/// Causes by which a node does not restart what the stack file says is not to be restarted: nor does the ladder.
+const BY_POLICY: [&str; 2] = ["policy_never", "policy_on_failure"];
 /// Nodes and instances that are remembered.
 const ENTITIES_MAX: usize = 8192;
 
@@ -106,6 +108,13 @@ impl View {
     pub const fn lives(&self) -> bool {
         use InstanceState as S;
         matches!(self.state, S::Preparing | S::Starting | S::Ready | S::Unready | S::Stopping)
+    }
+
+    /// Whether it failed in a way that is the ladder's to heal: what the stack file says is not to be restarted is nobody's.
+    #[must_use]
+    pub fn is_to_heal(&self) -> bool {
+        let healable = |failed: &Failure| !BY_POLICY.contains(&failed.cause.as_str());
+        self.state == InstanceState::Failed && self.failed.as_ref().is_some_and(healable)
     }
 
     /// Whether it serves, or has done what it was to do.

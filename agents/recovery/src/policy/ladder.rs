@@ -24,8 +24,6 @@ pub(super) const CLEAR_STATE: &str = "clear_state";
 pub(super) const QUARANTINE: &str = "quarantine";
 /// Cause of a failure that came before there was a new incarnation.
 const START_FAILED: &str = "start_failed";
-/// Causes by which a node does not restart what the stack file says is not to be restarted: nor does the ladder.
-const BY_POLICY: [&str; 2] = ["policy_never", "policy_on_failure"];
 /// Time to come up of a component without a startup probe.
 const STARTUP_LIMIT: Duration = Duration::from_secs(30);
 /// A start that may take longer than a year may take for ever: sums with it stay in range.
@@ -119,8 +117,7 @@ impl State {
         let Some(incident) = view.incident.as_ref().filter(|i| i.is_open()) else { return Step::Wait(None) };
         let Some((desired, spec)) = self.desired(instance) else { return Step::Wait(None) };
         let current = desired.mode() == RunMode::Run && desired.generation <= view.incarnation.generation;
-        let failed = view.failed.as_ref().is_some_and(|f| !BY_POLICY.contains(&f.cause.as_str()));
-        let fails = view.state == InstanceState::Failed && failed || incident.flapping;
+        let fails = view.is_to_heal() || incident.flapping;
         if !current || !fails || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
             return Step::Wait(None);
         }

@@ -74,6 +74,15 @@ fn blocked_and_quarantined_ones_are_in_neither_number() {
 }
 
 #[test]
+fn what_its_stack_file_lets_rest_neither_engages_nor_keeps_it() {
+    let (mut b, names) = many(10, 4);
+    for name in &names[..5] {
+        b.failed(name, "1.1", "policy_never");
+    }
+    assert_eq!(b.take(), [""; 0]);
+}
+
+#[test]
 fn it_admits_the_lowest_ranks_a_few_at_a_time_and_lets_go_when_all_are_settled() {
     let (mut b, names) = many(10, 2);
     b.conflict = true;
