@@ -37,12 +37,14 @@ fn whatever_fails_the_invariants_hold_and_it_settles() {
     seeds.extend(from..from + count);
     let summary = run::run_all(&seeds);
     println!(
-        "{} seeds in {:.1?}: {} steps, {} starts, {} kills, {:.1} simulated hours",
+        "{} seeds in {:.1?}: {} steps, {} starts, {} kills, {} rungs, {} isolations, {:.1} simulated hours",
         summary.seeds,
         began.elapsed(),
         summary.steps,
         summary.starts,
         summary.kills,
+        summary.rungs,
+        summary.isolations,
         summary.lasted.as_secs_f64() / 3600.0
     );
     let Some((seed, _)) = summary.failed.first() else { return };

@@ -151,14 +151,7 @@ impl World {
         if self.by_hand {
             return None;
         }
-        let cause = self.broker.events.stored.iter().rev().find_map(|s| match &s.event.fact {
-            Some(Fact::ComponentFailed(failed))
-                if s.event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()).as_ref() == Some(id) =>
-            {
-                Some(failed.cause.as_str())
-            }
-            _ => None,
-        });
+        let cause = self.checks.healing.causes.get(id);
         (!cause.is_some_and(|c| c.starts_with("policy_"))).then(|| format!("{id} is failed, by {cause:?}, and nobody is on it"))
     }
 
@@ -190,6 +183,9 @@ impl World {
                     return Some(format!("{}@{} lives on {} and nobody wants it", proc.instance, proc.incarnation, host.name));
                 }
             }
+        }
+        if let Some(why) = self.healing_goes_on() {
+            return Some(why);
         }
         let all: Vec<_> = self.desired().filter(|(_, d)| d.mode() == RunMode::Run).map(|(id, d)| (id, d.clone())).collect();
         all.iter().find_map(|(id, desired)| self.not_as_desired(id, desired, &mut BTreeSet::new()))

@@ -43,6 +43,7 @@ pub struct Journal {
     pub disk: Disk,
     synced: Disk,
     synced_at: Duration,
+    written_at: Duration,
 }
 
 impl Journal {
@@ -50,7 +51,7 @@ impl Journal {
     #[must_use]
     pub fn new(epoch: String) -> Self {
         let disk = Disk { epoch, next_sequence: 1, ..Disk::default() };
-        Self { synced: disk.clone(), disk, synced_at: Duration::ZERO }
+        Self { synced: disk.clone(), disk, synced_at: Duration::ZERO, written_at: Duration::ZERO }
     }
 
     /// Something is about to be written.
@@ -59,6 +60,7 @@ impl Journal {
             self.synced = self.disk.clone();
             self.synced_at = now;
         }
+        self.written_at = now;
         &mut self.disk
     }
 
@@ -114,7 +116,10 @@ impl Journal {
     }
 
     /// Power was cut: the newest writes are gone, and numbers go on a block further.
-    pub fn power_cut(&mut self) {
+    pub fn power_cut(&mut self, now: Duration) {
+        if now >= self.written_at + SYNC {
+            self.synced = self.disk.clone();
+        }
         let plan = std::mem::take(&mut self.disk.plan);
         self.disk = self.synced.clone();
         self.disk.plan = plan;

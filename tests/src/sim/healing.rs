@@ -34,12 +34,12 @@ pub struct Healing {
     orders: BTreeMap<String, Ordered>,
     /// Rungs that failed, by incident.
     failed: BTreeSet<(String, String)>,
-    /// Ends that were told, by incident.
-    ends: BTreeMap<String, BTreeSet<&'static str>>,
     /// Incidents whose isolation was lifted.
     lifted: BTreeSet<String>,
     /// Commands that took effect on a record, by bucket.
     settled: BTreeSet<(String, String, String)>,
+    /// Why each instance failed last, by its node's word.
+    pub causes: BTreeMap<Instance, String>,
     /// Isolations by the ladder.
     pub isolations: u64,
     /// Rungs ordered.
@@ -49,7 +49,6 @@ pub struct Healing {
 impl Healing {
     /// EVENTS was made anew.
     pub fn events_recreated(&mut self) {
-        self.ends.clear();
         self.failed.clear();
     }
 }
@@ -78,6 +77,25 @@ fn breaks(event: &v1::Event) -> bool {
                 | Fact::ComponentStarted(v1::ComponentStarted { adopted: false, .. })
         )
     )
+}
+
+/// The end that an event gives its incident.
+fn end_of(event: &v1::Event) -> Option<&'static str> {
+    match &event.fact {
+        Some(Fact::Recovered(_)) => Some("recovered"),
+        Some(Fact::IncidentWithdrawn(_)) => Some("withdrawn"),
+        Some(Fact::Quarantined(told)) if told.issue_type != "manual" => Some("quarantined"),
+        _ => None,
+    }
+}
+
+/// The incident for which a record isolates because the ladder gave up.
+fn isolated_for(intent: &v1::Intent) -> Option<String> {
+    let by_ladder = intent.reason.as_ref().is_some_and(|r| r.code == "recovery_failed");
+    match &intent.want {
+        Some(Want::Quarantine(q)) if by_ladder && q.phase() == Phase::Isolated => incident(q.incident.as_ref()),
+        _ => None,
+    }
 }
 
 fn instance(event: &v1::Event) -> Option<Instance> {
@@ -159,6 +177,9 @@ impl World {
         if distinct < all || (trade != Trade::Recovery && writes.len() > 1) {
             return self.violated("I16", format!("{} replica {r} decides on two writes at once: {deeds:?}", trade.name()));
         }
+        if let Some(text) = deeds.iter().find_map(|deed| self.ends_again(r, deed)) {
+            return self.violated("incident", text);
+        }
         let orders =
             || deeds.iter().filter_map(|d| if let Deed::Order(write) = d { new_try(&write.intent).map(|_| &write.instance) } else { None });
         let gives_up = |d: &&Deed| matches!(d, Deed::Publish(e) if matches!(e.fact, Some(Fact::RecoveryFailed(_))));
@@ -206,7 +227,7 @@ impl World {
             runs && !of.blocked && !self.is_isolated_by_record(id)
         };
         let counted: Vec<_> = all.iter().filter(|(id, of)| counts(id, of)).collect();
-        let roots: Vec<_> = counted.iter().filter(|(_, of)| of.state == State::Failed && !of.given_up).collect();
+        let roots: Vec<_> = counted.iter().filter(|(_, of)| of.state == State::Failed && !of.given_up && !of.by_policy).collect();
         let newest = roots.iter().map(|(_, of)| of.failed_at).max()?;
         let inside = roots.iter().filter(|(_, of)| newest - of.failed_at < Duration::from_secs(600)).count();
         let ladder = &self.figures.ladder;
@@ -284,24 +305,48 @@ impl World {
         }
     }
 
+    /// A node tells something: an incident that an isolation ended does not end a second time.
+    pub(super) fn told_by_node(&mut self, h: usize, event: &v1::Event) {
+        if let (Some(end), Some(id), Some(incident)) = (end_of(event), instance(event), incident(event.incident.as_ref())) {
+            let keys = [IntentKey::QuarantineComponent(id.component.clone()), IntentKey::QuarantineInstance(id)];
+            let settled = |key: &IntentKey| match self.hosts[h].oracle.in_force.get(&key.to_string()).map(|r| &r.intent.want) {
+                Some(Some(Want::Quarantine(q))) => super::healing::incident(q.incident.as_ref()).as_ref() == Some(&incident),
+                _ => false,
+            };
+            if keys.iter().any(settled) {
+                self.violated("incident", format!("node {} tells {end} of {incident}, which an isolation ended", self.hosts[h].name));
+            }
+        }
+        if let (Some(Fact::ComponentFailed(failed)), Some(id)) = (&event.fact, instance(event)) {
+            self.checks.healing.causes.insert(id, failed.cause.clone());
+        }
+    }
+
     /// What is told of incidents.
     pub(super) fn check_healing_event(&mut self, event: &v1::Event) {
         let Some(incident) = incident(event.incident.as_ref()) else { return };
-        let end = match &event.fact {
-            Some(Fact::Recovered(_)) => Some("recovered"),
-            Some(Fact::IncidentWithdrawn(_)) => Some("withdrawn"),
-            Some(Fact::Quarantined(told)) if told.issue_type != "manual" => Some("quarantined"),
-            Some(Fact::RungTried(tried)) => return self.check_tried(event, &incident, tried),
-            _ => None,
-        };
-        if let Some(end) = end {
-            let ends = self.checks.healing.ends.entry(incident.clone()).or_default();
-            ends.insert(end);
-            if ends.len() > 1 && !self.by_hand {
-                let text = format!("incident {incident} ends more than once: {ends:?}");
-                self.violated("incident", text);
-            }
+        if let Some(Fact::RungTried(tried)) = &event.fact {
+            self.check_tried(event, &incident, tried);
         }
+    }
+
+    /// An incident ends once: whoever has read of its end gives it no other.
+    fn ends_again(&self, r: usize, deed: &Deed) -> Option<String> {
+        let given: Vec<(&str, String)> = match deed {
+            Deed::Publish(event) => end_of(event).zip(incident(event.incident.as_ref())).into_iter().collect(),
+            Deed::Isolate(writes) => writes.iter().filter_map(|(_, intent, _)| isolated_for(intent)).map(|i| ("quarantined", i)).collect(),
+            _ => Vec::new(),
+        };
+        if given.is_empty() {
+            return None;
+        }
+        let upto = usize::try_from(self.replicas[r].cursor).unwrap_or(usize::MAX);
+        let read = self.broker.events.stored.get(..upto).unwrap_or_default();
+        let mut told = read.iter().filter_map(|s| end_of(&s.event).zip(incident(s.event.incident.as_ref())));
+        told.find_map(|(end, of)| {
+            let other = given.iter().find(|(end_now, incident)| *incident == of && *end_now != end)?;
+            Some(format!("{of} is {}, after it was {end}", other.0))
+        })
     }
 
     /// A try was told: it was ordered before; a rung fails once; and it failed on its own, not for want of what it depends on.
@@ -334,6 +379,25 @@ impl World {
                 format!("{} of {incident} is told to have failed, and between order and end there was {gone}", tried.rung),
             );
         }
+    }
+
+    /// What recovery has not brought to its end, if anything.
+    pub(super) fn healing_goes_on(&self) -> Option<String> {
+        if self.by_hand {
+            return None;
+        }
+        let ordered = self.broker.intents.entries.keys().filter_map(|key| match IntentKey::parse(key) {
+            Some(IntentKey::Recovery(id)) => Some(id),
+            _ => None,
+        });
+        let open = ordered.into_iter().find(|id| self.order_in_bucket(id).is_some() && !self.is_isolated_by_record(id));
+        let brake = self.broker.events.stored.iter().rev().find_map(|s| match &s.event.fact {
+            Some(Fact::BrakeEngaged(_)) => Some(true),
+            Some(Fact::BrakeReleased(_)) => Some(false),
+            _ => None,
+        });
+        let braked = || (brake == Some(true)).then(|| "the brake is on".to_owned());
+        open.map(|id| format!("the order about {id} has no end")).or_else(braked)
     }
 
     /// At rest: every try has an outcome that was told.

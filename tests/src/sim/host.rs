@@ -197,7 +197,7 @@ impl World {
         host.boots += 1;
         host.booted_at = self.now;
         if power_cut {
-            host.journal.power_cut();
+            host.journal.power_cut(self.now);
             host.oracle.power_cut(&host.journal.disk);
             host.unclean = true;
         }

@@ -361,9 +361,6 @@ impl Oracle {
         self.living.remove(&spawn.instance);
     }
 
-    /// An event is told.
-    pub fn told(&mut self, _event: &v1::Event) {}
-
     /// A local restart is made; why it must not be.
     pub fn restarts_locally(&mut self, id: &Instance, now: Duration) -> Option<String> {
         let last = self.last.get(id)?;

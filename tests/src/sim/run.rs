@@ -41,6 +41,8 @@ pub struct Outcome {
     pub starts: u64,
     /// Kills made.
     pub kills: u64,
+    /// Rungs ordered, and isolations by the ladder.
+    pub healing: (u64, u64),
     /// Simulated time.
     pub lasted: Duration,
     /// The last lines of the story.
@@ -75,6 +77,7 @@ pub fn run(seed: u64, plan: &Plan) -> Outcome {
         steps: world.steps,
         starts: world.checks.starts,
         kills: world.checks.kills,
+        healing: (world.checks.healing.rungs, world.checks.healing.isolations),
         lasted: world.now,
         story: world.story.text(),
         faults: world.faults.kinds(),
@@ -146,6 +149,10 @@ pub struct Summary {
     pub starts: u64,
     /// Kills in all.
     pub kills: u64,
+    /// Rungs in all.
+    pub rungs: u64,
+    /// Isolations by the ladder in all.
+    pub isolations: u64,
     /// Simulated time in all.
     pub lasted: Duration,
 }
@@ -166,6 +173,8 @@ pub fn run_all(seeds: &[u64]) -> Summary {
             all.steps += outcome.steps;
             all.starts += outcome.starts;
             all.kills += outcome.kills;
+            all.rungs += outcome.healing.0;
+            all.isolations += outcome.healing.1;
             all.lasted += outcome.lasted;
             if let Some(violation) = outcome.violation {
                 all.failed.push((*seed, violation));

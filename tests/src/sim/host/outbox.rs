@@ -27,7 +27,7 @@ impl World {
         let incarnation = event.incarnation.as_ref().map_or_else(String::new, |i| format!("@{}", Incarnation::from(i)));
         let why = event.reason.as_ref().map_or("", |r| r.text.as_str());
         self.tell_host(h, format_args!("{} {about}{incarnation}: {why}", event.kind));
-        self.hosts[h].oracle.told(&event);
+        self.told_by_node(h, &event);
         let life = self.hosts[h].lives;
         self.later(Duration::ZERO, Happening::OutboxSends(h, life));
     }
