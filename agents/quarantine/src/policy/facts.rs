@@ -99,6 +99,8 @@ pub struct Facts {
     nodes: BTreeMap<String, NodeView>,
     views: BTreeMap<Instance, View>,
     failures: BTreeMap<Instance, RecoveryFailed>,
+    /// The incident of each instance that was withdrawn last.
+    withdrawn: BTreeMap<Instance, Incident>,
     /// The newest `quarantined` or `released` of each instance, and whether a hand had isolated it.
     last: BTreeMap<Instance, (v1::Event, bool)>,
     commands: BTreeMap<String, CommandFacts>,
@@ -155,6 +157,11 @@ impl Facts {
 
     fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact, now: Now) {
         let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        if let (Fact::IncidentWithdrawn(_), Some(Ok(incident))) = (fact, event.incident.as_ref().map(Incident::try_from))
+            && (self.withdrawn.len() < ENTITIES_MAX || self.withdrawn.contains_key(&incident.instance))
+        {
+            self.withdrawn.insert(incident.instance.clone(), incident);
+        }
         match (fact, instance) {
             (Fact::NodeInventory(inventory), _) => self.fold_inventory(sequence, event, inventory, now),
             (Fact::NodeLost(_), _) => {
@@ -324,6 +331,11 @@ impl Facts {
     /// The newest incident of each instance that the ladder gave up.
     pub(super) fn recovery_failures(&self) -> impl Iterator<Item = (&Instance, &RecoveryFailed)> {
         self.failures.iter()
+    }
+
+    /// Whether an incident has lost its object: what the ladder gave up is then nobody's to isolate.
+    pub(super) fn is_withdrawn(&self, incident: &Incident) -> bool {
+        self.withdrawn.get(&incident.instance) == Some(incident)
     }
 
     pub(super) fn last_told(&self) -> impl Iterator<Item = (&Instance, &v1::Event)> {

@@ -44,6 +44,16 @@ fn an_incident_that_its_record_has_settled_is_void() {
 }
 
 #[test]
+fn an_incident_that_was_withdrawn_isolates_nobody() {
+    let mut world = World::of(&["api"]);
+    world.exited(&api(), "1.4", "x");
+    world.node(&api(), "1.4", Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: "blocked".to_owned() }));
+    world.give_up(&api(), "1.4", "1.4", "x");
+    world.settle();
+    assert_eq!(world.record(KEY), None);
+}
+
+#[test]
 fn what_was_placed_anew_since_is_left_alone() {
     let mut world = World::of(&["api"]);
     world.exited(&api(), "1.4", "x");

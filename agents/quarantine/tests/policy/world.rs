@@ -105,7 +105,7 @@ impl World {
     /// A node's event about an instance.
     pub(crate) fn node(&mut self, instance: &Instance, incarnation: &str, fact: Fact) {
         let incarnation: Incarnation = incarnation.parse().unwrap();
-        let ended_badly = matches!(fact, Fact::ComponentExited(_) | Fact::ComponentFailed(_));
+        let ended_badly = matches!(fact, Fact::ComponentExited(_) | Fact::ComponentFailed(_) | Fact::IncidentWithdrawn(_));
         let incident = Incident { instance: instance.clone(), incarnation, signs_of_life: 0 };
         self.tell_by_node(v1::Event {
             instance: Some(instance.into()),
