@@ -121,12 +121,16 @@ impl Node {
     /// Says once who blocks, and once that nobody does any more.
     fn tell_blocked(&mut self, id: &Instance, verdict: &Verdict, now: Now) {
         // Held while a dependency recovers, it is blocked as before.
-        let by = match (verdict, self.instances.get(id).and_then(|i| i.wanted.as_ref())) {
+        let mut by = match (verdict, self.instances.get(id).and_then(|i| i.wanted.as_ref())) {
             (Verdict::Blocked(by), _) => by.clone(),
             (Verdict::Held { .. }, Some(wanted)) => self.blockers(&wanted.spec, id, now.mono),
             _ => Vec::new(),
         };
         let Some(inst) = self.instances.get_mut(id) else { return };
+        if inst.state == State::Failed && !by.iter().any(|b| needs(inst, b)) {
+            // It stays failed, and is the ladder's; blocked, it would be nobody's.
+            by.clear();
+        }
         let bad = |b: &v1::Blocker| !matches!(b.is.as_str(), "waiting" | "preparing" | "starting");
         let due = if inst.lives() {
             let since = *inst.blocked_since.get_or_insert(now.mono);
@@ -161,9 +165,7 @@ impl Node {
                     return;
                 }
                 // What it can do without was not lost when it is tried anew.
-                let needs =
-                    |b: &v1::Blocker| inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == b.component));
-                if inst.state == State::Failed && !by.iter().any(needs) {
+                if inst.state == State::Failed && !by.iter().any(|b| needs(inst, b)) {
                     return;
                 }
                 inst.budget.give_back();
@@ -478,6 +480,11 @@ impl Node {
         let of = |d: &v1::Dependency| self.replicas(&d.component).map(|i| (i.id.clone(), i.incarnation)).collect::<Vec<_>>();
         wanted.spec.depends_on.iter().flat_map(of).collect()
     }
+}
+
+/// Whether an instance cannot do without what blocks it.
+fn needs(inst: &Inst, blocker: &v1::Blocker) -> bool {
+    inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == blocker.component))
 }
 
 /// Whether its next life is of a newer generation than its last.

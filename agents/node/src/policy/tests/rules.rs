@@ -396,5 +396,6 @@ fn an_optional_dependency_on_trial_takes_no_failure_back() {
         b.record("quarantine.db", phase(Phase::Probation));
         b.settle();
         assert_eq!((b.state("cache"), b.state("db")), (end, State::Starting), "{required}");
+        assert_eq!(b.told("component_blocked") > 0, required, "who stays failed is not said to be blocked");
     }
 }
