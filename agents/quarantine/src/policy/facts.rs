@@ -51,6 +51,8 @@ pub struct View {
     pub lives: bool,
     /// A one-shot that is done.
     pub completed: bool,
+    /// Node that told of it last.
+    node: String,
     pub(super) chakra: String,
     pub(super) ready_since: Option<Duration>,
     pub(super) ready_sequence: u64,
@@ -149,10 +151,13 @@ impl Facts {
             return;
         }
         let view = self.nodes.entry(node.to_owned()).or_default();
-        if view.epoch != epoch {
-            *view = NodeView { epoch: epoch.to_owned(), ..NodeView::default() };
-        }
         view.lost = false;
+        if view.epoch != epoch {
+            let known = !view.epoch.is_empty();
+            *view = NodeView { epoch: epoch.to_owned(), ..NodeView::default() };
+            // With a new journal a node has ended what it ran by the old one, whether or not it could tell.
+            self.views.values_mut().filter(|v| known && v.node == node).for_each(View::ended);
+        }
     }
 
     fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact, now: Now) {
@@ -160,6 +165,11 @@ impl Facts {
         if let (Fact::IncidentWithdrawn(_), Some(Ok(incident))) = (fact, event.incident.as_ref().map(Incident::try_from))
             && (self.withdrawn.len() < ENTITIES_MAX || self.withdrawn.contains_key(&incident.instance))
         {
+            // Nor does it count against a probation.
+            let of_it = |f: &Failure| f.incident.as_ref().and_then(|i| Incident::try_from(i).ok()).as_ref() == Some(&incident);
+            if let Some(view) = self.views.get_mut(&incident.instance) {
+                view.failure.take_if(|failure| of_it(failure));
+            }
             self.withdrawn.insert(incident.instance.clone(), incident);
         }
         match (fact, instance) {
@@ -207,6 +217,7 @@ impl Facts {
                 *view =
                     View { incarnation: told, failure: view.failure.take(), chakra: std::mem::take(&mut view.chakra), ..View::default() };
             }
+            view.node.clone_from(&source.id);
             use InstanceState as S;
             view.lives = matches!(item.state(), S::Preparing | S::Starting | S::Ready | S::Unready | S::Stopping);
             view.completed = item.state() == S::Completed;
@@ -280,6 +291,7 @@ impl Facts {
             *view = View { incarnation: told, failure: view.failure.take(), ..View::default() };
         }
         view.chakra.clone_from(&event.chakra);
+        view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
         match fact {
             Fact::ComponentStarted(_) => view.lives = true,
             Fact::ComponentReady(ready) => {

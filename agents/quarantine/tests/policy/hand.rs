@@ -114,6 +114,16 @@ fn probation_begins_when_nothing_of_it_lives() {
 }
 
 #[test]
+fn what_ended_with_its_nodes_journal_is_put_down() {
+    let mut world = World::of(&["api"]);
+    world.ready(&api(), "1.1");
+    world.quarantine("c1", "api", 1);
+    world.lose_journal("e2");
+    world.pass(5);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
 fn an_expired_command_is_refused() {
     let mut world = World::of(&["api"]);
     world.expire_next();

@@ -44,6 +44,19 @@ fn an_incident_that_its_record_has_settled_is_void() {
 }
 
 #[test]
+fn a_failure_that_was_withdrawn_does_not_end_a_probation() {
+    let mut world = given_up();
+    world.pass(1800);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+    world.mute = true;
+    world.exited(&api(), "1.5", "x");
+    world.node(&api(), "1.5", Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: "to_be_stopped".to_owned() }));
+    world.mute = false;
+    world.settle();
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
 fn an_incident_that_was_withdrawn_isolates_nobody() {
     let mut world = World::of(&["api"]);
     world.exited(&api(), "1.4", "x");

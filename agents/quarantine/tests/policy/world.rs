@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) mute: bool,
     revision: u64,
     node_sequence: u64,
+    /// Journal of the node.
+    pub(crate) journal: &'static str,
     token: u64,
     patience: Duration,
 }
@@ -60,6 +62,7 @@ impl World {
             mute: false,
             revision: 0,
             node_sequence: 0,
+            journal: "e1",
             token: 0,
             patience: Duration::from_secs(60),
         };
@@ -118,18 +121,26 @@ impl World {
 
     fn tell_by_node(&mut self, mut event: v1::Event) {
         self.node_sequence += 1;
-        event.id = format!("n:a:e1:{}", self.node_sequence);
+        event.id = format!("n:a:{}:{}", self.journal, self.node_sequence);
         event.source = Some(v1::Actor { kind: "node".to_owned(), id: "a".to_owned() });
-        event.node_sequence = Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence: self.node_sequence });
+        event.node_sequence = Some(v1::NodeSequence { node: "a".to_owned(), epoch: self.journal.to_owned(), sequence: self.node_sequence });
         event.chakra = "heart".to_owned();
         event.kind = event.fact.as_ref().map_or("", |f| f.kind()).to_owned();
         self.store(event);
     }
 
+    /// The node's disk is lost: it joins with a new journal.
+    pub(crate) fn lose_journal(&mut self, epoch: &'static str) {
+        self.journal = epoch;
+        self.node_sequence = 0;
+        let joined = v1::NodeJoined { node_epoch: epoch.to_owned(), ..Default::default() };
+        self.tell_by_node(v1::Event { fact: Some(Fact::NodeJoined(joined)), ..Default::default() });
+    }
+
     pub(crate) fn inventory(&mut self, records: &[v1::Intent]) {
         use prost::Message as _;
         let fact = Fact::NodeInventory(v1::NodeInventory {
-            node_epoch: "e1".to_owned(),
+            node_epoch: self.journal.to_owned(),
             bucket_epoch: self.epoch.clone(),
             items: Vec::new(),
             quarantine_records: records.iter().map(v1::Intent::encode_to_vec).collect(),
