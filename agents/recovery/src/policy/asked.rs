@@ -12,7 +12,7 @@ use super::{Now, State, Step, facts::state_holds};
 
 /// A question is answered from memory; without an answer it is asked again after so long.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Pause after an answer that did not come, or did not agree with what is known here.
+/// Pause after an answer that did not come.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A question that was put, and what came of it.
@@ -30,8 +30,8 @@ pub(super) struct Question {
 pub(super) enum Ground {
     /// It stands as it is known here; or there is none.
     Firm,
-    /// It does not.
-    Moved,
+    /// It does not; to be asked again then, where no try was judged by it.
+    Moved(Duration),
     /// To be found out.
     Unknown(Step),
 }
@@ -55,7 +55,7 @@ impl State {
         let known = self.questions.get(&incident.instance).filter(|q| q.incident == *incident && q.attempt == attempt);
         match known.map(|q| (q.kept, q.until)) {
             Some((Some(true), _)) => Ground::Firm,
-            Some((Some(false), _)) => Ground::Moved,
+            Some((Some(false), until)) if attempt > 0 || until > now.mono => Ground::Moved(until),
             Some((None, until)) if until > now.mono => Ground::Unknown(Step::Wait(Some(until))),
             _ => Ground::Unknown(Step::Ask { nodes, incident: Box::new(incident.clone()), attempt }),
         }
@@ -71,8 +71,8 @@ impl State {
         let kept = inventories.map(|told| self.agrees(instance, told));
         let Some(question) = self.questions.get_mut(instance) else { return };
         question.kept = kept;
-        if kept.is_none() {
-            question.until = now.mono + ASK_PAUSE;
+        if kept != Some(true) {
+            question.until = now.mono + if kept.is_none() { ASK_PAUSE } else { ASK_LIMIT };
         }
     }
 

@@ -76,6 +76,8 @@ pub struct View {
     pub lost_boots: (u32, String),
     /// Its newest incident.
     pub incident: Option<IncidentFacts>,
+    /// The incident before that, if it was closed when the newest one opened.
+    pub closed_before: Option<Incident>,
 }
 
 impl Default for View {
@@ -98,6 +100,7 @@ impl Default for View {
             mission: String::new(),
             lost_boots: (0, String::new()),
             incident: None,
+            closed_before: None,
         }
     }
 }
@@ -115,6 +118,12 @@ impl View {
     pub fn is_to_heal(&self) -> bool {
         let healable = |failed: &Failure| !BY_POLICY.contains(&failed.cause.as_str());
         self.state == InstanceState::Failed && self.failed.as_ref().is_some_and(healable)
+    }
+
+    /// A newer incident takes the place of the one before.
+    fn open(&mut self, incident: IncidentFacts) {
+        self.closed_before = self.incident.take().filter(|old| old.closed.is_some()).map(|old| old.id);
+        self.incident = Some(incident);
     }
 
     /// Whether it serves, or has done what it was to do.
@@ -303,6 +312,9 @@ impl Facts {
                 view.started_by.clone_from(&event.id);
                 view.enter(item.state(), event, now);
             }
+            if told >= view.incarnation {
+                view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+            }
         }
     }
 
@@ -432,7 +444,7 @@ fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Event, fact: 
         _ => told,
     };
     if view.incident.as_ref().is_none_or(|known| known.id < id) {
-        view.incident = Some(IncidentFacts::opened(id.clone(), event));
+        view.open(IncidentFacts::opened(id.clone(), event));
     }
     let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
     match fact {
@@ -472,6 +484,7 @@ fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact
             if view.incident.as_ref().is_some_and(|i| i.flapping) {
                 view.flaps_cured = Some((recovered.rung.clone(), end.stored));
             }
+            fails_after_all(view, instance, event);
         }
         Fact::Quarantined(_) | Fact::Released(_) => {
             view.recoveries.clear();
@@ -493,6 +506,16 @@ fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact
     }
 }
 
+/// A life that failed when its try had been judged, and before that was told, failed anew: its incident has just ended.
+fn fails_after_all(view: &mut View, instance: &Instance, event: &v1::Event) {
+    let Some(failed) = view.failed.as_ref().filter(|_| view.state == InstanceState::Failed) else { return };
+    let id = Incident { instance: instance.clone(), incarnation: failed.incarnation, signs_of_life: 0 };
+    if view.incident.as_ref().is_none_or(|known| known.id < id) {
+        let opened_by = failed.id.clone();
+        view.open(IncidentFacts { opened_by, ..IncidentFacts::opened(id, event) });
+    }
+}
+
 /// One more local recovery: with more than are borne in their period the component is taken to the ladder all the same.
 fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Event, end: &End<'_>) {
     let inside = |at: SystemTime| end.stored.duration_since(at).unwrap_or_default() < end.limits.flaps_within;
@@ -504,6 +527,6 @@ fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Event, end: &En
     if view.recoveries.len() > borne && view.incident.as_ref().is_none_or(|known| known.id < id) {
         view.recoveries.clear();
         let after = view.flaps_cured.clone().filter(|(_, at)| inside(*at)).map(|(rung, _)| rung);
-        view.incident = Some(IncidentFacts { flapping: true, after, ..IncidentFacts::opened(id, event) });
+        view.open(IncidentFacts { flapping: true, after, ..IncidentFacts::opened(id, event) });
     }
 }

@@ -164,7 +164,7 @@ impl State {
         if incident.attempts == 0 {
             match self.ground(&incident.id, 0, spec, now) {
                 Ground::Firm => {}
-                Ground::Moved => return Step::Wait(None),
+                Ground::Moved(until) => return Step::Wait(Some(until)),
                 Ground::Unknown(step) => return step,
             }
         }
@@ -194,7 +194,7 @@ impl State {
         let is_tried = self.facts.is_told(&tried);
         let Some((incident, spec)) = incident.zip(self.desired(instance).map(|(_, spec)| spec)) else {
             let is_failed = self.facts.is_told(&fact_id("recovery_failed", id, None));
-            let superseded = incident.is_none() && !is_failed;
+            let superseded = incident.is_none() && !is_failed && view.closed_before.as_ref() != Some(id);
             return self.end(under, is_tried, superseded.then_some("superseded"), now);
         };
         if !self.facts.is_told(&fact_id("recovery_started", id, None)) {
@@ -229,7 +229,7 @@ impl State {
     fn last_try(&self, under: &Under<'_>, spec: &v1::ComponentSpec, now: Now) -> Step {
         match self.ground(&under.incident, under.order.attempt, spec, now) {
             Ground::Firm => Step::Tell(self.tried(under, spec, Outcome::Failed, now)),
-            Ground::Moved => Step::Tell(self.tried(under, spec, Outcome::Void, now)),
+            Ground::Moved(_) => Step::Tell(self.tried(under, spec, Outcome::Void, now)),
             Ground::Unknown(step) => step,
         }
     }

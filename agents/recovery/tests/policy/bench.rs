@@ -22,6 +22,8 @@ pub(crate) struct Bench {
     pub(crate) now: Now,
     /// What is published does not come back.
     pub(crate) mute: bool,
+    /// Nor do events of this kind.
+    pub(crate) lost_kind: &'static str,
     /// What is written conflicts.
     pub(crate) conflict: bool,
     /// Incident that the node has open for each component.
@@ -75,6 +77,7 @@ impl Bench {
             state: State::new(who, Limits::default()),
             now: Now { mono: Duration::from_secs(1000), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) },
             mute: false,
+            lost_kind: "",
             conflict: false,
             open: std::collections::BTreeMap::new(),
             sequence: 0,
@@ -134,6 +137,24 @@ impl Bench {
             ..Default::default()
         };
         self.inventory = Some(v1::NodeInventory { items: items.iter().map(item).collect(), ..Default::default() });
+    }
+
+    /// The node tells an inventory of its own accord.
+    pub(crate) fn inventoried(&mut self, items: &[(&str, &str, v1::InstanceState)]) {
+        let answer = self.inventory.take();
+        self.holds(items);
+        let fact = Fact::NodeInventory(std::mem::replace(&mut self.inventory, answer).unwrap_or_default());
+        self.journal += 1;
+        let event = v1::Event {
+            id: node_event_id("a", "e1", self.journal),
+            kind: fact.kind().to_owned(),
+            source: Some(v1::Actor { kind: "node".to_owned(), id: "a".to_owned() }),
+            node_sequence: Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence: self.journal }),
+            fact: Some(fact),
+            ..Default::default()
+        };
+        self.store(&event);
+        self.turn();
     }
 
     pub(crate) fn desire(&mut self, spec: &v1::ComponentSpec, generation: u64, mode: RunMode) {
@@ -270,7 +291,7 @@ impl Bench {
             Action::Publish(event) => {
                 self.log.push(event_line(&event));
                 self.events.push((*event).clone());
-                if !self.mute {
+                if !self.mute && event.kind != self.lost_kind {
                     self.store(&event);
                 }
             }

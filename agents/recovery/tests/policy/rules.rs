@@ -53,6 +53,56 @@ fn a_successor_goes_on_where_the_last_holder_stopped() {
 }
 
 #[test]
+fn who_fails_between_the_judgement_and_its_telling_fails_anew() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.started("api", "1.5");
+    b.ready("api", "1.5");
+    b.lost_kind = "recovered";
+    b.pass(5);
+    b.exited("api", "1.5");
+    b.failed("api", "1.5", "rung_failed");
+    b.lost_kind = "";
+    b.take();
+    b.pass(5);
+    b.close("api");
+    b.pass(60);
+    let lines = b.take();
+    assert!(lines.contains(&"order restart#1 of api@1.5: 1.5".to_owned()), "{lines:#?}");
+    assert!(!lines.iter().any(|l| l.starts_with("incident_withdrawn")), "{lines:#?}");
+}
+
+#[test]
+fn an_order_whose_incident_has_ended_is_not_withdrawn_when_the_next_one_opens() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.started("api", "1.5");
+    b.ready("api", "1.5");
+    b.conflict = true;
+    b.pass(5);
+    b.close("api");
+    b.exited("api", "1.5");
+    b.failed("api", "1.5", "rung_failed");
+    b.take();
+    b.conflict = false;
+    b.pass(5);
+    assert_eq!(b.take()[0], "end restart#1 of api@1.1");
+}
+
+#[test]
+fn whom_only_an_inventory_tells_of_is_asked_at_its_node() {
+    let mut b = Bench::new(&[spec("db", &[]), v1::ComponentSpec { heal: Vec::new(), ..spec("api", &["db"]) }]);
+    let db = [("db", "1.1", InstanceState::Ready)];
+    b.holds(&[("db", "1.1", InstanceState::Starting)]);
+    b.inventoried(&db);
+    b.exhaust("api");
+    b.holds(&db);
+    b.pass(5);
+    let lines = b.take();
+    assert_eq!(lines, ["recovery_started quarantine", "ask a", "ask a", "recovery_failed 0 boom"], "an answer that disagrees is asked for again");
+}
+
+#[test]
 fn a_lost_write_is_written_again_and_nothing_is_ordered_twice() {
     let mut b = Bench::new(&[spec("api", &[])]);
     b.conflict = true;
@@ -258,5 +308,5 @@ fn a_component_without_rungs_is_not_given_up_on_moving_ground() {
     b.holds(&[("db", "1.1", InstanceState::Unready)]);
     b.pass(5);
     b.pass(60);
-    assert_eq!(b.take(), ["ask a"]);
+    assert_eq!(b.take(), ["ask a", "ask a"], "asked again, and not given up");
 }
