@@ -131,6 +131,9 @@ pub fn node_event_id(node: &str, epoch: &str, sequence: u64) -> String {
     format!("n:{node}:{epoch}:{sequence}")
 }
 
+/// Reason code of what a node tells once more: its last agent may have died before it did, or EVENTS may be new.
+pub const TOLD_AGAIN: &str = "told_again";
+
 /// Id of an agent's event: what it says, of what, and what caused it. Every replica computes the same.
 #[must_use]
 pub fn agent_event_id(agent: &str, kind: &str, instance: Option<&Instance>, incarnation: Option<Incarnation>, cause: &str) -> String {

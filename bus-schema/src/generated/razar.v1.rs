@@ -3147,6 +3147,9 @@ pub struct InstanceMemory {
     /// started, and after numbers were skipped.
     #[prost(message, optional, tag = "17")]
     pub incarnation: ::core::option::Option<Incarnation>,
+    /// Why it was given up, as `ComponentFailed.cause`, while its state is failed. Empty: it is not, or an older version wrote this.
+    #[prost(string, tag = "18")]
+    pub failed_cause: ::prost::alloc::string::String,
 }
 impl ::prost::Name for InstanceMemory {
     const NAME: &'static str = "InstanceMemory";

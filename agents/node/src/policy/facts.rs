@@ -1,14 +1,14 @@
 //! Drafts of the events that a node tells: everything but the id and sequence, which are the journal's to give.
 
 use razar_bus_schema::{
-    event::Kind as _,
+    event::{Kind as _, TOLD_AGAIN},
     ids::{Incarnation, Instance},
     time,
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
 
-use super::{Node, Now, SYSTEM_STACK, instance::Inst};
+use super::{Group, Node, Now, SYSTEM_STACK, instance::Inst};
 
 impl Node {
     /// A draft about `id` (`None`: about the node itself).
@@ -89,7 +89,7 @@ impl Node {
     pub fn tell_living(&mut self, now: Now) {
         let mut told = Vec::new();
         for inst in self.instances.values().filter(|i| i.wanted.is_some()) {
-            let about = |fact| self.draft(Some(&inst.id), fact, "told_again", "EVENTS is new, and knows nothing of it", now);
+            let about = |fact| self.draft(Some(&inst.id), fact, TOLD_AGAIN, "EVENTS is new, and knows nothing of it", now);
             let ready = |completed| {
                 Fact::ComponentReady(v1::ComponentReady { probe: inst.reason.clone(), again: true, completed, ..Default::default() })
             };
@@ -123,6 +123,19 @@ impl Node {
             }
         }
         self.tells.extend(told);
+        self.tell_failures(now);
+    }
+
+    /// Tells again who is given up: the last life of the agent may have died before it did, or EVENTS may be new.
+    pub(super) fn tell_failures(&mut self, now: Now) {
+        let failed = self.instances.values().filter(|i| i.state == InstanceState::Failed && i.group() == Group::User);
+        let again = failed.map(|inst| {
+            let (cause, last_error) = (inst.failed_cause.clone(), inst.last_error.clone());
+            let fact = v1::ComponentFailed { cause, last_error, status: inst.last_exit, ..Default::default() };
+            self.draft(Some(&inst.id), Fact::ComponentFailed(fact), TOLD_AGAIN, "it was given up before", now)
+        });
+        let again: Vec<_> = again.collect();
+        self.tells.extend(again);
     }
 
     /// Tells what the node holds.

@@ -136,6 +136,8 @@ pub struct Inst {
     pub last_exit: Option<v1::ExitStatus>,
     /// Last line of its error output.
     pub last_error: String,
+    /// Why it was given up last.
+    pub failed_cause: String,
     /// Blockers told last.
     pub blocked_told: Vec<v1::Blocker>,
     /// Condition of a dependency lost since, for living instances.
@@ -191,6 +193,7 @@ impl Inst {
             generation: 0,
             last_exit: None,
             last_error: String::new(),
+            failed_cause: String::new(),
             blocked_told: Vec::new(),
             blocked_since: None,
             degraded: None,

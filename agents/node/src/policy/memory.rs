@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use razar_bus_schema::{
+    event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
     time,
     v1::{self, InstanceState as State, event::Fact},
@@ -45,6 +46,7 @@ impl Node {
                 starts: memory.incident_starts,
                 cause: "it failed before the node's agent began".to_owned(),
             });
+            inst.failed_cause.clone_from(&memory.failed_cause);
             inst.signs_of_life = memory.signs_of_life;
             if !memory.completed_spec_hash.is_empty() {
                 inst.completed = Some((memory.completed_spec_hash.clone(), memory.completed_generation));
@@ -64,6 +66,7 @@ impl Node {
                 adopted.iter().for_each(|id| self.ready_unasked(id, now));
             }
         }
+        self.tell_failures(now);
         for (planned, status, last_error) in ended {
             if self.was_folded(&planned) {
                 self.tell_again(&planned, status, last_error, now);
@@ -96,7 +99,7 @@ impl Node {
         } else {
             Fact::ComponentExited(v1::ComponentExited { status: Some(status), last_error, while_away: true, ..Default::default() })
         };
-        let mut event = self.draft(Some(&id), fact, "told_again", "it ended before the node's agent did, which may have told it", now);
+        let mut event = self.draft(Some(&id), fact, TOLD_AGAIN, "it ended before the node's agent did, which may have told it", now);
         event.incarnation = planned.incarnation;
         self.tells.push(event);
     }
@@ -192,6 +195,7 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
         incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
+        failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
     }
 }
 

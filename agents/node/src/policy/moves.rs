@@ -395,6 +395,9 @@ impl Node {
             "policy_on_failure" => "it ended by itself, and its policy restarts only failures".to_owned(),
             _ => format!("a start made by a rung failed; {how}"),
         };
+        if let Some(inst) = self.instances.get_mut(id) {
+            cause.clone_into(&mut inst.failed_cause);
+        }
         self.tell(id, Fact::ComponentFailed(fact), cause, &text, now);
         self.set_state(id, State::Failed, &text, now);
     }

@@ -8,6 +8,7 @@ use std::{
 
 use prost::Message as _;
 use razar_bus_schema::{
+    event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
     trace::Context,
@@ -312,6 +313,7 @@ impl Facts {
                     view.failure = Some(failure(told, sequence, event, &exited.last_error));
                 }
             }
+            Fact::ComponentFailed(_) if is_told_again(event) && view.failure.as_ref().is_some_and(|f| f.incarnation == told) => {}
             Fact::ComponentFailed(failed) => {
                 view.ended();
                 view.failure = Some(failure(told, sequence, event, &failed.last_error));
@@ -390,6 +392,10 @@ fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &s
     let told = event.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
     let error = if error.is_empty() { told } else { error.to_owned() };
     Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error }
+}
+
+fn is_told_again(event: &v1::Event) -> bool {
+    event.reason.as_ref().is_some_and(|r| r.code == TOLD_AGAIN)
 }
 
 fn is_ours(event: &v1::Event) -> bool {

@@ -44,7 +44,10 @@ impl State {
 
     fn isolate(&self, instance: &Instance, failed: &RecoveryFailed, now: Now) -> Option<(IntentKey, v1::Intent, u64)> {
         let key = IntentKey::QuarantineInstance(instance.clone());
-        if self.has_settled(instance, &failed.incident) || self.facts.is_withdrawn(&failed.incident) || self.records.get(&key).is_some_and(|r| !self.is_told(&key, r)) {
+        if self.has_settled(instance, &failed.incident)
+            || self.facts.is_withdrawn(&failed.incident)
+            || self.records.get(&key).is_some_and(|r| !self.is_told(&key, r))
+        {
             return None;
         }
         let newer = self.facts.view(instance).is_some_and(|v| v.incarnation > failed.incarnation);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use razar_bus_schema::{
+    event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
     v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
@@ -246,10 +247,13 @@ impl Facts {
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
             Some(fact) => {
+                let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
                 if matches!(fact, Fact::ComponentFailed(_)) {
+                    if self.is_known_failure(&instance, event) {
+                        return;
+                    }
                     self.last_failure = now.mono;
                 }
-                let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
@@ -260,6 +264,13 @@ impl Facts {
             }
             None => {}
         }
+    }
+
+    /// Whether an event tells once more of a failure that was folded.
+    fn is_known_failure(&self, instance: &Instance, event: &v1::Event) -> bool {
+        let again = event.reason.as_ref().is_some_and(|r| r.code == TOLD_AGAIN);
+        let known = self.views.get(instance).and_then(|v| v.failed.as_ref()).map(|f| f.incarnation);
+        again && known >= told_incarnation(event) && known.is_some()
     }
 
     /// Remembers agents' events by id; false if it is remembered already.

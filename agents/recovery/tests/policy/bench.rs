@@ -39,6 +39,8 @@ pub(crate) struct Bench {
     /// What the node answers when it is asked; `None`: nothing.
     pub(crate) inventory: Option<v1::NodeInventory>,
     mission: String,
+    /// Code of the reason that the node gives.
+    reason: &'static str,
     /// Starts at a time of what is desired from now on.
     pub(crate) slots: u32,
 }
@@ -90,6 +92,7 @@ impl Bench {
             records: Vec::new(),
             inventory: None,
             mission: String::new(),
+            reason: "",
             slots: 4,
         };
         bench.state.apply_intents_epoch("b1");
@@ -200,11 +203,19 @@ impl Bench {
             incident: self.open.get(name).filter(|_| nodes_own).map(|i| (&i.parse::<Incident>().unwrap()).into()),
             stack: "demo".to_owned(),
             mission_id: self.mission.clone(),
+            reason: Some(v1::Reason { code: self.reason.to_owned(), ..Default::default() }),
             fact: Some(fact),
             ..Default::default()
         };
         self.store(&event);
         self.turn();
+    }
+
+    /// Its node tells once more that it is given up.
+    pub(crate) fn failed_again(&mut self, name: &str, incarnation: &str) {
+        self.reason = razar_bus_schema::event::TOLD_AGAIN;
+        self.failed(name, incarnation, "budget_spent");
+        self.reason = "";
     }
 
     fn store(&mut self, event: &v1::Event) {

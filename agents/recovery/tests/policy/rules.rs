@@ -90,6 +90,19 @@ fn an_order_whose_incident_has_ended_is_not_withdrawn_when_the_next_one_opens() 
 }
 
 #[test]
+fn a_failure_that_is_told_again_is_no_other() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.take();
+    b.failed_again("api", "1.4");
+    b.pass(5);
+    assert_eq!(b.take(), [""; 0]);
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.failed_again("api", "1.4");
+    assert_eq!(b.take()[0], "order restart#1 of api@1.4: 1.4", "unless the first telling was lost");
+}
+
+#[test]
 fn whom_only_an_inventory_tells_of_is_asked_at_its_node() {
     let mut b = Bench::new(&[spec("db", &[]), v1::ComponentSpec { heal: Vec::new(), ..spec("api", &["db"]) }]);
     let db = [("db", "1.1", InstanceState::Ready)];
@@ -99,7 +112,11 @@ fn whom_only_an_inventory_tells_of_is_asked_at_its_node() {
     b.holds(&db);
     b.pass(5);
     let lines = b.take();
-    assert_eq!(lines, ["recovery_started quarantine", "ask a", "ask a", "recovery_failed 0 boom"], "an answer that disagrees is asked for again");
+    assert_eq!(
+        lines,
+        ["recovery_started quarantine", "ask a", "ask a", "recovery_failed 0 boom"],
+        "an answer that disagrees is asked for again"
+    );
 }
 
 #[test]

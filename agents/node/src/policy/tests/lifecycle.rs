@@ -535,6 +535,23 @@ fn a_new_stream_of_events_is_told_who_lives_and_as_which_process() {
     assert!(started.adopted && started.process.as_ref().is_some_and(|p| p.pid > 0), "{started:?}");
 }
 
+/// The last life of the agent may have died before it told; the ladder knows by the cause whether the failure is its own.
+#[test]
+fn a_new_life_of_the_agent_tells_again_who_is_given_up_and_why() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.exhaust("api");
+    b.restart_agent(&[]);
+    let told: Vec<String> = b
+        .events
+        .iter()
+        .filter_map(|e| match &e.fact {
+            Some(v1::event::Fact::ComponentFailed(failed)) => Some(failed.cause.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, ["budget_spent", "budget_spent"]);
+}
+
 /// What an orchestrator that lost everything goes by. Mutation: tell the hash of an older generation.
 #[test]
 fn an_inventory_tells_what_is_wanted_by_its_hash() {
