@@ -127,7 +127,7 @@ impl Node {
             _ => Vec::new(),
         };
         let Some(inst) = self.instances.get_mut(id) else { return };
-        if inst.state == State::Failed && !by.iter().any(|b| needs(inst, b)) {
+        if stays_failed(inst, &by) {
             // It stays failed, and is the ladder's; blocked, it would be nobody's.
             by.clear();
         }
@@ -165,7 +165,7 @@ impl Node {
                     return;
                 }
                 // What it can do without was not lost when it is tried anew.
-                if inst.state == State::Failed && !by.iter().any(|b| needs(inst, b)) {
+                if stays_failed(inst, by) {
                     return;
                 }
                 inst.budget.give_back();
@@ -485,9 +485,10 @@ impl Node {
     }
 }
 
-/// Whether an instance cannot do without what blocks it.
-fn needs(inst: &Inst, blocker: &v1::Blocker) -> bool {
-    inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == blocker.component))
+/// Whether an instance that failed stays so, whatever blocks its start: it can do without all of that, and nobody asked for a new life.
+fn stays_failed(inst: &Inst, by: &[v1::Blocker]) -> bool {
+    let needs = |b: &v1::Blocker| inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == b.component));
+    inst.state == State::Failed && !is_newer(inst) && !by.iter().any(needs)
 }
 
 /// Whether its next life is of a newer generation than its last.

@@ -386,6 +386,7 @@ fn an_optional_dependency_on_trial_takes_no_failure_back() {
     for (required, end) in [(false, State::Failed), (true, State::Waiting)] {
         let mut cache = component("cache", &["db"]);
         cache.depends_on[0].required = required;
+        let spec = cache.clone();
         let mut b = Bench::running(&[component("db", &[]), cache]);
         b.ready("db");
         b.ready("cache");
@@ -397,5 +398,8 @@ fn an_optional_dependency_on_trial_takes_no_failure_back() {
         b.settle();
         assert_eq!((b.state("cache"), b.state("db")), (end, State::Starting), "{required}");
         assert_eq!(b.told("component_blocked") > 0, required, "who stays failed is not said to be blocked");
+        b.desire(&desired(&spec, 2, 1));
+        b.settle();
+        assert_eq!(b.state("cache"), State::Waiting, "a new generation leaves `failed`");
     }
 }
