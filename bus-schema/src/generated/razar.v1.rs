@@ -2304,6 +2304,9 @@ pub struct DesiredChanged {
     /// Metadata, in order of key.
     #[prost(message, repeated, tag = "11")]
     pub metadata: ::prost::alloc::vec::Vec<NodeLabel>,
+    /// Epoch of the journal of the node that is to run it. Empty: not known (an older version told of it).
+    #[prost(string, tag = "12")]
+    pub node_epoch: ::prost::alloc::string::String,
 }
 impl ::prost::Name for DesiredChanged {
     const NAME: &'static str = "DesiredChanged";

@@ -140,6 +140,7 @@ pub(super) fn desired_changed(desired: &v1::Desired, spec: &v1::ComponentSpec, r
         endpoint: spec.ports.first().map(|port| format!("127.0.0.1:{port}")).unwrap_or_default(),
         health_endpoint: health_endpoint(spec),
         required: spec.required,
+        node_epoch: desired.node_epoch.clone(),
         metadata: spec.metadata.iter().map(|l| v1::NodeLabel { key: l.key.clone(), value: l.value.clone() }).collect(),
     }
 }

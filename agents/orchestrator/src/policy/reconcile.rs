@@ -213,7 +213,10 @@ impl State {
     /// Whether what was desired last, by EVENTS, is what the wish asks for.
     fn told_same(&self, instance: &Instance, wish: &v1::Desired, floor: u64) -> bool {
         let told = self.facts.told_desired(instance);
-        told.is_some_and(|t| t.generation == floor && t.spec_hash == wish.spec_hash && t.node == wish.node)
+        // By another journal it was another life, and so it is after a stop: with its generation it would bear the same names again.
+        let journal = |t: &v1::DesiredChanged| t.node_epoch.is_empty() || t.node_epoch == wish.node_epoch;
+        let again = |t: &v1::DesiredChanged| t.mode == "stop" && wish.mode() == RunMode::Run;
+        told.is_some_and(|t| t.generation == floor && t.spec_hash == wish.spec_hash && t.node == wish.node && journal(t) && !again(t))
     }
 
     /// Whether the wish's node has told, for this bucket, that it is to run the very same by the record on its disk: who knows that needs

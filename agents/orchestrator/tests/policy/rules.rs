@@ -214,6 +214,27 @@ fn a_new_bucket_and_new_events_place_above_what_is_held_and_differs() {
     assert_eq!([raised("db"), raised("api"), raised("web")], [1, 0, 0]);
 }
 
+/// A bucket and a disk lost at once, or a bucket lost while everything is down: what EVENTS tells is of another life, whose names are
+/// not given again. Mutation caught: `told_same` without the journal, or without the mode.
+#[test]
+fn a_new_bucket_gives_no_generation_to_another_life() {
+    for down in [false, true] {
+        let mut world = booted(&THREE);
+        let (revision, before) = (world.plan().stack_revision, world.generations());
+        if down {
+            world.command("c2", "down", "demo", v1::Command::default());
+            world.run();
+        }
+        world.lose_intents("b2");
+        world.join("a", if down { "e1" } else { "e2" });
+        world.run();
+        world.apply("c3", "demo", &revision);
+        world.run();
+        let after = world.generations();
+        assert!(["db", "api", "web"].iter().all(|name| after[*name] > before[*name]), "down: {down}: {after:?}");
+    }
+}
+
 /// A holder that lives on writes the plan again as it was read, whatever else it knew. Mutation caught: `apply_missions_epoch` forgets.
 #[test]
 fn a_lost_plan_is_written_again_by_a_holder_that_read_it() {
