@@ -529,6 +529,11 @@ fn fails_after_all(view: &mut View, instance: &Instance, event: &v1::Event) {
 
 /// One more local recovery: with more than are borne in their period the component is taken to the ladder all the same.
 fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Event, end: &End<'_>) {
+    if view.state == InstanceState::Completed {
+        // What is done is not begun anew, however many starts it took.
+        view.recoveries.clear();
+        return;
+    }
     let inside = |at: SystemTime| end.stored.duration_since(at).unwrap_or_default() < end.limits.flaps_within;
     view.recoveries.retain(|at| inside(*at));
     view.recoveries.push_back(end.stored);

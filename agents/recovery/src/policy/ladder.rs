@@ -124,12 +124,17 @@ impl State {
         if view.cooldown_until > now.mono {
             return Step::Wait(Some(view.cooldown_until));
         }
-        let rung = match incident.tried.last() {
+        let rung = self.next_rung(view, incident, spec);
+        self.climb(instance, view, incident, spec, &rung, now)
+    }
+
+    /// What comes next by the last try that counted for something, else the first rung.
+    fn next_rung(&self, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec) -> String {
+        match incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
             _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
             _ => rung_after(spec, incident.after.as_deref()),
-        };
-        self.climb(instance, view, incident, spec, &rung, now)
+        }
     }
 
     /// The next rung of an incident whose last one is told.
@@ -141,7 +146,9 @@ impl State {
             return self.give_up(view, incident, spec, now);
         }
         let Some(foundation) = self.foundation(spec) else { return Step::Wait(None) };
-        let attempt = incident.attempts + 1;
+        // The record may tell of more tries than EVENTS, which may be new.
+        let ordered = self.records.get(instance).and_then(Record::order).filter(|o| o.incident == Some((&incident.id).into()));
+        let attempt = incident.attempts.max(ordered.map_or(0, |o| o.attempt)) + 1;
         let failure = view.failed.as_ref().filter(|f| f.incarnation >= incident.id.incarnation).map(|f| f.id.clone());
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
@@ -220,7 +227,7 @@ impl State {
         match incident.tried.last() {
             Some(last) if last.outcome == Outcome::Ok.name() => Step::Tell(self.recovered(under, incident, now)),
             Some(_) if self.facts.node(&view.node).lost => Step::Wait(None),
-            Some(last) => self.climb(instance, view, incident, spec, &last.next, now),
+            Some(_) => self.climb(instance, view, incident, spec, &self.next_rung(view, incident, spec), now),
             None => Step::Wait(None),
         }
     }

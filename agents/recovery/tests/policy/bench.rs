@@ -211,6 +211,15 @@ impl Bench {
         self.turn();
     }
 
+    /// EVENTS is lost and made anew.
+    pub(crate) fn lose_events(&mut self) {
+        self.state.apply_reset();
+        self.state.apply_caught_up();
+        self.sequence = 0;
+        self.stored.clear();
+        self.turn();
+    }
+
     /// Its node tells once more that it is given up.
     pub(crate) fn failed_again(&mut self, name: &str, incarnation: &str) {
         self.reason = razar_bus_schema::event::TOLD_AGAIN;

@@ -170,6 +170,22 @@ fn the_ladder_restarts_nothing_against_its_policy() {
 }
 
 #[test]
+fn a_one_shot_that_is_done_does_not_flap() {
+    let mut b = Bench::new(&[v1::ComponentSpec { one_shot: true, ..spec("api", &[]) }]);
+    b.started("api", "1.1");
+    for start in 1..=11 {
+        b.exited("api", &format!("1.{start}"));
+        let next = format!("1.{}", start + 1);
+        b.started("api", &next);
+        b.tell("api", &next, Fact::ComponentReady(v1::ComponentReady { completed: true, ..Default::default() }));
+        b.tell("api", &next, Fact::Recovered(v1::Recovered { rung: "local".to_owned(), ..Default::default() }));
+        b.close("api");
+    }
+    b.pass(60);
+    assert_eq!(b.take(), [""; 0]);
+}
+
+#[test]
 fn slow_flapping_is_taken_up_and_the_next_time_one_rung_higher() {
     let mut b = Bench::new(&[spec("api", &[])]);
     b.started("api", "1.1");

@@ -90,6 +90,18 @@ fn an_order_whose_incident_has_ended_is_not_withdrawn_when_the_next_one_opens() 
 }
 
 #[test]
+fn in_new_events_the_ladder_goes_on_behind_the_tries_that_its_record_tells_of() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.rung_fails("api", "1.5");
+    b.lose_events();
+    b.inventoried(&[("api", "1.5", InstanceState::Failed)]);
+    b.failed_again("api", "1.5");
+    let lines = b.take();
+    assert_eq!(lines.last().map(String::as_str), Some("order restart#3 of api@1.1: 1.5"), "{lines:#?}");
+}
+
+#[test]
 fn a_failure_that_is_told_again_is_no_other() {
     let mut b = Bench::new(&[spec("api", &[])]);
     b.exhaust("api");
