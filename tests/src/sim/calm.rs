@@ -32,9 +32,10 @@ impl World {
         let revision = self.operator.rng.index(self.stacks.revisions.len());
         if self.operator.rng.per_mille(100) {
             self.command(Trade::Orchestrator, "down", "_", v1::Command::default());
-        } else {
+        } else if self.by_hand || !self.in_force() || self.operator.rng.per_mille(500) {
             self.apply(revision, "", true);
         }
+        // Else nobody asks for anything, and what has failed has only the mesh to help it.
         self.wait_for(steps_max, Self::unsettled);
         if self.checks.violation.is_some() {
             return;
@@ -244,7 +245,10 @@ impl World {
             State::Quarantined if !host.oracle.isolated(id) => Some(format!("{id} is quarantined and nobody asks for it")),
             State::Quarantined => {
                 let long = self.by_hand || self.figures.quarantine.isolation > BOUND / 2;
-                let excused = long || self.ailments.is_past_help(h, id);
+                let any = |of: &dyn Fn(&Instance) -> bool| self.desired().any(|(other, _)| of(&other));
+                let whole = host.oracle.in_force.contains_key(&format!("quarantine.{}", id.component));
+                let excused =
+                    long || any(&|other| (other == id || whole && other.component == id.component) && self.ailments.is_past_help(h, other));
                 (!excused).then(|| format!("{id} is quarantined and would be well"))
             }
             State::Waiting => {
@@ -312,8 +316,12 @@ impl World {
     fn check_outcomes(&mut self) {
         let mut open: BTreeSet<(Instance, (u64, u64))> = BTreeSet::new();
         let mut wrong = None;
+        let mut known: BTreeSet<&str> = BTreeSet::new();
         for stored in &self.broker.events.stored {
             let event = &stored.event;
+            if !known.insert(&event.id) {
+                continue;
+            }
             let Some(Ok(id)) = event.instance.as_ref().map(Instance::try_from) else { continue };
             let Some(life) = event.incarnation.as_ref().map(|i| (i.generation, i.start)) else { continue };
             match &event.fact {

@@ -147,9 +147,12 @@ impl World {
             return Some(("identity", format!("{used} was used before")));
         }
         let node = &host.agent.as_ref()?.node;
+        // What the same decision puts down may still have held when this start was decided on.
+        let earlier = |id: &Instance| host.before.get(id).copied().into_iter().collect();
         let unmet = oracle.unmet(node, id, &spawn.spec);
-        if !unmet.is_empty() {
-            return Some(("gate", format!("conditions of {unmet:?} do not hold")));
+        if !unmet.is_empty() && !oracle.unmet_by(&spawn.spec, id, &earlier, node).is_empty() {
+            let states: Vec<_> = unmet.iter().map(|id| node.instance(id).map(|i| (i.state, i.reason.clone()))).collect();
+            return Some(("gate", format!("conditions of {unmet:?} do not hold: {states:?}")));
         }
         for dependency in &spawn.spec.depends_on {
             let holding = node.instances().filter(|i| i.id.component == dependency.component).find_map(|i| {

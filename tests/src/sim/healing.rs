@@ -121,6 +121,16 @@ fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
             Some(Fact::BrakeReleased(_)) => brake = false,
             _ => {}
         }
+        if let Some(Fact::NodeInventory(inventory)) = &event.fact {
+            for item in &inventory.items {
+                let Some(Ok(id)) = item.instance.as_ref().map(Instance::try_from) else { continue };
+                let (of, life) = (all.entry(id).or_default(), item.incarnation.as_ref().map(Incarnation::from).unwrap_or_default());
+                if life >= of.life {
+                    (of.life, of.state) = (life, item.state());
+                }
+            }
+            continue;
+        }
         let Some(id) = instance(event) else { continue };
         let life = event.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
         let of = all.entry(id).or_default();
@@ -227,7 +237,10 @@ impl World {
             runs && !of.blocked && !self.is_isolated_by_record(id)
         };
         let counted: Vec<_> = all.iter().filter(|(id, of)| counts(id, of)).collect();
-        let roots: Vec<_> = counted.iter().filter(|(_, of)| of.state == State::Failed && !of.given_up && !of.by_policy).collect();
+        let roots: Vec<_> = counted
+            .iter()
+            .filter(|(_, of)| of.state == State::Failed && !of.given_up && !of.by_policy && !of.failed_at.is_zero())
+            .collect();
         let newest = roots.iter().map(|(_, of)| of.failed_at).max()?;
         let inside = roots.iter().filter(|(_, of)| newest - of.failed_at < Duration::from_secs(600)).count();
         let ladder = &self.figures.ladder;
@@ -342,9 +355,12 @@ impl World {
         }
         let upto = usize::try_from(self.replicas[r].cursor).unwrap_or(usize::MAX);
         let read = self.broker.events.stored.get(..upto).unwrap_or_default();
-        let mut told = read.iter().filter_map(|s| end_of(&s.event).zip(incident(s.event.incident.as_ref())));
-        told.find_map(|(end, of)| {
-            let other = given.iter().find(|(end_now, incident)| *incident == of && *end_now != end)?;
+        // What was told before is told again, or written again into a bucket that lost it.
+        let ended: BTreeSet<(&str, String)> =
+            read.iter().filter_map(|s| end_of(&s.event).zip(incident(s.event.incident.as_ref()))).collect();
+        let given: Vec<_> = given.into_iter().filter(|end| !ended.contains(end)).collect();
+        ended.iter().find_map(|(end, of)| {
+            let other = given.iter().find(|(_, incident)| incident == of)?;
             Some(format!("{of} is {}, after it was {end}", other.0))
         })
     }

@@ -121,6 +121,8 @@ pub struct Host {
     pub paused_until: Option<Duration>,
     /// Effects until the agent dies.
     pub dies_after: Option<u32>,
+    /// States before the decision that is being carried out.
+    pub before: BTreeMap<Instance, State>,
     /// What the node must and must not do.
     pub oracle: Oracle,
 }
@@ -145,6 +147,7 @@ impl Host {
             lives: 0,
             paused_until: None,
             dies_after: None,
+            before: BTreeMap::new(),
             oracle: Oracle::new(name),
         }
     }
@@ -318,6 +321,7 @@ impl World {
         let Some(agent) = self.hosts[h].agent.as_mut().filter(|_| reaches) else { return };
         if agent.events_epoch.replace(epoch).is_some_and(|known| known != epoch) {
             agent.node.join(agent.joined.clone(), now);
+            agent.node.tell_living(now);
             self.turn_node(h);
         }
     }
@@ -370,6 +374,8 @@ impl World {
             let now = self.clocks(h);
             let Some(agent) = &mut self.hosts[h].agent else { return };
             let before: Vec<State> = agent.node.instances().map(|i| i.state).collect();
+            self.hosts[h].before = agent.node.instances().map(|i| (i.id.clone(), i.state)).collect();
+            let Some(agent) = &mut self.hosts[h].agent else { return };
             let actions = agent.node.decide(now);
             self.check_decision(h, &before, &actions);
             if actions.is_empty() {

@@ -271,7 +271,19 @@ impl Oracle {
             (Some(Want::Mark(_) | Want::Load(_) | Want::Vram(_)), None) => {}
             _ => return,
         }
+        self.forgive_released(&key, &intent);
         self.in_force.insert(key, Record { epoch: self.epoch.clone(), revision, received: now, intent });
+    }
+
+    /// A release leaves what was spent before the isolation behind, also where that was never in force here.
+    fn forgive_released(&mut self, key: &str, intent: &v1::Intent) {
+        let released = |i: &v1::Intent| matches!(&i.want, Some(Want::Quarantine(q)) if q.phase() == Phase::Released);
+        if !released(intent) || self.in_force.get(key).is_some_and(|old| released(&old.intent)) {
+            return;
+        }
+        let is = |id: &&Instance| key == format!("quarantine.{}", id.component) || key == format!("quarantine.{}", id.key());
+        let concerned: Vec<Instance> = self.last.keys().filter(is).cloned().collect();
+        concerned.iter().for_each(|id| self.forgive(id));
     }
 
     /// What is desired of an instance, of those records that count here.
