@@ -20,6 +20,8 @@ use super::{
 
 /// Ids of own events that are remembered as told: every incident of the largest plan several times over.
 const TOLD_MAX: usize = 8192;
+/// Closed incidents of an instance that are remembered: an order outlives its own by the time that a write takes.
+const CLOSED_MAX: usize = 8;
 /// Causes by which a node does not restart what the stack file says is not to be restarted: nor does the ladder.
 const BY_POLICY: [&str; 2] = ["policy_never", "policy_on_failure"];
 /// Nodes and instances that are remembered.
@@ -77,8 +79,8 @@ pub struct View {
     pub lost_boots: (u32, String),
     /// Its newest incident.
     pub incident: Option<IncidentFacts>,
-    /// The incident before that, if it was closed when the newest one opened.
-    pub closed_before: Option<Incident>,
+    /// Incidents before that one that were closed when the next one opened, the newest last.
+    pub closed_before: VecDeque<Incident>,
 }
 
 impl Default for View {
@@ -101,7 +103,7 @@ impl Default for View {
             mission: String::new(),
             lost_boots: (0, String::new()),
             incident: None,
-            closed_before: None,
+            closed_before: VecDeque::new(),
         }
     }
 }
@@ -123,8 +125,12 @@ impl View {
 
     /// A newer incident takes the place of the one before.
     fn open(&mut self, incident: IncidentFacts) {
-        self.closed_before = self.incident.take().filter(|old| old.closed.is_some()).map(|old| old.id);
-        self.incident = Some(incident);
+        if let Some(old) = self.incident.replace(incident).filter(|old| old.closed.is_some()) {
+            self.closed_before.push_back(old.id);
+        }
+        if self.closed_before.len() > CLOSED_MAX {
+            self.closed_before.pop_front();
+        }
     }
 
     /// Whether it serves, or has done what it was to do.

@@ -201,7 +201,7 @@ impl State {
         let is_tried = self.facts.is_told(&tried);
         let Some((incident, spec)) = incident.zip(self.desired(instance).map(|(_, spec)| spec)) else {
             let is_failed = self.facts.is_told(&fact_id("recovery_failed", id, None));
-            let superseded = incident.is_none() && !is_failed && view.closed_before.as_ref() != Some(id);
+            let superseded = incident.is_none() && !is_failed && !view.closed_before.contains(id);
             return self.end(under, is_tried, superseded.then_some("superseded"), now);
         };
         if !self.facts.is_told(&fact_id("recovery_started", id, None)) {

@@ -81,8 +81,9 @@ fn an_order_whose_incident_has_ended_is_not_withdrawn_when_the_next_one_opens() 
     b.conflict = true;
     b.pass(5);
     b.close("api");
-    b.exited("api", "1.5");
-    b.failed("api", "1.5", "rung_failed");
+    b.local_recovery("api", 5);
+    b.exited("api", "1.6");
+    b.failed("api", "1.6", "budget_spent");
     b.take();
     b.conflict = false;
     b.pass(5);
