@@ -89,9 +89,9 @@ fn end_of(event: &v1::Event) -> Option<&'static str> {
     }
 }
 
-/// The incident for which a record isolates because the ladder gave up.
+/// The incident for which a record isolates because the ladder gave up, or a probation failed.
 fn isolated_for(intent: &v1::Intent) -> Option<String> {
-    let by_ladder = intent.reason.as_ref().is_some_and(|r| r.code == "recovery_failed");
+    let by_ladder = intent.reason.as_ref().is_some_and(|r| matches!(r.code.as_str(), "recovery_failed" | "probation_failed"));
     match &intent.want {
         Some(Want::Quarantine(q)) if by_ladder && q.phase() == Phase::Isolated => incident(q.incident.as_ref()),
         _ => None,
@@ -346,7 +346,8 @@ impl World {
     /// An incident ends once: whoever has read of its end gives it no other.
     fn ends_again(&self, r: usize, deed: &Deed) -> Option<String> {
         let given: Vec<(&str, String)> = match deed {
-            Deed::Publish(event) => end_of(event).zip(incident(event.incident.as_ref())).into_iter().collect(),
+            // An isolation is decided on with its record; that it is told is owed then, whatever was read since.
+            Deed::Publish(event) => end_of(event).filter(|end| *end != "quarantined").zip(incident(event.incident.as_ref())).into_iter().collect(),
             Deed::Isolate(writes) => writes.iter().filter_map(|(_, intent, _)| isolated_for(intent)).map(|i| ("quarantined", i)).collect(),
             _ => Vec::new(),
         };
