@@ -1,5 +1,6 @@
 //! The mesh from many seeds: whatever fails, the invariants hold, and once faults cease everything settles.
-//! `RAZAR_SIM_SEEDS` says how many (1,000), `RAZAR_SIM_FROM` from which on, `RAZAR_SIM_SEED` which single one, with its story.
+//! `RAZAR_SIM_SEEDS` says how many (2,000), `RAZAR_SIM_FROM` from which on, `RAZAR_SIM_SEED` which single one, with its story, and
+//! `RAZAR_SIM_WITHOUT` and `RAZAR_SIM_FAULTY` as which shrunk run of it.
 
 #![expect(clippy::panic, reason = "a test says what failed by failing")]
 
@@ -12,7 +13,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Seeds of an ordinary run.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 2_000;
 
 /// Seeds that have failed before, a line each: `seed  # what it showed`.
 fn regressions() -> Vec<u64> {
@@ -24,10 +25,16 @@ fn regressions() -> Vec<u64> {
 #[test]
 fn whatever_fails_the_invariants_hold_and_it_settles() {
     if let Some(seed) = number("RAZAR_SIM_SEED") {
-        let outcome = run::run(seed, &Plan::default());
+        let text = |name: &str| std::env::var(name).ok();
+        let plan = Plan::parse(text("RAZAR_SIM_WITHOUT").as_deref(), text("RAZAR_SIM_FAULTY").as_deref());
+        let plan = plan.unwrap_or_else(|why| panic!("{why}"));
+        let as_shrunk = !plan.without.is_empty() || plan.faulty.is_some();
+        let outcome = run::run(seed, &plan);
         println!("{}", outcome.story);
         println!("seed {seed}: {} steps, {:?}, faults {:?} for {:?}", outcome.steps, outcome.lasted, outcome.faults, outcome.faulty);
-        assert!(outcome.violation.is_none(), "{}", run::report(seed));
+        if let Some(violation) = &outcome.violation {
+            panic!("{}", if as_shrunk { format!("{}: {}", violation.invariant, violation.text) } else { run::report(seed) });
+        }
         return;
     }
     let began = Instant::now();

@@ -347,7 +347,9 @@ impl World {
     fn ends_again(&self, r: usize, deed: &Deed) -> Option<String> {
         let given: Vec<(&str, String)> = match deed {
             // An isolation is decided on with its record; that it is told is owed then, whatever was read since.
-            Deed::Publish(event) => end_of(event).filter(|end| *end != "quarantined").zip(incident(event.incident.as_ref())).into_iter().collect(),
+            Deed::Publish(event) => {
+                end_of(event).filter(|end| *end != "quarantined").zip(incident(event.incident.as_ref())).into_iter().collect()
+            }
             Deed::Isolate(writes) => writes.iter().filter_map(|(_, intent, _)| isolated_for(intent)).map(|i| ("quarantined", i)).collect(),
             _ => Vec::new(),
         };
@@ -380,7 +382,7 @@ impl World {
         let Some(id) = instance(event).filter(|_| ordered.events_epoch == self.broker.events.epoch) else { return };
         let since = self.broker.events.stored.get(ordered.head..).unwrap_or_default();
         let is_end = |s: &&Stored| matches!(s.event.fact, Some(Fact::ComponentFailed(_))) && instance(&s.event).as_ref() == Some(&id);
-        let Some(end) = since.iter().filter(is_end).last().map(|s| s.sequence) else { return };
+        let Some(end) = since.iter().rfind(is_end).map(|s| s.sequence) else { return };
         let needs: BTreeSet<String> = self
             .desired_record(&id)
             .and_then(|d| d.spec.as_ref())

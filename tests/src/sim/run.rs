@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use super::{checks::Violation, faults::Fault, world::World};
+use super::{
+    checks::Violation,
+    faults::{ALL, Fault},
+    world::World,
+};
 
 /// Steps of a seed; the longest of thousands took a tenth.
 pub const STEPS_MAX: u64 = 3_000_000;
@@ -26,6 +30,19 @@ pub struct Plan {
     pub without: Vec<Fault>,
     /// Faults cease after this time; none: as the seed says.
     pub faulty: Option<Duration>,
+}
+
+impl Plan {
+    /// The plan that a report names: kinds of faults with commas between, and nanoseconds with faults.
+    ///
+    /// # Errors
+    /// With what is no fault, or no number.
+    pub fn parse(without: Option<&str>, faulty: Option<&str>) -> Result<Self, String> {
+        let named = |name: &str| ALL.into_iter().find(|fault| format!("{fault:?}") == name).ok_or_else(|| format!("{name} is no fault"));
+        let names = without.unwrap_or_default().split(',').filter(|name| !name.is_empty());
+        let nanos = |text: &str| text.parse().map(Duration::from_nanos).map_err(|_| format!("{text} is no number"));
+        Ok(Self { without: names.map(named).collect::<Result<_, _>>()?, faulty: faulty.map(nanos).transpose()? })
+    }
 }
 
 /// What came of a seed.
@@ -131,8 +148,11 @@ pub fn report(seed: u64) -> String {
         let _ = writeln!(text, "seed {seed} breaks {invariant}: {what}");
     }
     let _ = writeln!(text, "faults that it needs: {:?}, for {:?}; {} steps", outcome.faults, outcome.faulty, outcome.steps);
-    let _ = writeln!(text, "left out: {:?}", plan.without);
-    let _ = writeln!(text, "again: RAZAR_SIM_SEED={seed} cargo test -p razar-tests --test simulation -- --nocapture");
+    let names: Vec<String> = plan.without.iter().map(|fault| format!("{fault:?}")).collect();
+    let (without, faulty) = (names.join(","), outcome.faulty.as_nanos());
+    let command = "cargo test -p razar-tests --test simulation -- --nocapture";
+    let _ = writeln!(text, "as shrunk: RAZAR_SIM_SEED={seed} RAZAR_SIM_WITHOUT={without} RAZAR_SIM_FAULTY={faulty} {command}");
+    let _ = writeln!(text, "as it was: RAZAR_SIM_SEED={seed} {command}");
     text
 }
 
