@@ -15,6 +15,7 @@ mod mesh;
 mod outcome;
 mod ports;
 mod render;
+mod replay;
 mod spans;
 mod stack_file;
 mod waterfall;

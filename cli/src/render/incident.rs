@@ -16,6 +16,7 @@ use super::{
     text::{count, escape},
     time::{Zone, clock, span},
 };
+use crate::replay::{Decision, lead};
 
 /// Events of one story that are shown; a flapper's go on for days.
 const EVENTS_MAX: usize = 1000;
@@ -280,6 +281,35 @@ fn words(event: &v1::Event, last_exit: &mut String) -> String {
         Some(Fact::RecoveryStarted(_)) => event.reason.as_ref().map_or(told, |r| escape(&r.text)),
         _ => told,
     }
+}
+
+/// A line for each decision up to the first that differs, then how many there were.
+pub(crate) fn replayed(decisions: &[Decision], otherwise: Option<usize>) -> Vec<String> {
+    let shown = otherwise.map_or(decisions.len(), |at| at + 1);
+    let row = |decision: &Decision| {
+        let told = |event: &v1::Event| summary(event);
+        let event = decision.recorded.as_ref().or(decision.decided.as_ref()).map(|(event, _)| event);
+        let kind = event.map_or_else(String::new, |e| escape(&e.kind));
+        let who = event.and_then(|e| e.source.as_ref()).map_or_else(|| "-".to_owned(), |s| escape(&s.kind));
+        let verdict = match (&decision.recorded, &decision.decided) {
+            (Some(_), Some(_)) if decision.agrees() => {
+                let by = lead(decision).map_or_else(String::new, |(by, word)| format!(", {} {word}", span(by)));
+                format!("the same{by}")
+            }
+            (Some(_), Some((event, _))) => format!("OTHERWISE: {}", told(event)),
+            (Some(_), None) => "OTHERWISE: nothing of the kind".to_owned(),
+            (None, _) => "OTHERWISE: this, where nothing was told".to_owned(),
+        };
+        [who, kind, event.map_or_else(String::new, told), verdict]
+    };
+    let mut lines = columns(&decisions.iter().take(shown).map(row).collect::<Vec<_>>());
+    let all = count(decisions.len(), "decision");
+    lines.push(match otherwise {
+        None if decisions.is_empty() => "nothing was for recovery or quarantine to decide".to_owned(),
+        None => format!("{all} replayed: the same"),
+        Some(at) => format!("{all} replayed: otherwise from number {} on; what would have followed is another story", at + 1),
+    });
+    lines
 }
 
 /// A line for each incident.
