@@ -98,8 +98,7 @@ async fn replay(link: &Link, console: &Console, told: &Told) -> Done {
     }
     let otherwise = decisions.iter().position(|decision| !decision.agrees());
     if console.json {
-        let decided = decisions.iter().filter_map(|decision| decision.decided.as_ref());
-        decided.map(|(event, _)| console.message(event)).collect::<Result<(), _>>()?;
+        decisions.iter().filter_map(|decision| decision.decided.as_ref()).try_for_each(|(event, _)| console.message(event))?;
     } else {
         console.lines(replayed(&decisions, otherwise))?;
     }
