@@ -37,12 +37,18 @@ pub(crate) struct Feed {
     last: u64,
     began: bool,
     recreated: bool,
+    epoch: String,
 }
 
 impl Feed {
     /// Follows `fold`.
     pub(crate) fn new(link: &Link, fold: EventFold) -> Self {
-        Self { fold, connection: link.bus.connection(), away_since: None, last: 0, began: false, recreated: false }
+        Self { fold, connection: link.bus.connection(), away_since: None, last: 0, began: false, recreated: false, epoch: String::new() }
+    }
+
+    /// Epoch of the stream; empty before the first item of a fold from the beginning.
+    pub(crate) fn epoch(&self) -> &str {
+        &self.epoch
     }
 
     /// The next item. Cancel-safe.
@@ -63,7 +69,8 @@ impl Feed {
             };
             match item {
                 None => return Item::End,
-                Some(FoldItem::Reset { .. }) => {
+                Some(FoldItem::Reset { epoch }) => {
+                    self.epoch = epoch;
                     self.recreated = self.began;
                     self.began = true;
                 }

@@ -140,11 +140,15 @@ impl Book {
 
     fn fold_blocked(&mut self, event: &v1::Event) {
         let (Some(Fact::ComponentBlocked(blocked)), Some(about)) = (&event.fact, &event.instance) else { return };
-        for told in self.told.values_mut().filter(|told| told.standing.is_open()) {
-            let by = blocked.by.iter().any(|b| b.component == told.id.instance.component);
-            if by && !told.blocked.contains(&about.component) {
-                told.blocked.push(about.component.clone());
-            }
+        self.told.values_mut().filter(|told| told.standing.is_open()).for_each(|told| told.holds_up(blocked, about));
+    }
+
+    /// Folds who was held up, of a `component_blocked` that comes after all else: by when it happened.
+    pub(crate) fn fold_held_up(&mut self, event: &v1::Event, stored: SystemTime) {
+        let (Some(Fact::ComponentBlocked(blocked)), Some(about)) = (&event.fact, &event.instance) else { return };
+        let at = event.time.as_ref().map_or(stored, system_time);
+        for told in self.told.values_mut().filter(|told| told.opened <= at && told.ended.is_none_or(|ended| at <= ended)) {
+            told.holds_up(blocked, about);
         }
     }
 
@@ -174,6 +178,13 @@ impl Told {
             rung: String::new(),
             starts: 0,
             blocked: Vec::new(),
+        }
+    }
+
+    fn holds_up(&mut self, blocked: &v1::ComponentBlocked, about: &v1::InstanceId) {
+        let by = blocked.by.iter().any(|b| b.component == self.id.instance.component);
+        if by && !self.blocked.contains(&about.component) {
+            self.blocked.push(about.component.clone());
         }
     }
 
