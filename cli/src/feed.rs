@@ -37,18 +37,12 @@ pub(crate) struct Feed {
     last: u64,
     began: bool,
     recreated: bool,
-    epoch: String,
 }
 
 impl Feed {
     /// Follows `fold`.
     pub(crate) fn new(link: &Link, fold: EventFold) -> Self {
-        Self { fold, connection: link.bus.connection(), away_since: None, last: 0, began: false, recreated: false, epoch: String::new() }
-    }
-
-    /// Epoch of the stream; empty before the first item of a fold from the beginning.
-    pub(crate) fn epoch(&self) -> &str {
-        &self.epoch
+        Self { fold, connection: link.bus.connection(), away_since: None, last: 0, began: false, recreated: false }
     }
 
     /// The next item. Cancel-safe.
@@ -69,8 +63,7 @@ impl Feed {
             };
             match item {
                 None => return Item::End,
-                Some(FoldItem::Reset { epoch }) => {
-                    self.epoch = epoch;
+                Some(FoldItem::Reset { .. }) => {
                     self.recreated = self.began;
                     self.began = true;
                 }

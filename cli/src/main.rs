@@ -18,6 +18,7 @@ mod render;
 mod replay;
 mod spans;
 mod stack_file;
+mod story;
 mod waterfall;
 
 use std::process::ExitCode;

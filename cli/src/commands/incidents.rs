@@ -6,11 +6,7 @@ use std::{
 };
 
 use razar_bus::{IntentItem, IntentRecord};
-use razar_bus_schema::{
-    bucket::IntentKey,
-    ids::{Incident, Instance},
-    v1,
-};
+use razar_bus_schema::{bucket::IntentKey, ids::Instance, v1};
 
 use crate::{
     args::{Global, IncidentArgs, Incidents},
@@ -25,6 +21,7 @@ use crate::{
         time::instant,
     },
     replay::Replay,
+    story,
 };
 
 /// A read of events that are there brings the next one at once.
@@ -60,7 +57,11 @@ pub(crate) async fn list(args: &Incidents, console: &Console, global: &Global) -
 /// Exit 64 for an incident that EVENTS does not know, 69 when the bus is away.
 pub(crate) async fn show(args: &IncidentArgs, console: &Console, global: &Global) -> Done {
     let link = Link::open(console, global).await?;
-    let book = one(&link, console, args).await?;
+    let book = match &args.id {
+        // Replicas share their subjects: which of them has an open incident is known by all events alone.
+        None if args.open => read(&link, console, None, Wanted::Newest).await?,
+        id => story::find(&link, console, id.as_deref()).await?,
+    };
     let Some(told) = book.wanted(args.open) else {
         let open = if args.open { " open" } else { "" };
         return match &args.id {
@@ -79,53 +80,6 @@ pub(crate) async fn show(args: &IncidentArgs, console: &Console, global: &Global
         return told.events.iter().try_for_each(|event| console.message(event)).map(|()| Exit::Well);
     }
     console.lines(told.story(SystemTime::now(), console.zone)).map(|()| Exit::Well)
-}
-
-/// A book in which the incident that is asked for is kept whole. The broker finds a component's events by their subject, so that a stream of
-/// millions need not be read for one story.
-async fn one(link: &Link, console: &Console, args: &IncidentArgs) -> Result<Book, Failure> {
-    let id = match &args.id {
-        Some(id) => Some(id.clone()),
-        // Replicas share their subjects: which of them has an open incident is known by all events alone.
-        None if args.open => return read(link, console, None, Wanted::Newest).await,
-        None => newest(link, console).await?,
-    };
-    let Some(id) = id else { return Ok(Book::new(Wanted::Newest)) };
-    let component = id.split(['@', '.']).next().unwrap_or_default().to_owned();
-    let mut book = Book::new(Wanted::Named(id));
-    // What is no name would be a pattern.
-    if component.is_empty() || !component.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
-        return Ok(book);
-    }
-    let mut feed = Feed::new(link, link.bus.follow_events(&format!("*.{component}.*"), razar_bus::Start::Beginning));
-    let mut seen = None;
-    while let Some((sequence, event, stored)) = next(&mut feed, console).await? {
-        book.fold(&event, stored);
-        if seen.is_none() && book.wanted(false).is_some() {
-            seen = Some(sequence);
-        }
-    }
-    let Some(began) = seen else { return Ok(book) };
-    // Whom it held up, its dependents tell.
-    let start = razar_bus::Start::After { epoch: feed.epoch().to_owned(), sequence: began };
-    let mut feed = Feed::new(link, link.bus.follow_events("*.*.component_blocked", start));
-    while let Some((_, event, stored)) = next(&mut feed, console).await? {
-        book.fold_held_up(&event, stored);
-    }
-    Ok(book)
-}
-
-/// The incident of which something was told last; `None`: there is none.
-async fn newest(link: &Link, console: &Console) -> Result<Option<String>, Failure> {
-    let mut feed = Feed::new(link, link.bus.newest_events("*.*.*"));
-    let mut newest = None;
-    while let Some((sequence, event, _)) = next(&mut feed, console).await? {
-        let id = event.incident.as_ref().and_then(|id| Incident::try_from(id).ok());
-        if let Some(id) = id.filter(|_| newest.as_ref().is_none_or(|(at, _)| *at < sequence)) {
-            newest = Some((sequence, id.to_string()));
-        }
-    }
-    Ok(newest.map(|(_, id)| id))
 }
 
 /// Decides the incident once more.
@@ -192,7 +146,7 @@ async fn read(link: &Link, console: &Console, since: Option<SystemTime>, wanted:
 }
 
 /// The next event that is there; `None`: that was all.
-async fn next(feed: &mut Feed, console: &Console) -> Result<Option<(u64, Box<v1::Event>, SystemTime)>, Failure> {
+pub(crate) async fn next(feed: &mut Feed, console: &Console) -> Result<Option<(u64, Box<v1::Event>, SystemTime)>, Failure> {
     loop {
         match tokio::time::timeout(READ_LIMIT, feed.next()).await {
             Err(_) => return Err(Failure::new(Exit::OutOfReach, "the stream of events does not answer; what happened is unknown")),

@@ -220,6 +220,11 @@ impl Told {
         }
     }
 
+    /// Whether nothing more is told of it: an isolation goes on until somebody ends it.
+    pub(crate) const fn is_settled(&self) -> bool {
+        matches!(self.standing, Standing::Recovered | Standing::Withdrawn)
+    }
+
     /// Whether anything of it happened at or after `since`.
     pub(crate) fn touches(&self, since: SystemTime) -> bool {
         self.standing.is_open() || self.last.time.as_ref().map(system_time).is_none_or(|at| at >= since)

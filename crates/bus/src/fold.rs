@@ -1,10 +1,7 @@
 //! EVENTS read in order, for folding: every event once, what cannot be read named, and a word when all of it is read.
 //! What an event means for a view is the agents' matter.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, time::SystemTime};
 
 use prost::Message;
 use razar_bus_schema::{stream::Store, v1};
@@ -98,16 +95,6 @@ impl Bus {
             Start::Beginning => Plan::Fold { epoch: None, after: 0 },
             Start::After { epoch, sequence } => Plan::Fold { epoch: Some(epoch), after: sequence },
         };
-        self.read_events(pattern, plan)
-    }
-
-    /// The newest event of each subject that matches `pattern`, up to [`FoldItem::CaughtUp`]; in order of their sequences.
-    #[must_use]
-    pub fn newest_events(&self, pattern: &str) -> EventFold {
-        self.read_events(pattern, Plan::Latest { again: Duration::from_secs(u64::from(u32::MAX)) })
-    }
-
-    fn read_events(&self, pattern: &str, plan: Plan) -> EventFold {
         let reads = ordered::read(self, Store::Events, self.subjects().events_matching(pattern), plan);
         EventFold { bus: self.clone(), reads, ready: VecDeque::with_capacity(2), caught_up: false }
     }
