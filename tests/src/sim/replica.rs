@@ -6,10 +6,10 @@ pub mod mind;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use razar_agent_kit::Authority;
+use razar_agent_kit::{Authority, Now};
 use razar_bus_schema::v1;
 
-use self::mind::{Clock, Deed, Heard, Mind, Trade};
+use self::mind::{Deed, Heard, Mind, Trade};
 use super::{
     bus::{Client, Item, Lease},
     faults::Fault,
@@ -91,9 +91,9 @@ impl Replica {
 }
 
 impl World {
-    pub(super) fn replica_clock(&self, r: usize) -> Clock {
+    pub(super) fn replica_clock(&self, r: usize) -> Now {
         let replica = &self.replicas[r];
-        Clock { mono: self.now.saturating_sub(replica.started_at), wall: self.wall(replica.wall_skew) }
+        Now { mono: self.now.saturating_sub(replica.started_at), wall: self.wall(replica.wall_skew) }
     }
 
     pub(super) fn start_replica(&mut self, r: usize) {
@@ -227,7 +227,7 @@ impl World {
         }
     }
 
-    fn replica_acts(&mut self, r: usize, deed: Deed, now: Clock) {
+    fn replica_acts(&mut self, r: usize, deed: Deed, now: Now) {
         let (life, trade) = (self.replicas[r].lives, self.replicas[r].trade);
         if let Deed::Publish(event) = deed {
             if self.replicas[r].outbox.len() >= OUTBOX_MAX {

@@ -1,11 +1,8 @@
 //! The policies of the agents that decide, as they are, behind one face: what each folds, what it decides, what it hears of that.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use razar_agent_kit::Now;
 use razar_bus_schema::{
     bucket::IntentKey,
     ids::Instance,
@@ -52,33 +49,6 @@ impl Trade {
             Self::Orchestrator => Duration::from_secs(3),
             Self::Recovery | Self::Quarantine => Duration::from_secs(2),
         }
-    }
-}
-
-/// The two clocks of a replica.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    /// Monotonic.
-    pub mono: Duration,
-    /// Wall clock.
-    pub wall: SystemTime,
-}
-
-impl From<Clock> for orchestrator::Now {
-    fn from(c: Clock) -> Self {
-        Self { mono: c.mono, wall: c.wall }
-    }
-}
-
-impl From<Clock> for recovery::Now {
-    fn from(c: Clock) -> Self {
-        Self { mono: c.mono, wall: c.wall }
-    }
-}
-
-impl From<Clock> for quarantine::Now {
-    fn from(c: Clock) -> Self {
-        Self { mono: c.mono, wall: c.wall }
     }
 }
 
@@ -158,11 +128,11 @@ impl Mind {
     }
 
     /// An event was read.
-    pub fn apply_event(&mut self, stored: &Stored, now: Clock) {
+    pub fn apply_event(&mut self, stored: &Stored, now: Now) {
         match self {
-            Self::Orchestrator(state) => state.apply_event(stored.sequence, &stored.event, now.into()),
-            Self::Recovery(state) => state.apply_event(stored.sequence, &stored.event, stored.wall, now.into()),
-            Self::Quarantine(state) => state.apply_event(stored.sequence, &stored.event, now.into()),
+            Self::Orchestrator(state) => state.apply_event(stored.sequence, &stored.event, now),
+            Self::Recovery(state) => state.apply_event(stored.sequence, &stored.event, stored.wall, now),
+            Self::Quarantine(state) => state.apply_event(stored.sequence, &stored.event, now),
         }
     }
 
@@ -197,7 +167,7 @@ impl Mind {
     }
 
     /// A record was read; none: somebody spoiled or deleted it.
-    pub fn apply_entry(&mut self, key: &str, revision: u64, intent: Option<Arc<v1::Intent>>, now: Clock) {
+    pub fn apply_entry(&mut self, key: &str, revision: u64, intent: Option<Arc<v1::Intent>>, now: Now) {
         let Some(key) = IntentKey::parse(key) else { return };
         match self {
             Self::Orchestrator(state) => match (key, intent) {
@@ -212,7 +182,7 @@ impl Mind {
             },
             Self::Recovery(state) => match (key, intent) {
                 (IntentKey::Desired(id), Some(intent)) => state.apply_desired(&id, revision, intent),
-                (IntentKey::Recovery(id), intent) => state.apply_record(&id, revision, intent, now.into()),
+                (IntentKey::Recovery(id), intent) => state.apply_record(&id, revision, intent, now),
                 (IntentKey::QuarantineComponent(component), Some(intent)) => {
                     if let Some(Want::Quarantine(quarantine)) = &intent.want {
                         state.apply_quarantine(&component, None, revision, quarantine.phase());
@@ -226,7 +196,7 @@ impl Mind {
                 _ => {}
             },
             Self::Quarantine(state) => match intent {
-                Some(intent) => state.apply_record(&key, revision, intent, now.into()),
+                Some(intent) => state.apply_record(&key, revision, intent, now),
                 None => state.apply_spoiled(&key, revision),
             },
         }
@@ -240,9 +210,9 @@ impl Mind {
     }
 
     /// A record of missions was read.
-    pub fn apply_missions(&mut self, key: &str, revision: u64, value: MissionsValue, now: Clock) {
+    pub fn apply_missions(&mut self, key: &str, revision: u64, value: MissionsValue, now: Now) {
         if let Self::Orchestrator(state) = self {
-            state.apply_missions(key, revision, Some(value), now.into());
+            state.apply_missions(key, revision, Some(value), now);
         }
     }
 
@@ -262,41 +232,41 @@ impl Mind {
     }
 
     /// What came of a deed.
-    pub fn apply_heard(&mut self, heard: Heard, now: Clock) {
+    pub fn apply_heard(&mut self, heard: Heard, now: Now) {
         match (self, heard) {
-            (Self::Orchestrator(state), Heard::Orchestrator(outcome)) => state.apply_outcome(outcome, now.into()),
-            (Self::Recovery(state), Heard::Recovery(outcome)) => state.apply_outcome(outcome, now.into()),
-            (Self::Quarantine(state), Heard::Quarantine(outcome)) => state.apply_outcome(outcome, now.into()),
+            (Self::Orchestrator(state), Heard::Orchestrator(outcome)) => state.apply_outcome(outcome, now),
+            (Self::Recovery(state), Heard::Recovery(outcome)) => state.apply_outcome(outcome, now),
+            (Self::Quarantine(state), Heard::Quarantine(outcome)) => state.apply_outcome(outcome, now),
             _ => {}
         }
     }
 
     /// An event was not taken.
-    pub fn not_published(&mut self, id: String, now: Clock) {
+    pub fn not_published(&mut self, id: String, now: Now) {
         let stored = false;
         match self {
-            Self::Orchestrator(state) => state.apply_outcome(orchestrator::Outcome::Published { id, stored }, now.into()),
-            Self::Recovery(state) => state.apply_outcome(recovery::Outcome::Published { id, stored }, now.into()),
-            Self::Quarantine(state) => state.apply_outcome(quarantine::Outcome::NotPublished(id), now.into()),
+            Self::Orchestrator(state) => state.apply_outcome(orchestrator::Outcome::Published { id, stored }, now),
+            Self::Recovery(state) => state.apply_outcome(recovery::Outcome::Published { id, stored }, now),
+            Self::Quarantine(state) => state.apply_outcome(quarantine::Outcome::NotPublished(id), now),
         }
     }
 
     /// What is to be done now.
-    pub fn decide(&mut self, now: Clock) -> Vec<Deed> {
+    pub fn decide(&mut self, now: Now) -> Vec<Deed> {
         match self {
-            Self::Orchestrator(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
-            Self::Recovery(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
-            Self::Quarantine(state) => state.decide(now.into()).into_iter().map(Deed::from).collect(),
+            Self::Orchestrator(state) => state.decide(now).into_iter().map(Deed::from).collect(),
+            Self::Recovery(state) => state.decide(now).into_iter().map(Deed::from).collect(),
+            Self::Quarantine(state) => state.decide(now).into_iter().map(Deed::from).collect(),
         }
     }
 
     /// When time alone changes something.
     #[must_use]
-    pub fn next_deadline(&self, now: Clock) -> Option<Duration> {
+    pub fn next_deadline(&self, now: Now) -> Option<Duration> {
         match self {
-            Self::Orchestrator(state) => state.next_deadline(now.into()),
-            Self::Recovery(state) => state.next_deadline(now.into()),
-            Self::Quarantine(state) => state.next_deadline(now.into()),
+            Self::Orchestrator(state) => state.next_deadline(now),
+            Self::Recovery(state) => state.next_deadline(now),
+            Self::Quarantine(state) => state.next_deadline(now),
         }
     }
 
