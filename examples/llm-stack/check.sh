@@ -10,9 +10,15 @@ razar=${RAZAR:-../../bin/razar}
 RAZAR_STATE_DIR=$(mktemp -d)
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 RAZAR_SERVER=${RAZAR_SERVER:-nats://127.0.0.1:$(free_port)}
-export RAZAR_STATE_DIR RAZAR_MESH=llm-stack-check RAZAR_SERVER
+# A cluster of its own, too: what is hurt here is nobody's.
+LLM_STACK_DATA=$(mktemp -d)
+chmod 755 "$LLM_STACK_DATA"
+export LLM_STACK_DATA RAZAR_STATE_DIR RAZAR_MESH=llm-stack-check RAZAR_SERVER
 boot=${BOOT:-300s}
 patience_seconds=120
+# A ladder of a program that imports for a quarter of a minute, four starts and a rung.
+ladder_seconds=240
+declare -A kept
 passed=0
 failed=0
 pids=()
@@ -60,6 +66,58 @@ hurt() {
   echo "     $name: signal $signal, well again and answering after $((($(date +%s%N) - started) / 1000000)) ms"
 }
 
+is_isolated() { "$razar" status "$1" | grep -q quarantined; }
+
+# isolated NAME WORDS DEPENDENT…: no rung helped NAME, for the reason WORDS; its dependents run on as the same processes, and nobody blames them.
+isolated() {
+  local name=$1 words=$2 dependent
+  shift 2
+  within $ladder_seconds is_isolated "$name" || { echo "     $name is not isolated"; return 1; }
+  "$razar" quarantine --list | grep " $name quarantined " | grep -q "$words" || { "$razar" quarantine --list; return 1; }
+  for dependent in "$@"; do
+    [ "$(pid_of "$dependent")" = "${kept[$dependent]}" ] || { echo "     $dependent was started anew"; return 1; }
+    if "$razar" incidents --open | grep -q "^$dependent@"; then echo "     $dependent is blamed"; return 1; fi
+  done
+}
+
+keep() { # keep NAME…: remembers who they are
+  local name
+  for name in "$@"; do kept[$name]=$(pid_of "$name"); done
+}
+
+# mended NAME: a hand releases it, and the whole stack is well and answers.
+mended() {
+  "$razar" release "$1" --note "mended by the check" --timeout "${patience_seconds}s" &&
+    within $patience_seconds is_well && within $patience_seconds agent_is_ready && answers "after $1 was mended?"
+}
+
+data_unreadable() {
+  keep agent litellm redis
+  chmod 000 "$LLM_STACK_DATA/pg"
+  kill -KILL "$(pid_of postgres)"
+  isolated postgres "Permission denied" agent litellm redis
+}
+data_readable() { chmod 700 "$LLM_STACK_DATA/pg" && mended postgres; }
+
+bad_config() {
+  keep agent postgres redis
+  printf 'model_list: [\n' > "$RAZAR_STATE_DIR/bad.yaml"
+  if LITELLM_CONFIG="$RAZAR_STATE_DIR/bad.yaml" "$razar" up razar.yaml --detach --timeout "${ladder_seconds}s" >/dev/null; then
+    echo "     a boot with a bad config was well"
+    return 1
+  fi
+  isolated litellm . agent postgres redis
+}
+good_config() { "$razar" up razar.yaml --detach --no-wait >/dev/null && mended litellm; }
+
+dependency_gone() {
+  keep agent postgres litellm
+  mv .bin/redis-server .bin/redis-server.away
+  kill -KILL "$(pid_of redis)"
+  isolated redis "not found" agent postgres litellm
+}
+dependency_back() { mv .bin/redis-server.away .bin/redis-server && mended redis; }
+
 is_gone() { ! kill -0 "$1" 2>/dev/null; }
 nothing_is_left() {
   local pid
@@ -76,7 +134,8 @@ finish() {
     timeout 20 "$razar" logs --since 15m litellm agent postgres 2>&1 | tail -n 60 || true
   fi
   timeout 90 "$razar" down >/dev/null 2>&1 || true
-  rm -rf "$RAZAR_STATE_DIR"
+  [ ! -e .bin/redis-server.away ] || mv .bin/redis-server.away .bin/redis-server
+  rm -rf "$RAZAR_STATE_DIR" "$LLM_STACK_DATA"
   exit $status
 }
 
@@ -91,9 +150,15 @@ check "its trace is in Phoenix" within 30 has_traces
 for name in redis agent postgres litellm; do
   check "$name comes back after kill -9" hurt "$name" KILL
 done
-for name in redis litellm; do
+for name in redis litellm postgres; do
   check "$name comes back after it hung" hurt "$name" STOP
 done
+check "postgres with an unreadable data folder is isolated, and nobody is punished" data_unreadable
+check "postgres is released once it is mended" data_readable
+check "litellm with a bad config is isolated, and nobody is punished" bad_config
+check "litellm is released once its config is mended" good_config
+check "redis without its program is isolated, and nobody is punished" dependency_gone
+check "redis is released once it is back" dependency_back
 check "nothing was lost" remembers "why?"
 for name in postgres redis litellm phoenix agent; do pids+=("$(pid_of "$name")"); done
 check "razar down" "$razar" down --timeout 90s

@@ -163,8 +163,9 @@ impl State {
         for (instance, part) in blueprint.instances() {
             let differs = differing.iter().any(|(i, _, _)| *i == instance);
             let mut standing = if differs { Standing::Pending } else { self.standing(plan, &instance, part.spec.required, now) };
-            let lives = self.facts.view(&instance).is_some_and(super::View::lives);
-            if standing == Standing::Pending && !differs && !lives && self.waits_in_vain(part, &standings, blueprint) {
+            // What lives may still become ready; what is unready for want of a dependency will not while that is out.
+            let hopes = self.facts.view(&instance).is_some_and(|v| v.lives() && v.state != InstanceState::Unready);
+            if standing == Standing::Pending && !differs && !hopes && self.waits_in_vain(part, &standings, blueprint) {
                 standing = Standing::Blocked;
             }
             let worst = standings.entry(instance.component.clone()).or_insert(standing);
@@ -191,6 +192,8 @@ impl State {
             return Standing::Pending;
         }
         match view.state {
+            // A rung made it ready; whether it stays so is seen after the soak.
+            InstanceState::Ready if required && view.tended => Standing::Pending,
             InstanceState::Ready | InstanceState::Completed => Standing::Ready,
             // The mission waits for whoever heals or isolates what it cannot do without.
             InstanceState::Failed if required && self.healed_until(instance).is_some_and(|at| at > now.mono) => Standing::Pending,

@@ -242,6 +242,8 @@ fn a_mission_waits_for_the_ladder() {
     assert!(world.completions().is_empty());
     world.bad.clear();
     world.component_is_healed("api");
+    world.run();
+    assert!(world.completions().is_empty(), "it is ready, and soaks");
     world.agent_tells("api", Fact::Recovered(v1::Recovered::default()));
     world.run();
     assert_eq!(end_of(&world), "complete: api db far web |  |  | ");
@@ -261,6 +263,26 @@ fn a_mission_waits_for_quarantine_when_no_rung_helped() {
     world.agent_tells("api", Fact::RecoveryFailed(v1::RecoveryFailed::default()));
     world.run_for(Duration::from_secs(11));
     assert_eq!(end_of(&world), "incomplete: db | api |  | far web", "nobody isolates");
+}
+
+/// It says itself that it cannot serve, and lives on.
+#[test]
+fn who_is_unready_for_want_of_an_isolated_dependency_is_not_waited_for() {
+    let mut world = booted(&THREE);
+    let revision = world.store(&blueprint("demo", "", &["db", "api>db", "web>api", "new"]));
+    world.slow.insert("new".to_owned());
+    world.apply("c2", "demo", &revision);
+    world.run();
+    world.component_fails("db");
+    world.agent_tells("db", Fact::Quarantined(v1::Quarantined::default()));
+    world.component_is_unready("api");
+    world.component_is_unready("web");
+    world.slow.clear();
+    world.component_is_healed("new");
+    world.run();
+    let ends = world.completions();
+    let end = ends.get(1).unwrap();
+    assert_eq!((end.outcome.as_str(), end.blocked.join(" ")), ("incomplete", "api web".to_owned()));
 }
 
 #[test]

@@ -208,6 +208,17 @@ impl World {
         });
     }
 
+    /// A living instance is no longer ready.
+    pub(crate) fn component_is_unready(&mut self, component: &str) {
+        let instance = Instance::new(component, 0);
+        let at = self.nodes.iter().position(|n| n.held.contains_key(&instance)).unwrap();
+        let mut node = self.nodes.remove(at);
+        let held = *node.held.get(&instance).unwrap();
+        let incarnation = Incarnation::new(held.0, held.1);
+        self.tell(&mut node, Some((&instance, incarnation)), Fact::ComponentUnready(v1::ComponentUnready::default()));
+        self.nodes.insert(at, node);
+    }
+
     /// An instance that its node gave up is ready again.
     pub(crate) fn component_is_healed(&mut self, component: &str) {
         let instance = Instance::new(component, 0);
