@@ -197,7 +197,7 @@ impl State {
                     self.mark = (revision, mark.bucket_epoch.clone());
                 }
             }
-            IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => {}
+            IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Escalation(_) | IntentKey::Mark(_) => {}
         }
     }
 
@@ -358,7 +358,12 @@ impl State {
         match key {
             IntentKey::QuarantineInstance(instance) => vec![instance.clone()],
             IntentKey::QuarantineComponent(name) => self.desired.keys().filter(|i| i.component == *name).cloned().collect(),
-            IntentKey::Desired(_) | IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => Vec::new(),
+            IntentKey::Desired(_)
+            | IntentKey::Recovery(_)
+            | IntentKey::Load(_)
+            | IntentKey::Vram { .. }
+            | IntentKey::Escalation(_)
+            | IntentKey::Mark(_) => Vec::new(),
         }
     }
 
@@ -367,7 +372,12 @@ impl State {
         let is = |key: &&IntentKey| match key {
             IntentKey::QuarantineComponent(name) => name == target,
             IntentKey::QuarantineInstance(i) => i.component == target || i.key() == target,
-            IntentKey::Desired(_) | IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => false,
+            IntentKey::Desired(_)
+            | IntentKey::Recovery(_)
+            | IntentKey::Load(_)
+            | IntentKey::Vram { .. }
+            | IntentKey::Escalation(_)
+            | IntentKey::Mark(_) => false,
         };
         self.records.keys().filter(is).cloned().collect()
     }

@@ -7,6 +7,7 @@ mod events;
 mod facts;
 mod incident;
 mod ladder;
+mod rungs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -180,6 +181,8 @@ pub struct State {
     writing: BTreeMap<Instance, Duration>,
     publishing: BTreeMap<String, Duration>,
     questions: BTreeMap<Instance, Question>,
+    /// By chakra: whose order to run its hook is being written, and until when that may take.
+    hooking: BTreeMap<String, (Instance, Duration)>,
 }
 
 impl State {
@@ -252,6 +255,7 @@ impl State {
     pub fn stand_down(&mut self) {
         self.publishing.clear();
         self.writing.clear();
+        self.hooking.clear();
         self.questions.clear();
     }
 
@@ -260,6 +264,7 @@ impl State {
         match outcome {
             Outcome::Wrote(write, Ok(revision)) => {
                 self.writing.remove(&write.instance);
+                self.hooking.retain(|_, (instance, _)| *instance != write.instance);
                 self.apply_record(&write.instance, revision, Some(Arc::new(write.intent)), now);
             }
             Outcome::Wrote(write, Err(_)) => {
@@ -295,6 +300,7 @@ impl State {
                 }
                 Step::Order(intent) => {
                     if self.writing.get(&instance).is_none_or(|until| *until <= now.mono) {
+                        self.note_hook(&instance, &intent, now);
                         let expected = self.records.get(&instance).map_or(0, |r| r.revision);
                         self.writing.insert(instance.clone(), now.mono + WRITE_LIMIT);
                         actions.push(Action::Write(Box::new(Write { instance, intent: *intent, expected })));
@@ -304,6 +310,15 @@ impl State {
             }
         }
         actions
+    }
+
+    /// Of two instances of one chakra that come to its hook in one turn, one has it.
+    fn note_hook(&mut self, instance: &Instance, intent: &v1::Intent, now: Now) {
+        let runs = matches!(&intent.want, Some(Want::Recovery(order)) if order.chakra_hook && !order.ended);
+        let chakra = self.desired(instance).map(|(_, spec)| spec.chakra.clone()).filter(|_| runs);
+        if let Some(chakra) = chakra {
+            self.hooking.insert(chakra, (instance.clone(), now.mono + WRITE_LIMIT));
+        }
     }
 
     fn publish(&mut self, event: Box<v1::Event>, now: Now, actions: &mut Vec<Action>) {

@@ -10,6 +10,7 @@ use razar_bus_schema::{
 };
 use razar_node::policy::{
     Action, Config, Input, Node, Now, Restored, Spawn, ViewChange,
+    hooks::{HookEnd, HookKey, HookOutcome},
     probing::{Answer, Manner, Role, manner},
 };
 
@@ -413,6 +414,17 @@ impl World {
         }
     }
 
+    fn run_hook(&mut self, h: usize, key: HookKey) {
+        let fails = self.faults.on(Fault::ClearFails) && self.luck.per_mille(300);
+        let outcome = if fails { HookOutcome::Failed } else { HookOutcome::Ok };
+        self.tell_host(h, format_args!("runs a hook, which ends {}", outcome.name()));
+        let (wait, life) = (self.luck.millis(1, 3_000), self.hosts[h].lives);
+        let took = std::time::Duration::from_millis(100);
+        let end = HookEnd { outcome, status: None, took, output: String::new(), output_cut: false, stragglers: 0 };
+        let input = Input::HookEnded { key, program: "hook".to_owned(), end };
+        self.later(wait, Happening::NodeInput(h, life, Box::new(input)));
+    }
+
     fn act(&mut self, h: usize, action: Action) {
         match action {
             Action::Spawn(spawn) => self.spawn(h, &spawn),
@@ -424,6 +436,9 @@ impl World {
                 let (wait, life) = (self.luck.millis(1, 300), self.hosts[h].lives);
                 self.later(wait, Happening::NodeInput(h, life, Box::new(Input::Prepared { instance, failed })));
             }
+            Action::RunHook(run) => self.run_hook(h, run.key),
+            // It ends by itself before long, and its end is told all the same.
+            Action::EndHook(_) => {}
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(h, instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => {
                 self.hosts[h].oracle.remembered(&memory);

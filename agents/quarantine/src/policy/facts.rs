@@ -40,6 +40,8 @@ pub(super) struct Failure {
     pub(super) event_id: String,
     pub(super) incident: Option<v1::IncidentId>,
     pub(super) error: String,
+    /// What its node knows of the error.
+    pub(super) issue: Option<v1::Issue>,
 }
 
 /// An instance as its node tells it.
@@ -77,6 +79,7 @@ pub struct RecoveryFailed {
     pub(super) incarnation: Incarnation,
     pub(super) attempts: u32,
     pub(super) last_error: String,
+    pub(super) issue: Option<v1::Issue>,
     pub(super) event_id: String,
     pub(super) trace: Option<v1::TraceContext>,
 }
@@ -231,6 +234,7 @@ impl Facts {
             incarnation,
             attempts: failed.attempts,
             last_error,
+            issue: failed.issue.clone(),
             event_id: event.id.clone(),
             trace: event.trace.clone(),
         };
@@ -290,12 +294,12 @@ impl Facts {
                 view.ended();
                 // Without an incident a dependency is to blame.
                 if event.incident.is_some() {
-                    view.failure = Some(failure(told, sequence, event, &exited.last_error));
+                    view.failure = Some(failure(told, sequence, event, &exited.last_error, None));
                 }
             }
             Fact::ComponentFailed(failed) => {
                 view.ended();
-                view.failure = Some(failure(told, sequence, event, &failed.last_error));
+                view.failure = Some(failure(told, sequence, event, &failed.last_error, failed.issue.clone()));
             }
             _ => {}
         }
@@ -362,10 +366,10 @@ impl Facts {
     }
 }
 
-fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &str) -> Failure {
+fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &str, issue: Option<v1::Issue>) -> Failure {
     let told = event.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
     let error = if error.is_empty() { told } else { error.to_owned() };
-    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error }
+    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error, issue }
 }
 
 fn is_ours(event: &v1::Event) -> bool {

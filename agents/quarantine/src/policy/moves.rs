@@ -52,15 +52,16 @@ impl State {
         if newer || replaced {
             return None;
         }
-        let issue = issue::of(&failed.last_error);
+        let issue = issue::of(failed.issue.as_ref(), &failed.last_error);
         let want = v1::Quarantine {
             component: instance.component.clone(),
             ordinal: Some(instance.ordinal),
             phase: Phase::Isolated.into(),
             incarnation: Some(failed.incarnation.into()),
             duration: Some(proto(self.limits.isolation)),
-            issue_type: issue.kind.to_owned(),
-            suggested_fix: issue.fix,
+            issue_type: issue.issue_type,
+            suggested_fix: issue.suggested_fix,
+            known: issue.known,
             incident: Some((&failed.incident).into()),
             attempts: failed.attempts,
             note: String::new(),
@@ -154,13 +155,14 @@ impl State {
         now: Now,
     ) -> (IntentKey, v1::Intent, u64) {
         let by_hand = want.issue_type == MANUAL;
-        let issue = issue::of(&failure.error);
+        let issue = issue::of(failure.issue.as_ref(), &failure.error);
         let want = v1::Quarantine {
             phase: Phase::Isolated.into(),
             incarnation: if by_hand && self.concerned(key).len() > 1 { want.incarnation } else { Some(failure.incarnation.into()) },
             duration: Some(proto(self.limits.isolation)),
-            issue_type: if by_hand { MANUAL.to_owned() } else { issue.kind.to_owned() },
-            suggested_fix: issue.fix,
+            issue_type: if by_hand { MANUAL.to_owned() } else { issue.issue_type },
+            suggested_fix: issue.suggested_fix,
+            known: issue.known,
             incident: failure.incident.clone().or_else(|| want.incident.clone()),
             attempts: want.attempts.saturating_add(1),
             ..want.clone()

@@ -15,6 +15,7 @@ use razar_bus_schema::{
 use super::{
     AGENT, Limits, Now,
     incident::{Closed, IncidentFacts},
+    rungs::CHAKRA_HOOK,
 };
 
 /// Ids of own events that are remembered as told: every incident of the largest plan several times over.
@@ -33,6 +34,8 @@ pub struct Failure {
     pub cause: String,
     /// Last line of its error output.
     pub last_error: String,
+    /// What is known of it, or guessed.
+    pub issue: v1::Issue,
     /// When it was told, by the broker's clock.
     pub stored: SystemTime,
 }
@@ -152,6 +155,15 @@ pub struct Brake {
     pub since: Duration,
 }
 
+/// A chakra as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct ChakraView {
+    /// Id of the newest event that told that it is down.
+    fell_by: String,
+    /// It is down, and no hook of it has been tried since.
+    wants_hook: bool,
+}
+
 /// A node as the events tell it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeView {
@@ -170,6 +182,7 @@ pub struct Facts {
     nodes: BTreeMap<String, NodeView>,
     views: BTreeMap<Instance, View>,
     brake: Option<Brake>,
+    chakras: BTreeMap<String, ChakraView>,
     /// When the newest failure was heard of, monotonic.
     last_failure: Duration,
     told: BTreeSet<String>,
@@ -227,9 +240,18 @@ impl Facts {
             Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
+            Some(Fact::ChakraDown(_)) => self.fold_chakra(event, true),
+            Some(Fact::ChakraRecovered(_)) => self.fold_chakra(event, false),
             Some(fact) => {
                 if matches!(fact, Fact::ComponentFailed(_)) {
                     self.last_failure = now.mono;
+                }
+                if let Fact::RungTried(tried) = fact
+                    && tried.rung == CHAKRA_HOOK
+                    && tried.outcome != "void"
+                    && let Some(chakra) = self.chakras.get_mut(&event.chakra)
+                {
+                    chakra.wants_hook = false;
                 }
                 let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
@@ -242,6 +264,25 @@ impl Facts {
             }
             None => {}
         }
+    }
+
+    /// A chakra went down, which is told once more under the same id by whoever takes over, or is well again.
+    fn fold_chakra(&mut self, event: &v1::Event, down: bool) {
+        if self.chakras.len() >= ENTITIES_MAX && !self.chakras.contains_key(&event.chakra) {
+            return;
+        }
+        let chakra = self.chakras.entry(event.chakra.clone()).or_default();
+        if !down {
+            chakra.wants_hook = false;
+        } else if chakra.fell_by != event.id {
+            *chakra = ChakraView { fell_by: event.id.clone(), wants_hook: true };
+        }
+    }
+
+    /// Whether a chakra is down, and no hook of it has been tried since.
+    #[must_use]
+    pub fn wants_hook(&self, chakra: &str) -> bool {
+        self.chakras.get(chakra).is_some_and(|c| c.wants_hook)
     }
 
     /// Remembers agents' events by id; false if it is remembered already.
@@ -377,7 +418,8 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         Fact::ComponentFailed(failed) => {
             let incarnation = told_incarnation(event).unwrap_or(view.incarnation);
             let (id, cause, last_error) = (event.id.clone(), failed.cause.clone(), failed.last_error.clone());
-            view.failed = Some(Failure { incarnation, id, cause, last_error, stored });
+            let issue = failed.issue.clone().unwrap_or_default();
+            view.failed = Some(Failure { incarnation, id, cause, last_error, issue, stored });
         }
         _ => {}
     }
