@@ -70,7 +70,7 @@ impl State {
     /// The rung that comes next, `failed` having just failed: the chakra's hook where the chakra is down and this is its lowest incident;
     /// else the first in the component's order that has not failed in this incident, from the one on that the known error begins with.
     pub(super) fn rung_after(&self, at: Standing<'_>, failed: Option<&str>) -> String {
-        if self.is_hooked(at) {
+        if failed != Some(CHAKRA_HOOK) && self.is_hooked(at) {
             return CHAKRA_HOOK.to_owned();
         }
         let all: Vec<&str> = ladder(at.desired, at.spec).collect();

@@ -39,6 +39,10 @@ pub(crate) struct Bench {
     mission: String,
     /// Starts at a time of what is desired from now on.
     pub(crate) slots: u32,
+    /// The chakra's hook of what is desired from now on.
+    pub(crate) hook: Option<v1::Hook>,
+    /// What nodes know of errors from now on.
+    pub(crate) issue: Option<v1::Issue>,
 }
 
 pub(crate) fn id(name: &str) -> Instance {
@@ -88,6 +92,8 @@ impl Bench {
             inventory: None,
             mission: String::new(),
             slots: 4,
+            hook: None,
+            issue: None,
         };
         bench.state.apply_intents_epoch("b1");
         bench.state.apply_caught_up();
@@ -146,6 +152,7 @@ impl Bench {
             rank: u32::try_from(self.records.len()).unwrap(),
             parallel_starts: self.slots,
             spec: Some(spec.clone()),
+            chakra_hook: self.hook.clone(),
             ..Default::default()
         };
         let intent = v1::Intent { want: Some(Want::Desired(desired)), ..Default::default() };
@@ -206,7 +213,8 @@ impl Bench {
     }
 
     pub(crate) fn failed(&mut self, name: &str, incarnation: &str, cause: &str) {
-        let fact = v1::ComponentFailed { cause: cause.to_owned(), last_error: "boom".to_owned(), ..Default::default() };
+        let issue = self.issue.clone();
+        let fact = v1::ComponentFailed { cause: cause.to_owned(), last_error: "boom".to_owned(), issue, ..Default::default() };
         self.tell(name, incarnation, Fact::ComponentFailed(fact));
     }
 
@@ -320,6 +328,24 @@ impl Bench {
         self.turn();
     }
 
+    /// The watchdog's word on the chakra of all components here.
+    pub(crate) fn chakra(&mut self, fell: Option<&str>) {
+        let fact = match fell {
+            Some(_) => Fact::ChakraDown(v1::ChakraDown::default()),
+            None => Fact::ChakraRecovered(v1::ChakraRecovered::default()),
+        };
+        let event = v1::Event {
+            id: fell.unwrap_or("well").to_owned(),
+            kind: fact.kind().to_owned(),
+            source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "w".to_owned() }),
+            chakra: "heart".to_owned(),
+            fact: Some(fact),
+            ..Default::default()
+        };
+        self.store(&event);
+        self.turn();
+    }
+
     /// Every event once more, behind all others.
     pub(crate) fn repeat_all(&mut self) {
         for (_, event, _) in self.stored.clone() {
@@ -343,6 +369,7 @@ fn order_line(intent: &v1::Intent) -> String {
     let incident = Incident::try_from(order.incident.as_ref().unwrap()).unwrap();
     let replaces = Incarnation::from(order.replaces.as_ref().unwrap());
     let clear = if order.clear_state { " clearing" } else { "" };
+    let clear = if order.chakra_hook { " hooking" } else { clear };
     if order.ended {
         return format!("end {}#{} of {incident}", order.rung, order.attempt);
     }

@@ -5,4 +5,5 @@ mod bench;
 mod brake;
 mod course;
 mod rules;
+mod rungs;
 mod sequences;
