@@ -3,6 +3,7 @@
 
 mod asked;
 mod brake;
+mod escalation;
 mod events;
 mod facts;
 mod incident;
@@ -94,6 +95,17 @@ pub struct Write {
     pub expected: u64,
 }
 
+/// A record of escalations to be written, only over the revision that is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Announce {
+    /// Node, whose record it is.
+    pub node: String,
+    /// The record.
+    pub intent: Box<v1::Intent>,
+    /// Revision that it replaces; 0: there is none.
+    pub expected: u64,
+}
+
 /// What the shell is to do. Each ends in one [`Outcome`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -101,6 +113,8 @@ pub enum Action {
     Write(Box<Write>),
     /// Publish an event.
     Publish(Box<v1::Event>),
+    /// Write a record of escalations.
+    Announce(Box<Announce>),
     /// Ask nodes what they hold.
     Ask {
         /// Instance for whose sake they are asked.
@@ -124,6 +138,8 @@ pub enum WriteError {
 pub enum Outcome {
     /// Of [`Action::Write`]: its revision.
     Wrote(Box<Write>, Result<u64, WriteError>),
+    /// Of [`Action::Announce`]: its revision.
+    Announced(Box<Announce>, Result<u64, WriteError>),
     /// Of [`Action::Publish`]: stored, or not known to be.
     Published {
         /// Id of the event.
@@ -175,6 +191,10 @@ pub struct State {
     questions: BTreeMap<Instance, Question>,
     /// By chakra: whose order to run its hook is being written, and until when that may take.
     hooking: BTreeMap<String, (Instance, Duration)>,
+    /// Records of escalations by node.
+    announced: BTreeMap<String, Record>,
+    /// By node, until when the write of its record may take.
+    announcing: BTreeMap<String, Duration>,
 }
 
 impl State {
@@ -192,6 +212,8 @@ impl State {
             self.records.clear();
             self.quarantines.clear();
             self.writing.clear();
+            self.announced.clear();
+            self.announcing.clear();
         }
     }
 
@@ -248,6 +270,7 @@ impl State {
         self.publishing.clear();
         self.writing.clear();
         self.hooking.clear();
+        self.announcing.clear();
         self.questions.clear();
     }
 
@@ -262,6 +285,7 @@ impl State {
             Outcome::Wrote(write, Err(_)) => {
                 self.writing.insert(write.instance, now.mono + RETRY_PAUSE);
             }
+            Outcome::Announced(announce, result) => self.apply_announced(*announce, result, now),
             Outcome::Asked { instance, inventories } => self.apply_answer(&instance, inventories.as_deref(), now),
             Outcome::Published { id, stored } => {
                 if !stored && let Some(until) = self.publishing.get_mut(&id) {
@@ -283,6 +307,10 @@ impl State {
         if let Some(event) = self.owed_brake(now) {
             self.publish(event, now, &mut actions);
         }
+        for event in self.owed_escalations(now) {
+            self.publish(event, now, &mut actions);
+        }
+        actions.extend(self.announcements(now).into_iter().map(|announce| Action::Announce(Box::new(announce))));
         for instance in self.concerned() {
             match self.step(&instance, now) {
                 Step::Tell(event) => self.publish(event, now, &mut actions),
@@ -330,7 +358,9 @@ impl State {
             Step::Order(_) => self.writing.get(&instance).copied(),
         });
         let brake = self.owed_brake(now).and_then(|event| self.publishing.get(&event.id).copied());
-        steps.chain(brake).filter(|at| *at > now.mono).min()
+        let escalations = self.owed_escalations(now).into_iter().filter_map(|event| self.publishing.get(&event.id).copied());
+        let announcing = self.announcing.values().copied();
+        steps.chain(brake).chain(escalations).chain(announcing).filter(|at| *at > now.mono).min()
     }
 
     /// Instances that something may be due for.

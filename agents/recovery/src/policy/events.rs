@@ -49,7 +49,7 @@ impl State {
         v1::Actor { kind: AGENT.to_owned(), id: self.who.replica.clone() }
     }
 
-    fn trace_of(&self, incident: &Incident) -> v1::TraceContext {
+    pub(super) fn trace_of(&self, incident: &Incident) -> v1::TraceContext {
         Context::incident(&self.who.mesh, &incident.to_string()).into()
     }
 

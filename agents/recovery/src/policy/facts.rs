@@ -14,6 +14,7 @@ use razar_bus_schema::{
 
 use super::{
     AGENT, Limits, Now,
+    escalation::{Escalations, Row},
     incident::{Closed, IncidentFacts},
     rungs::CHAKRA_HOOK,
 };
@@ -77,6 +78,8 @@ pub struct View {
     pub lost_boots: (u32, String),
     /// Its newest incident.
     pub incident: Option<IncidentFacts>,
+    /// Errors that it ended with, and how often.
+    pub(super) errors: VecDeque<Row>,
 }
 
 impl Default for View {
@@ -99,6 +102,7 @@ impl Default for View {
             mission: String::new(),
             lost_boots: (0, String::new()),
             incident: None,
+            errors: VecDeque::new(),
         }
     }
 }
@@ -183,6 +187,7 @@ pub struct Facts {
     views: BTreeMap<Instance, View>,
     brake: Option<Brake>,
     chakras: BTreeMap<String, ChakraView>,
+    escalations: Escalations,
     /// When the newest failure was heard of, monotonic.
     last_failure: Duration,
     told: BTreeSet<String>,
@@ -229,6 +234,8 @@ impl Facts {
         } else if !event.id.is_empty() && !self.note_told(event) {
             return;
         }
+        let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        self.escalations.fold(event, instance.as_ref().and_then(|i| self.views.get_mut(i)), stored);
         match &event.fact {
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(event, inventory, now),
             Some(Fact::NodeLost(_)) => {
@@ -253,7 +260,7 @@ impl Facts {
                 {
                     chakra.wants_hook = false;
                 }
-                let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
+                let Some(instance) = instance else { return };
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
@@ -336,6 +343,10 @@ impl Facts {
                 view.enter(item.state(), event, now);
             }
         }
+    }
+
+    pub(super) const fn escalations(&self) -> &Escalations {
+        &self.escalations
     }
 
     /// An instance as its node tells it.

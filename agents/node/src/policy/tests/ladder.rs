@@ -226,3 +226,53 @@ fn what_is_given_up_says_what_is_known_of_its_error() {
     b.exhaust("other");
     assert_eq!((issue(&b).known.as_str(), issue(&b).issue_type.as_str()), ("", "external"), "each by the list of its own record");
 }
+
+/// A node whose stack has a hook for escalations.
+fn with_pager() -> Bench {
+    let mut b = Bench::new();
+    let hook = v1::Hook { command: vec!["/page.sh".to_owned()], ..Default::default() };
+    b.desire(&v1::Desired { escalation_hook: Some(hook), ..desired(&component("api", &[]), 1, 1) });
+    b.settle();
+    b.take();
+    b
+}
+
+fn escalate(b: &mut Bench, ids: &[&str]) {
+    let item = |id: &&str| v1::Escalation {
+        event_id: (*id).to_owned(),
+        severity: "P2".to_owned(),
+        about: format!("{id} happened"),
+        instance: Some((&self::id("api")).into()),
+        ..Default::default()
+    };
+    let record = v1::Escalations { node: "a".to_owned(), items: ids.iter().map(item).collect() };
+    b.record("escalation.a", Want::Escalations(record));
+    b.settle();
+}
+
+#[test]
+fn each_escalation_has_its_hook_once_and_one_runs_at_a_time() {
+    let mut b = with_pager();
+    escalate(&mut b, &["e1", "e2"]);
+    assert_eq!(b.take(), ["hook /page.sh"]);
+    for (name, value) in [("RAZAR_ESCALATION", "e1"), ("RAZAR_SEVERITY", "P2"), ("RAZAR_ABOUT", "e1 happened"), ("RAZAR_COMPONENT", "api")] {
+        assert!(b.hooks[0].told.contains(&(name, value.to_owned())), "{:?}", b.hooks[0].told);
+    }
+    hook_ends(&mut b, HookOutcome::Failed, "no network");
+    assert_eq!(b.take(), ["hook_ran api@1.1", "hook /page.sh"], "what came of it is told, and the next has its turn");
+    let told = b.events.iter().find(|e| e.kind == "hook_ran").unwrap();
+    assert_eq!(told.cause_id, "e1");
+    hook_ends(&mut b, HookOutcome::Ok, "");
+    escalate(&mut b, &["e2"]);
+    assert_eq!(b.take(), ["hook_ran api@1.1"], "e2 has had its hook");
+    escalate(&mut b, &["e3"]);
+    assert_eq!(b.take(), ["hook /page.sh"]);
+}
+
+#[test]
+fn without_a_hook_an_escalation_waits() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.take();
+    escalate(&mut b, &["e1"]);
+    assert_eq!(b.take(), [""; 0]);
+}
