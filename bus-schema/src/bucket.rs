@@ -100,8 +100,16 @@ mod tests {
 
     #[test]
     fn keys_round_trip_and_foreign_ones_are_nobodys() {
-        let keys =
-            ["desired.api.0", "recovery.api.3", "quarantine.api", "quarantine.api.1", "load.vision", "vram.a.gpu0", "escalation.a", "mark.quarantine"];
+        let keys = [
+            "desired.api.0",
+            "recovery.api.3",
+            "quarantine.api",
+            "quarantine.api.1",
+            "load.vision",
+            "vram.a.gpu0",
+            "escalation.a",
+            "mark.quarantine",
+        ];
         for key in keys {
             assert_eq!(IntentKey::parse(key).expect(key).to_string(), key);
         }

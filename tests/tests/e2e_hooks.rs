@@ -54,7 +54,8 @@ fn hook_ran(event: &v1::Event) -> Result<&v1::HookRan> {
 #[test]
 fn a_chakras_hook_cures_what_no_restart_does() -> Result<()> {
     let mesh = Mesh::new()?;
-    let heal = script(&mesh, "heal.sh", "echo $RAZAR_COMPONENT of $RAZAR_CHAKRA: $RAZAR_INCIDENT; rm $DIR/broken; echo token=hunter22 mended")?;
+    let heal =
+        script(&mesh, "heal.sh", "echo $RAZAR_COMPONENT of $RAZAR_CHAKRA: $RAZAR_INCIDENT; rm $DIR/broken; echo token=hunter22 mended")?;
     mesh.up(&stack(&mesh, &["restart", "chakra_hook"], json!({ "command": [heal] }), json!({}))?)?;
     let recovered = wait_event(&mesh, "store", "recovered")?;
     ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "chakra_hook"), "{recovered:?}");

@@ -14,7 +14,7 @@ use std::{
 };
 
 use razar_bus_schema::{ids::sha256_hex, trace::Context, v1};
-use razar_os::{Cgroups, FileId, Process, ProcTable, Tree, monotonic_now};
+use razar_os::{Cgroups, FileId, ProcTable, Process, Tree, monotonic_now};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -265,7 +265,8 @@ impl Output {
         let length = self.file.metadata().map_or(0, |m| m.len());
         let want = u64::try_from(OUTPUT_BYTES_MAX).unwrap_or(u64::MAX);
         let mut bytes = Vec::new();
-        let read = self.file.seek(SeekFrom::Start(length.saturating_sub(want))).and_then(|_| (&mut self.file).take(want).read_to_end(&mut bytes));
+        let read =
+            self.file.seek(SeekFrom::Start(length.saturating_sub(want))).and_then(|_| (&mut self.file).take(want).read_to_end(&mut bytes));
         if read.is_err() {
             bytes.clear();
         }

@@ -200,8 +200,10 @@ fn known(issue: Option<&v1::Issue>) -> String {
 fn hook(h: &v1::HookRan) -> String {
     let last = h.output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let said = if last.is_empty() { String::new() } else { format!(": {}", quote(last)) };
-    let left = if h.stragglers_killed == 0 { String::new() } else { format!(", {} ended", count(h.stragglers_killed as usize, "straggler")) };
-    let how = h.status.as_ref().filter(|_| h.outcome == "failed").map_or_else(String::new, |s| format!(", {}", exit_and_error(Some(s), "")));
+    let left =
+        if h.stragglers_killed == 0 { String::new() } else { format!(", {} ended", count(h.stragglers_killed as usize, "straggler")) };
+    let how =
+        h.status.as_ref().filter(|_| h.outcome == "failed").map_or_else(String::new, |s| format!(", {}", exit_and_error(Some(s), "")));
     format!("{} {} {} after {}{how}{left}{said}", word(&h.hook), escape(&h.program), word(&h.outcome), span(of(h.took.as_ref())))
 }
 

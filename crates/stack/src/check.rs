@@ -66,7 +66,8 @@ fn chakra(r: &mut Reader<'_>, name: &str, component: &Component, file: &StackFil
 
 /// A hook is run when something is wrong: that it is not there is better known before.
 pub(crate) fn hooks(r: &mut Reader<'_>, file: &StackFile, dir: &Path, outside: &dyn Outside) {
-    let of_chakras = file.chakras.iter().map(|(name, chakra)| (vec!["chakras", name.as_str(), "heal_hook", "command", "0"], &chakra.heal_hook));
+    let of_chakras =
+        file.chakras.iter().map(|(name, chakra)| (vec!["chakras", name.as_str(), "heal_hook", "command", "0"], &chakra.heal_hook));
     let of_mesh = (vec!["mesh", "escalation_hook", "command", "0"], &file.mesh.escalation_hook);
     for (path, hook) in of_chakras.chain([of_mesh]) {
         let command = hook.as_ref().map(|hook| fill::command(&hook.command, dir)).unwrap_or_default();
@@ -74,7 +75,12 @@ pub(crate) fn hooks(r: &mut Reader<'_>, file: &StackFile, dir: &Path, outside: &
         let of = path.first().filter(|first| **first == "chakras").and_then(|_| path.get(1)).map(|name| printable(name));
         r.subject = of;
         let at = r.places.value(&path);
-        r.show(Code::HookMissing, at, format!("the hook cannot be run: {why}"), Some("a program, or a script with a #! line and x".to_owned()));
+        r.show(
+            Code::HookMissing,
+            at,
+            format!("the hook cannot be run: {why}"),
+            Some("a program, or a script with a #! line and x".to_owned()),
+        );
         r.subject = None;
     }
 }

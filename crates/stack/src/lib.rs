@@ -19,8 +19,8 @@ pub mod units;
 
 pub use diagnostic::{Code, DIAGNOSTICS_MAX, Diagnostic, Diagnostics, Excerpt, Position, Severity};
 pub use document::{
-    ChakraSpec, DOCUMENT_BYTES_MAX, DOCUMENT_VERSION, DocumentError, HookSpec, KnownErrorSpec, Limits, ProfileSpec, ResolveError, Resolved, StackDocument,
-    spec_hash,
+    ChakraSpec, DOCUMENT_BYTES_MAX, DOCUMENT_VERSION, DocumentError, HookSpec, KnownErrorSpec, Limits, ProfileSpec, ResolveError, Resolved,
+    StackDocument, spec_hash,
 };
 pub use load::{Loaded, Outside, Source, load, load_with};
 pub use plan::{

@@ -30,10 +30,25 @@ fn the_built_in_entries_name_what_is_missing() {
             "dependency",
             "install the library libcuda.so.1, or put it on LD_LIBRARY_PATH",
         ),
-        ("OSError: [Errno 98] Address already in use", "address-in-use", "external", "stop what holds the port (razar doctor names it), or choose another one"),
+        (
+            "OSError: [Errno 98] Address already in use",
+            "address-in-use",
+            "external",
+            "stop what holds the port (razar doctor names it), or choose another one",
+        ),
         ("OSError: [Errno 28] No space left on device", "disk-full", "external", "free disk space"),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "device-memory-exhausted", "external", "free GPU memory, or load a smaller model or batch"),
-        ("dial tcp 127.0.0.1:5433: connect: connection refused", "connection-refused", "external", "start what it connects to, or add it to depends_on"),
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
+            "device-memory-exhausted",
+            "external",
+            "free GPU memory, or load a smaller model or batch",
+        ),
+        (
+            "dial tcp 127.0.0.1:5433: connect: connection refused",
+            "connection-refused",
+            "external",
+            "start what it connects to, or add it to depends_on",
+        ),
     ];
     for (error, known, kind, fix) in table {
         assert_eq!(of(&Registry::default(), error), (known.to_owned(), kind.to_owned(), fix.to_owned()), "{error}");

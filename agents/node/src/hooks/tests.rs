@@ -120,7 +120,10 @@ async fn it_gets_a_short_environment_and_the_folder_of_the_stack() {
 async fn another_exit_than_zero_has_failed() {
     let mut b = Bench::new();
     let end = b.run("echo no route to the gateway; exit 3", SOON).await;
-    assert_eq!((end.outcome, end.status.and_then(|s| s.code), end.output.as_str()), (HookOutcome::Failed, Some(3), "no route to the gateway"));
+    assert_eq!(
+        (end.outcome, end.status.and_then(|s| s.code), end.output.as_str()),
+        (HookOutcome::Failed, Some(3), "no route to the gateway")
+    );
     let end = b.run("kill -SEGV $$", SOON).await;
     assert_eq!((end.outcome, end.status.and_then(|s| s.signal)), (HookOutcome::Failed, Some(11)));
 }

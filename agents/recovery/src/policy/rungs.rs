@@ -99,7 +99,8 @@ impl State {
             for (id, view) in self.facts.replicas(&component) {
                 let Some((desired, below)) = self.desired(id).filter(|(d, _)| d.mode() != RunMode::Stop) else { continue };
                 queue.extend(below.depends_on.iter().map(|d| d.component.clone()));
-                let ends = !self.is_quarantined(id) && !self.facts.node(&view.node).lost && desired.generation <= view.incarnation.generation;
+                let ends =
+                    !self.is_quarantined(id) && !self.facts.node(&view.node).lost && desired.generation <= view.incarnation.generation;
                 let heals = view.state != InstanceState::Failed || is_given_up(view);
                 let open = view.incident.as_ref().filter(|i| i.is_open() && ends && heals);
                 found.extend(open.map(|i| i.id.clone()));
@@ -116,7 +117,9 @@ impl State {
         }
         let of = |(id, view): (&Instance, &View)| {
             let (desired, spec) = self.desired(id)?;
-            let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open) && spec.chakra == at.spec.chakra && desired.mode() == RunMode::Run;
+            let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open)
+                && spec.chakra == at.spec.chakra
+                && desired.mode() == RunMode::Run;
             let flaps = view.incident.as_ref().is_some_and(|i| i.flapping);
             let ours = is_given_up(view) || flaps || self.is_ordered(id);
             let helped = !view.blocked && !self.is_quarantined(id) && !self.facts.node(&view.node).lost;

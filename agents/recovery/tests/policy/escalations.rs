@@ -20,7 +20,9 @@ fn with_pager(names: &[&str]) -> Bench {
 #[test]
 fn the_same_error_three_times_is_told_to_people_once() {
     let mut b = Bench::new(&[plain("api")]);
-    for (start, error) in [(1, "timeout after 8ms"), (2, "other"), (3, "timeout after 1250ms"), (4, "timeout after 9ms"), (5, "timeout after 1ms")] {
+    for (start, error) in
+        [(1, "timeout after 8ms"), (2, "other"), (3, "timeout after 1250ms"), (4, "timeout after 9ms"), (5, "timeout after 1ms")]
+    {
         b.started("api", &format!("1.{start}"));
         b.says("api", &format!("1.{start}"), error);
     }

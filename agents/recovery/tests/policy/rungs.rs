@@ -82,7 +82,7 @@ fn a_chakra_that_is_down_makes_its_hook_the_next_rung_of_the_lowest_incident_onc
     b.rung_fails("web", "1.5");
     b.take();
     b.rung_fails("api", "1.5");
-    assert_eq!(b.take(), ["rung_tried restart failed chakra_hook", ]);
+    assert_eq!(b.take(), ["rung_tried restart failed chakra_hook",]);
     b.failed("web", "1.5", "start_failed");
     assert_eq!(b.take()[..1], ["rung_tried chakra_hook failed quarantine"]);
 }
@@ -219,14 +219,19 @@ fn an_incident_that_nobody_will_end_is_not_waited_for() {
 
 #[test]
 fn a_known_error_says_where_the_ladder_begins() {
-    let issue = |rung: &str| Some(v1::Issue { known: "cache".to_owned(), issue_type: "logic".to_owned(), suggested_fix: "x".to_owned(), rung: rung.to_owned() });
+    let issue = |rung: &str| {
+        Some(v1::Issue { known: "cache".to_owned(), issue_type: "logic".to_owned(), suggested_fix: "x".to_owned(), rung: rung.to_owned() })
+    };
     let mut b = Bench::new(&[spec("api", &[])]);
     b.issue = issue("clear_state");
     b.exhaust("api");
     assert_eq!(b.take()[0], "order clear_state#1 of api@1.1: 1.4 clearing");
     b.rung_fails("api", "1.5");
     assert_eq!(b.take()[..2], ["rung_tried clear_state failed quarantine", "recovery_failed 1 boom"]);
-    let Some(Fact::RecoveryFailed(failed)) = b.events.iter().rev().find_map(|e| e.fact.clone().filter(|_| e.kind == "recovery_failed")) else { unreachable!() };
+    let Some(Fact::RecoveryFailed(failed)) = b.events.iter().rev().find_map(|e| e.fact.clone().filter(|_| e.kind == "recovery_failed"))
+    else {
+        unreachable!()
+    };
     assert_eq!(failed.issue.unwrap().known, "cache");
 
     let mut b = Bench::new(&[spec("api", &[])]);

@@ -126,7 +126,9 @@ fn a_start_waits_for_the_hook_of_its_rung_and_follows_when_that_ended_well() {
     let mut b = hooked(false);
     assert_eq!((b.state("api"), b.take()), (State::Preparing, vec!["hook /heal.sh".to_owned()]));
     let told = &b.hooks[0].told;
-    for (name, value) in [("RAZAR_INCIDENT", "api@1.1"), ("RAZAR_INCARNATION", "1.4"), ("RAZAR_CHAKRA", "heart"), ("RAZAR_LAST_ERROR", "boom")] {
+    for (name, value) in
+        [("RAZAR_INCIDENT", "api@1.1"), ("RAZAR_INCARNATION", "1.4"), ("RAZAR_CHAKRA", "heart"), ("RAZAR_LAST_ERROR", "boom")]
+    {
         assert!(told.contains(&(name, value.to_owned())), "{told:?}");
     }
     hook_ends(&mut b, HookOutcome::Ok, "flushed");
@@ -188,7 +190,8 @@ fn a_hook_whose_start_is_no_longer_wanted_is_ended_and_starts_nothing() {
 fn the_end_of_another_run_starts_nothing() {
     let mut b = hooked(false);
     let HookKey::Chakra { instance, incident, attempt } = b.hooks[0].key.clone() else { panic!() };
-    let end = HookEnd { outcome: HookOutcome::Ok, status: None, took: Duration::ZERO, output: String::new(), output_cut: false, stragglers: 0 };
+    let end =
+        HookEnd { outcome: HookOutcome::Ok, status: None, took: Duration::ZERO, output: String::new(), output_cut: false, stragglers: 0 };
     let key = HookKey::Chakra { instance, incident, attempt: attempt + 1 };
     b.input(Input::HookEnded { key, program: String::new(), end });
     assert_eq!(b.state("api"), State::Preparing);
@@ -255,7 +258,8 @@ fn each_escalation_has_its_hook_once_and_one_runs_at_a_time() {
     let mut b = with_pager();
     escalate(&mut b, &["e1", "e2"]);
     assert_eq!(b.take(), ["hook /page.sh"]);
-    for (name, value) in [("RAZAR_ESCALATION", "e1"), ("RAZAR_SEVERITY", "P2"), ("RAZAR_ABOUT", "e1 happened"), ("RAZAR_COMPONENT", "api")] {
+    for (name, value) in [("RAZAR_ESCALATION", "e1"), ("RAZAR_SEVERITY", "P2"), ("RAZAR_ABOUT", "e1 happened"), ("RAZAR_COMPONENT", "api")]
+    {
         assert!(b.hooks[0].told.contains(&(name, value.to_owned())), "{:?}", b.hooks[0].told);
     }
     hook_ends(&mut b, HookOutcome::Failed, "no network");
