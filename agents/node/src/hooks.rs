@@ -242,10 +242,8 @@ fn finish(mut running: Running, outcome: HookOutcome, took: Duration) -> HookEnd
         Ok(razar_os::Exit::Ended(status)) => Some(status),
         Ok(razar_os::Exit::Running | razar_os::Exit::Unknown) | Err(_) => None,
     };
-    let outcome = match outcome {
-        HookOutcome::Ok if !status.as_ref().is_some_and(razar_os::ExitStatus::is_success) => HookOutcome::Failed,
-        other => other,
-    };
+    let well = status.as_ref().is_some_and(razar_os::ExitStatus::is_success);
+    let outcome = if outcome == HookOutcome::Ok && !well { HookOutcome::Failed } else { outcome };
     let (output, output_cut) = running.output.take();
     HookEnd { outcome, status: status.map(|s| exit_record(Some(s), None)), took, output, output_cut, stragglers: killed }
 }

@@ -3,6 +3,7 @@
 
 mod asked;
 mod brake;
+mod destructive;
 mod escalation;
 mod events;
 mod facts;
@@ -60,6 +61,14 @@ pub struct Limits {
     pub flaps_within: Duration,
     /// Boots in a row in which a component ended past help, from which on it goes to the last rung at once.
     pub lost_boots: u32,
+    /// Rungs of one component that cannot be taken back, inside `destructive_within`.
+    pub destructive_component: usize,
+    /// Those of one chakra.
+    pub destructive_chakra: usize,
+    /// Those of the mesh.
+    pub destructive_mesh: usize,
+    /// Period over which they are counted.
+    pub destructive_within: Duration,
     /// Failed roots inside `brake_within` from which on the brake engages, if they are `brake_percent` of all as well.
     pub brake_roots: usize,
     /// Share of what counts, in per cent.
@@ -77,6 +86,10 @@ impl Default for Limits {
             flaps_max: 10,
             flaps_within: Duration::from_secs(24 * 3600),
             lost_boots: 3,
+            destructive_component: 6,
+            destructive_chakra: 12,
+            destructive_mesh: 24,
+            destructive_within: Duration::from_secs(3600),
             brake_roots: 5,
             brake_percent: 20,
             brake_within: Duration::from_secs(600),
@@ -191,6 +204,8 @@ pub struct State {
     questions: BTreeMap<Instance, Question>,
     /// By chakra: whose order to run its hook is being written, and until when that may take.
     hooking: BTreeMap<String, (Instance, Duration)>,
+    /// Orders that cannot be taken back and are being written, and until when that may take.
+    destroying: BTreeMap<Instance, Duration>,
     /// Records of escalations by node.
     announced: BTreeMap<String, Record>,
     /// By node, until when the write of its record may take.
@@ -270,6 +285,7 @@ impl State {
         self.publishing.clear();
         self.writing.clear();
         self.hooking.clear();
+        self.destroying.clear();
         self.announcing.clear();
         self.questions.clear();
     }
@@ -280,6 +296,7 @@ impl State {
             Outcome::Wrote(write, Ok(revision)) => {
                 self.writing.remove(&write.instance);
                 self.hooking.retain(|_, (instance, _)| *instance != write.instance);
+                self.destroying.remove(&write.instance);
                 self.apply_record(&write.instance, revision, Some(Arc::new(write.intent)), now);
             }
             Outcome::Wrote(write, Err(_)) => {
@@ -321,6 +338,7 @@ impl State {
                 Step::Order(intent) => {
                     if self.writing.get(&instance).is_none_or(|until| *until <= now.mono) {
                         self.note_hook(&instance, &intent, now);
+                        self.note_destructive(&instance, &intent, now.mono + WRITE_LIMIT);
                         let expected = self.records.get(&instance).map_or(0, |r| r.revision);
                         self.writing.insert(instance.clone(), now.mono + WRITE_LIMIT);
                         actions.push(Action::Write(Box::new(Write { instance, intent: *intent, expected })));

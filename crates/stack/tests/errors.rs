@@ -1,5 +1,7 @@
 //! The error registry: what the built-in entries know, whose word counts first, and what a stack's own file may say.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly, its helpers too")]
+
 use std::path::Path;
 
 use razar_bus_schema::v1;

@@ -104,6 +104,10 @@ impl Escalations {
         }
     }
 
+    pub(super) const fn clock(&self) -> Option<SystemTime> {
+        self.clock
+    }
+
     fn owe(&mut self, event: &v1::Event, why: Why, stored: SystemTime) {
         let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
         let incarnation = event.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();

@@ -14,6 +14,7 @@ use razar_bus_schema::{
 
 use super::{
     AGENT, Limits, Now,
+    destructive::Destroyed,
     escalation::{Escalations, Row},
     incident::{Closed, IncidentFacts},
     rungs::CHAKRA_HOOK,
@@ -188,6 +189,7 @@ pub struct Facts {
     brake: Option<Brake>,
     chakras: BTreeMap<String, ChakraView>,
     escalations: Escalations,
+    destroyed: Destroyed,
     /// When the newest failure was heard of, monotonic.
     last_failure: Duration,
     told: BTreeSet<String>,
@@ -261,6 +263,9 @@ impl Facts {
                     chakra.wants_hook = false;
                 }
                 let Some(instance) = instance else { return };
+                if let Fact::RungTried(tried) = fact {
+                    self.destroyed.fold(&instance, &event.chakra, tried, stored, limits);
+                }
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
@@ -343,6 +348,15 @@ impl Facts {
                 view.enter(item.state(), event, now);
             }
         }
+    }
+
+    pub(super) const fn destroyed(&self) -> &Destroyed {
+        &self.destroyed
+    }
+
+    /// When the newest event was stored, by the broker's clock: what is recent is measured by it.
+    pub(super) const fn clock(&self) -> Option<SystemTime> {
+        self.escalations.clock()
     }
 
     pub(super) const fn escalations(&self) -> &Escalations {

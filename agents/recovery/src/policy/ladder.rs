@@ -13,6 +13,7 @@ use super::{
     IncidentFacts, Now, Record, State, Step, View,
     asked::Ground,
     brake::Admission,
+    destructive::is_destructive,
     events::{Asked, Said, fact_id},
     rungs::{CHAKRA_HOOK, CLEAR_STATE, DEPENDENCIES, QUARANTINE, RESTART, Standing, backoff, is_given_up, ladder},
 };
@@ -112,7 +113,7 @@ impl State {
         let rung = match incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
             _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
-            _ => self.rung_after(at, None),
+            _ => self.rung_after(at, None, now),
         };
         self.climb(at, &rung, now)
     }
@@ -124,7 +125,10 @@ impl State {
             return Step::Wait(until);
         }
         let lost = view.lost_boots.0 >= self.limits.lost_boots && incident.attempts == 0;
-        let rung = if self.is_hooked(at) && !lost { CHAKRA_HOOK } else { rung };
+        let hooked = if self.is_hooked(at) && !lost { CHAKRA_HOOK } else { rung };
+        // Others may have spent the budget since that was told.
+        let spared = (is_destructive(hooked) && self.spent(at, now).is_some()).then(|| self.rung_after(at, None, now));
+        let rung = spared.as_deref().unwrap_or(hooked);
         if rung == QUARANTINE {
             return self.give_up(at, now);
         }
@@ -227,7 +231,7 @@ impl State {
         }
         if !is_tried {
             return match self.judge(under, at, now) {
-                Ok(Outcome::Failed) if self.rung_after(at, Some(&order.rung)) == QUARANTINE => self.last_try(under, at, now),
+                Ok(Outcome::Failed) if self.rung_after(at, Some(&order.rung), now) == QUARANTINE => self.last_try(under, at, now),
                 Ok(outcome) => Step::Tell(self.tried(under, at, outcome, now)),
                 Err(until) => Step::Wait(until),
             };
@@ -331,9 +335,10 @@ impl State {
         let (next, text) = match outcome {
             Outcome::Ok => (String::new(), format!("{rung} held for {:.0?}", self.limits.soak)),
             Outcome::Failed => {
-                let next = self.rung_after(at, Some(rung));
+                let next = self.rung_after(at, Some(rung), now);
                 let waits = if next == DEPENDENCIES { format!(": waits for {}", listed(&self.joined(at.spec))) } else { String::new() };
-                (next.clone(), format!("{rung} failed; next {next}{waits}"))
+                let spared = self.spent(at, now).map_or_else(String::new, |why| format!("; {why}"));
+                (next.clone(), format!("{rung} failed; next {next}{waits}{spared}"))
             }
             Outcome::Void => (
                 rung.to_owned(),

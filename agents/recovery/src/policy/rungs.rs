@@ -9,7 +9,7 @@ use razar_bus_schema::{
     v1::{self, InstanceState, RunMode},
 };
 
-use super::{IncidentFacts, Now, State, View};
+use super::{IncidentFacts, Now, State, View, destructive::is_destructive};
 
 /// Start it anew after a backoff.
 pub(super) const RESTART: &str = "restart";
@@ -69,8 +69,10 @@ pub(super) struct Standing<'s> {
 impl State {
     /// The rung that comes next, `failed` having just failed: the chakra's hook where the chakra is down and this is its lowest incident;
     /// else the first in the component's order that has not failed in this incident, from the one on that the known error begins with.
-    pub(super) fn rung_after(&self, at: Standing<'_>, failed: Option<&str>) -> String {
-        if failed != Some(CHAKRA_HOOK) && self.is_hooked(at) {
+    /// What cannot be taken back is passed over while a budget for it is spent.
+    pub(super) fn rung_after(&self, at: Standing<'_>, failed: Option<&str>, now: Now) -> String {
+        let spent = self.spent(at, now).is_some();
+        if failed != Some(CHAKRA_HOOK) && !spent && self.is_hooked(at) {
             return CHAKRA_HOOK.to_owned();
         }
         let all: Vec<&str> = ladder(at.desired, at.spec).collect();
@@ -82,7 +84,10 @@ impl State {
         let cured = at.incident.after.as_deref().and_then(|after| all.iter().position(|rung| *rung == after));
         let skipped = begin.max(cured.map_or(0, |n| n + 1));
         let left = all.into_iter().skip(skipped).filter(|rung| failed != Some(rung) && !at.incident.has_failed(rung));
-        let next = left.into_iter().find(|rung| *rung != DEPENDENCIES || !self.joined(at.spec).is_empty());
+        let next = left
+            .into_iter()
+            .filter(|rung| !spent || !is_destructive(rung))
+            .find(|rung| *rung != DEPENDENCIES || !self.joined(at.spec).is_empty());
         next.unwrap_or(QUARANTINE).to_owned()
     }
 

@@ -246,3 +246,78 @@ fn a_known_error_says_where_the_ladder_begins() {
     b.exhaust("api");
     assert_eq!(b.take()[0], "order restart#1 of api@1.1: 1.4", "there is no such rung here");
 }
+
+/// A life of `name` that a rung with its state cleared cures, from an incident of generation `generation` on.
+fn cured_by_clearing(b: &mut Bench, name: &str, start: u64) -> u64 {
+    let at = |n: u64| format!("1.{n}");
+    b.started(name, &at(start));
+    b.exited(name, &at(start));
+    b.failed(name, &at(start), "budget_spent");
+    let log = b.take();
+    assert!(log.iter().any(|line| line.ends_with(" clearing")), "{log:?}");
+    b.started(name, &at(start + 1));
+    b.ready(name, &at(start + 1));
+    b.pass(5);
+    b.close(name);
+    b.pass(60);
+    b.take();
+    start + 2
+}
+
+fn clears(name: &str) -> v1::ComponentSpec {
+    v1::ComponentSpec { heal: vec!["clear_state".to_owned(), "restart".to_owned()], ..spec(name, &[]) }
+}
+
+#[test]
+fn what_cannot_be_taken_back_has_a_budget_and_is_passed_over_when_that_is_spent() {
+    let mut b = Bench::new(&[clears("api")]);
+    let mut start = 1;
+    for _ in 0..6 {
+        start = cured_by_clearing(&mut b, "api", start);
+    }
+    let at = format!("1.{start}");
+    b.started("api", &at);
+    b.exited("api", &at);
+    b.failed("api", &at, "budget_spent");
+    assert!(b.take()[0].starts_with("order restart#1"), "six in an hour are spent: its state is left alone");
+    b.rung_fails("api", &format!("1.{}", start + 1));
+    let told = b.events.iter().rev().find(|e| e.kind == "rung_tried").unwrap().reason.clone().unwrap().text;
+    assert_eq!(told, "restart failed; next quarantine; its own budget of 6 in 3600s for what cannot be taken back is spent");
+
+    let mut b = Bench::new(&[clears("api")]);
+    let mut start = 1;
+    for _ in 0..6 {
+        start = cured_by_clearing(&mut b, "api", start);
+    }
+    b.pass(3_600);
+    cured_by_clearing(&mut b, "api", start);
+}
+
+#[test]
+fn a_chakra_and_the_mesh_have_budgets_too() {
+    let names = ["a1", "a2", "a3"];
+    let mut b = Bench::new(&names.map(clears));
+    let mut starts = [1, 1];
+    for n in 0..12 {
+        starts[n % 2] = cured_by_clearing(&mut b, names[n % 2], starts[n % 2]);
+    }
+    b.started("a3", "1.1");
+    b.exited("a3", "1.1");
+    b.failed("a3", "1.1", "budget_spent");
+    assert!(b.take()[0].starts_with("order restart#1 of a3"), "twelve of its chakra are spent");
+}
+
+#[test]
+fn a_successor_knows_what_is_spent() {
+    let mut b = Bench::new(&[clears("api")]);
+    let mut start = 1;
+    for _ in 0..6 {
+        start = cured_by_clearing(&mut b, "api", start);
+    }
+    b.take_over();
+    let at = format!("1.{start}");
+    b.started("api", &at);
+    b.exited("api", &at);
+    b.failed("api", &at, "budget_spent");
+    assert!(b.take()[0].starts_with("order restart#1"));
+}
