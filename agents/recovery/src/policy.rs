@@ -325,7 +325,7 @@ impl State {
             self.publish(event, now, &mut actions);
         }
         for event in self.owed_escalations(now) {
-            self.publish(event, now, &mut actions);
+            self.publish(Box::new(event), now, &mut actions);
         }
         actions.extend(self.announcements(now).into_iter().map(|announce| Action::Announce(Box::new(announce))));
         for instance in self.concerned() {

@@ -58,6 +58,8 @@ pub struct View {
     pub(super) ready_sequence: u64,
     pub(super) ready_event_id: String,
     pub(super) failure: Option<Failure>,
+    /// When this incarnation was told to have started, monotonic, by receipt, with the place and id of the event.
+    pub(super) begun: Option<(Duration, u64, String)>,
 }
 
 impl View {
@@ -278,7 +280,10 @@ impl Facts {
         }
         view.chakra.clone_from(&event.chakra);
         match fact {
-            Fact::ComponentStarted(_) => view.lives = true,
+            Fact::ComponentStarted(_) => {
+                view.lives = true;
+                view.begun.get_or_insert_with(|| (now.mono, sequence, event.id.clone()));
+            }
             Fact::ComponentReady(ready) => {
                 view.completed = ready.completed;
                 view.lives = !ready.completed;

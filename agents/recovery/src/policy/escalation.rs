@@ -79,7 +79,6 @@ pub(super) struct Escalations {
 }
 
 impl Escalations {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     pub(super) fn fold(&mut self, event: &v1::Event, view: Option<&mut View>, stored: SystemTime) {
         self.clock = self.clock.max(Some(stored));
         let by_node = event.source.as_ref().is_some_and(|s| s.kind == "node");
@@ -185,13 +184,13 @@ fn signature(text: &str) -> String {
 
 impl State {
     /// Escalations that are owed and not in EVENTS.
-    pub(super) fn owed_escalations(&self, now: Now) -> Vec<Box<v1::Event>> {
+    pub(super) fn owed_escalations(&self, now: Now) -> Vec<v1::Event> {
         let escalations = self.facts.escalations();
         let owed = escalations.due.iter().filter(|due| !self.facts.is_told(&due.id) && escalations.is_news(due.stored));
         owed.map(|due| self.escalated(due, now.wall)).collect()
     }
 
-    fn escalated(&self, due: &Due, at: SystemTime) -> Box<v1::Event> {
+    fn escalated(&self, due: &Due, at: SystemTime) -> v1::Event {
         let required = self.desired(&due.instance).is_none_or(|(_, spec)| spec.required);
         let name = due.instance.to_string();
         let (severity, about, count) = match &due.why {
@@ -203,7 +202,7 @@ impl State {
         };
         let fact = Fact::Escalated(v1::Escalated { severity: severity.to_owned(), about: about.clone(), count });
         let incident = due.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
-        Box::new(v1::Event {
+        v1::Event {
             id: due.id.clone(),
             kind: fact.kind().to_owned(),
             time: Some(time::timestamp(at)),
@@ -219,7 +218,7 @@ impl State {
             stack: due.stack.clone(),
             fact: Some(fact),
             ..Default::default()
-        })
+        }
     }
 
     /// A record of escalations was read or written; `None`: somebody deleted it, or wrote there what is none.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use razar_bus_schema::{
     ids::{Incident, Instance, sha256_hex},
-    time,
+    startup, time,
     v1::{self, InstanceState, RunMode},
 };
 
@@ -24,13 +24,6 @@ pub(super) const QUARANTINE: &str = "quarantine";
 
 /// Causes by which a node does not restart what the stack file says is not to be restarted: nor does the ladder.
 const BY_POLICY: [&str; 2] = ["policy_never", "policy_on_failure"];
-/// Time to come up of a component without a startup probe.
-const STARTUP_LIMIT: Duration = Duration::from_secs(30);
-/// A start that may take longer than a year may take for ever: sums with it stay in range.
-const STARTUP_LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Defaults of a startup probe.
-const PERIOD: Duration = Duration::from_secs(1);
-const FAILURES: u32 = 3;
 /// Time of a hook that names none.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest backoff of a restart rung, in powers of two of a second.
@@ -155,18 +148,9 @@ impl State {
     /// Time that a rung has, its backoff left out: never less than the startup limit and the soak.
     pub(super) fn limit(&self, desired: &v1::Desired, spec: &v1::ComponentSpec, rung: &str) -> Duration {
         let hook = desired.chakra_hook.as_ref().filter(|_| rung == CHAKRA_HOOK);
-        let before = hook.map_or(Duration::ZERO, |h| time::duration_or(h.timeout.as_ref(), HOOK_TIMEOUT).min(STARTUP_LONGEST));
-        before + (startup_limit(spec) + self.limits.soak).max(self.limits.deadline_min)
+        let before = hook.map_or(Duration::ZERO, |h| time::duration_or(h.timeout.as_ref(), HOOK_TIMEOUT).min(startup::LONGEST));
+        before + (startup::limit(spec) + self.limits.soak).max(self.limits.deadline_min)
     }
-}
-
-/// How long a component may take to come up.
-fn startup_limit(spec: &v1::ComponentSpec) -> Duration {
-    spec.startup.as_ref().map_or(STARTUP_LIMIT, |probe| {
-        let failures = if probe.failure_threshold == 0 { FAILURES } else { probe.failure_threshold };
-        let period = time::duration_or(probe.period.as_ref(), PERIOD).saturating_mul(failures).min(STARTUP_LONGEST);
-        (time::duration_or(probe.initial_delay.as_ref(), Duration::ZERO).min(STARTUP_LONGEST) + period).min(STARTUP_LONGEST)
-    })
 }
 
 /// 2^(n-1) s before the n-th try, a tenth of it more or less: the same for the same try, whoever computes it.
@@ -205,18 +189,5 @@ mod tests {
             let backoff = backoff(&incident, attempt).as_secs_f64();
             assert!((seconds * 0.9..=seconds * 1.1).contains(&backoff), "{attempt}: {backoff}");
         }
-    }
-
-    #[test]
-    fn a_rung_has_what_its_startup_probe_allows() {
-        let probe = |period, failure_threshold| v1::Probe {
-            period: Some(prost_types::Duration { seconds: period, nanos: 0 }),
-            failure_threshold,
-            ..Default::default()
-        };
-        let of = |startup| startup_limit(&v1::ComponentSpec { startup, ..Default::default() });
-        assert_eq!(of(None), Duration::from_secs(30));
-        assert_eq!(of(Some(probe(2, 60))), Duration::from_secs(120));
-        assert_eq!(of(Some(probe(i64::MAX, u32::MAX))), STARTUP_LONGEST);
     }
 }
