@@ -10,6 +10,7 @@ mod mesh;
 mod programs;
 mod report;
 mod schedule;
+mod story;
 mod system;
 mod unified;
 
@@ -57,6 +58,8 @@ enum Section {
     Unified,
     /// Memory and CPU of the mesh while it watches 77 components; status queries
     Watch,
+    /// The story of one incident from a stream of a million events
+    Story,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -107,6 +110,9 @@ async fn measure(args: &Args) -> Result<()> {
     if asked(Section::Unified) || asked(Section::Watch) {
         let parts = unified::Parts { boot: asked(Section::Unified), watch: asked(Section::Watch).then_some(args.watch) };
         report.take("unified", unified::measure(&programs, &parts).await);
+    }
+    if asked(Section::Story) {
+        report.take("story", story::measure(&programs).await);
     }
     report.finish()
 }

@@ -77,6 +77,8 @@ fn what_fails_until_its_state_is_cleared_is_cured_by_the_second_rung() -> Result
     let story = mesh.razar(&["incident", "store"])?.ok()?.out;
     in_order(&story, &["component_exited", "component_failed", "recovery_started", "rung_tried", "recovered", "healed in"])?;
     ensure!(story.contains("restart failed; next clear_state") && story.contains("blocked web"), "{story}");
+    let replayed = mesh.razar(&["incident", "store", "--replay"])?.ok()?.out;
+    ensure!(replayed.contains("4 decisions replayed: the same"), "{replayed}");
     let line = mesh.razar(&["incidents", "--since", "1h"])?.ok()?.out;
     ensure!(line.contains("recovered") && line.contains("clear_state") && line.contains("JSONDecodeError"), "{line}");
     ensure!(mesh.razar(&["incidents", "--open"])?.ok()?.out.is_empty());
@@ -133,6 +135,9 @@ fn what_no_rung_heals_is_told_so_and_the_rest_runs_on() -> Result<()> {
         &mesh.razar(&["incident", "store@1.1"])?.ok()?.out,
         &["recovery_started", "restart failed; next quarantine", "recovery_failed"],
     )?;
+    // Rung, its failure, the end of the ladder, and the isolation are decided the same again.
+    let replayed = mesh.razar(&["incident", "store@1.1", "--replay"])?.ok()?.out;
+    ensure!(replayed.contains("4 decisions replayed: the same"), "{replayed}");
     ensure!(mesh.component("other")?.state() == v1::InstanceState::Ready);
     ensure!(mesh.events_of("web", "component_started")?.is_empty());
     mesh.end()

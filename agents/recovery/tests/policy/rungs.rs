@@ -21,7 +21,7 @@ fn plain(name: &str) -> v1::ComponentSpec {
 /// `db` serves, and the other waits for it only until it has failed: its incident blocks nobody.
 fn with_optional_db() -> Bench {
     let mut api = spec("api", &["db"]);
-    api.depends_on[0].required = false;
+    api.depends_on.iter_mut().for_each(|d| d.required = false);
     let mut b = Bench::new(&[v1::ComponentSpec { depends_on: Vec::new(), ..spec("db", &[]) }, api]);
     b.started("db", "1.1");
     b.ready("db", "1.1");
