@@ -89,6 +89,8 @@ fn a_hook_that_hangs_fails_its_rung_and_people_are_told() -> Result<()> {
         ensure!(!alive(pid), "{file} {pid} lives on");
     }
     wait_for("store quarantined", SOON, || Ok((mesh.component("store")?.state() == State::Quarantined).then_some(())))?;
+    let status = mesh.razar(&["status"])?.out;
+    ensure!(status.contains("store") && status.contains("; escalated P"), "{status}");
     // The same error and the end of the ladder, each told once and paged once.
     let pages = wait_for("two pages", SOON, || {
         let pages = fs::read_to_string(mesh.dir().join("pages")).unwrap_or_default();
@@ -160,5 +162,75 @@ fn a_hook_goes_on_whoever_dies() -> Result<()> {
     ensure!(!alive(first), "two of it would have run at once");
     ensure!(pids().len() == 2, "{:?}", pids());
     ensure!(tries(&mesh)? == ["chakra_hook ok"], "{:?}", tries(&mesh)?);
+    mesh.end()
+}
+
+/// The watchdog's word, as anybody on the bus might say it.
+fn chakra_down(mesh: &Mesh, id: &str) -> Result<()> {
+    use prost::Message as _;
+    let fact = Fact::ChakraDown(v1::ChakraDown { missing: vec!["store".to_owned()], ..Default::default() });
+    let event = v1::Event {
+        id: id.to_owned(),
+        kind: "chakra_down".to_owned(),
+        time: Some(std::time::SystemTime::now().into()),
+        source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "by-hand".to_owned() }),
+        chakra: "heart".to_owned(),
+        mesh: mesh.name().to_owned(),
+        fact: Some(fact),
+        ..Default::default()
+    };
+    mesh.raw()?.publish(&format!("{}.event.heart._.chakra_down", mesh.name()), &event.encode_to_vec())
+}
+
+#[test]
+fn a_chakra_that_is_down_has_its_hook_run_before_any_other_rung() -> Result<()> {
+    let mesh = Mesh::new()?;
+    let heal = script(&mesh, "heal.sh", "rm $DIR/broken")?;
+    let stack = stack(&mesh, &["restart", "clear_state", "chakra_hook"], json!({ "command": [heal] }), json!({}))?;
+    fs::remove_file(mesh.dir().join("broken"))?;
+    mesh.up(&stack)?.ok()?;
+    chakra_down(&mesh, "down-1")?;
+    chakra_down(&mesh, "down-1")?;
+    fs::write(mesh.dir().join("broken"), "")?;
+    razar_tests::e2e::signal(mesh.pid("store")?, rustix::process::Signal::KILL)?;
+    let recovered = wait_event(&mesh, "store", "recovered")?;
+    ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "chakra_hook"), "{recovered:?}");
+    ensure!(tries(&mesh)? == ["chakra_hook ok"], "{:?}", tries(&mesh)?);
+    mesh.end()
+}
+
+/// `store` stands on `mid`, which serves on while `base`, below it, has an incident of its own.
+#[test]
+fn what_fails_above_an_incident_waits_for_it_and_is_started_after_it() -> Result<()> {
+    let mesh = Mesh::new()?;
+    let heal = script(&mesh, "heal.sh", "while [ ! -e $DIR/go ]; do sleep 0.05; done; rm $DIR/base-broken")?;
+    let broken = mesh.dir().join("base-broken");
+    let base = Part::demo("base", mesh.port(2))?
+        .arg(&format!("--break-file={}", broken.display()))
+        .set("heal", json!(["chakra_hook"]))
+        .set("restart", json!({ "backoff": { "first": "0s", "base": "50ms", "max": "100ms" } }));
+    let mut stack = stack(&mesh, &["restart", "dependencies"], json!({ "command": [heal], "timeout": "60s" }), json!({}))?;
+    stack = stack.with(base).with(Part::demo("mid", mesh.port(3))?.after("base"));
+    let store = Part::demo("store", mesh.port(0))?
+        .after("mid")
+        .arg(&format!("--break-file={}", mesh.dir().join("broken").display()))
+        .set("state", json!([mesh.dir().join("broken")]))
+        .set("heal", json!(["restart", "dependencies"]))
+        .set("restart", json!({ "backoff": { "first": "0s", "base": "50ms", "max": "100ms" } }));
+    stack = stack.with(store);
+    fs::remove_file(mesh.dir().join("broken"))?;
+    mesh.up(&stack)?.ok()?;
+    for (file, name) in [("base-broken", "base"), ("broken", "store")] {
+        fs::write(mesh.dir().join(file), "")?;
+        razar_tests::e2e::signal(mesh.pid(name)?, rustix::process::Signal::KILL)?;
+        wait_event(&mesh, name, "component_failed")?;
+    }
+    let tried = wait_event(&mesh, "store", "rung_tried")?;
+    ensure!(tried.reason.is_some_and(|r| r.text.contains("next dependencies: waits for base@1.1")), "{:?}", tries(&mesh)?);
+    fs::write(mesh.dir().join("go"), "")?;
+    wait_event(&mesh, "base", "recovered")?;
+    let recovered = wait_event(&mesh, "store", "recovered")?;
+    ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "dependencies"), "{recovered:?}");
+    ensure!(tries(&mesh)? == ["restart failed dependencies", "dependencies ok"], "{:?}", tries(&mesh)?);
     mesh.end()
 }

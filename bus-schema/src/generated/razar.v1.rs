@@ -3648,6 +3648,9 @@ pub struct ObservedComponent {
     /// What was told of its isolation; absent: it is not isolated.
     #[prost(message, optional, tag = "21")]
     pub quarantined: ::core::option::Option<Quarantined>,
+    /// What people were told of it last, until it recovers, is released or has a new generation; absent: nothing.
+    #[prost(message, optional, tag = "22")]
+    pub escalated: ::core::option::Option<Escalated>,
 }
 impl ::prost::Name for ObservedComponent {
     const NAME: &'static str = "ObservedComponent";
