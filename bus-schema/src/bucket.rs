@@ -22,6 +22,8 @@ pub enum IntentKey {
         /// Device.
         device: String,
     },
+    /// `escalation.<node>`, written by recovery.
+    Escalation(String),
     /// `mark.<agent>`: that agent has written all it knew into a new bucket epoch.
     Mark(String),
 }
@@ -35,6 +37,7 @@ impl std::fmt::Display for IntentKey {
             Self::QuarantineInstance(i) => write!(f, "quarantine.{}", i.key()),
             Self::Load(c) => write!(f, "load.{c}"),
             Self::Vram { node, device } => write!(f, "vram.{node}.{device}"),
+            Self::Escalation(node) => write!(f, "escalation.{node}"),
             Self::Mark(agent) => write!(f, "mark.{agent}"),
         }
     }
@@ -57,6 +60,7 @@ impl IntentKey {
             ("quarantine", Some(_)) => instance().map(Self::QuarantineInstance),
             ("load", None) => Some(Self::Load(name.to_owned())),
             ("vram", Some(device)) => Some(Self::Vram { node: name.to_owned(), device: device.to_owned() }),
+            ("escalation", None) => Some(Self::Escalation(name.to_owned())),
             ("mark", None) => Some(Self::Mark(name.to_owned())),
             _ => None,
         }
@@ -96,8 +100,16 @@ mod tests {
 
     #[test]
     fn keys_round_trip_and_foreign_ones_are_nobodys() {
-        let keys =
-            ["desired.api.0", "recovery.api.3", "quarantine.api", "quarantine.api.1", "load.vision", "vram.a.gpu0", "mark.quarantine"];
+        let keys = [
+            "desired.api.0",
+            "recovery.api.3",
+            "quarantine.api",
+            "quarantine.api.1",
+            "load.vision",
+            "vram.a.gpu0",
+            "escalation.a",
+            "mark.quarantine",
+        ];
         for key in keys {
             assert_eq!(IntentKey::parse(key).expect(key).to_string(), key);
         }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Names of all facts, in the order of the contract.
-pub const KINDS: [&str; 51] = [
+pub const KINDS: [&str; 52] = [
     "component_started",
     "component_ready",
     "component_unready",
@@ -59,6 +59,7 @@ pub const KINDS: [&str; 51] = [
     "dead_lettered",
     "agent_started",
     "limit_exceeded",
+    "hook_ran",
 ];
 
 /// Names a fact as subjects and [`v1::Event::kind`] do.
@@ -121,6 +122,7 @@ impl Kind for Fact {
             Fact::DeadLettered(_) => "dead_lettered",
             Fact::AgentStarted(_) => "agent_started",
             Fact::LimitExceeded(_) => "limit_exceeded",
+            Fact::HookRan(_) => "hook_ran",
         }
     }
 }

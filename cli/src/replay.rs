@@ -186,6 +186,7 @@ impl Replay {
 
     fn apply(&mut self, sequence: u64, event: &v1::Event, stored: SystemTime, now: Now) {
         self.recovery.apply_event(sequence, event, stored, now);
+        self.quarantine.apply_stored(event, stored, now);
         self.quarantine.apply_event(sequence, event, now);
         let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
         match &event.fact {
@@ -257,6 +258,10 @@ impl Replay {
             recovery::Action::Write(write) => {
                 self.revision += 1;
                 self.recovery.apply_outcome(recovery::Outcome::Wrote(write, Ok(self.revision)), now);
+            }
+            recovery::Action::Announce(announce) => {
+                self.revision += 1;
+                self.recovery.apply_outcome(recovery::Outcome::Announced(announce, Ok(self.revision)), now);
             }
             recovery::Action::Ask { instance, .. } => {
                 let inventories = Some(vec![self.inventory()]);

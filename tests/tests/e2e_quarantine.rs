@@ -103,3 +103,36 @@ fn what_cannot_be_isolated_or_released_is_refused_with_the_reason() -> Result<()
     ensure!(mesh.razar(&["release", "web", "--note", "x"])?.is(77)?.err.contains("is not quarantined"));
     mesh.end()
 }
+
+/// From a client of anybody's: what is asked too late, of nobody, without a note, or twice has a clear answer and no effect.
+#[test]
+fn what_is_asked_wrongly_on_the_bus_is_answered_and_does_nothing() -> Result<()> {
+    let mesh = Mesh::start(stack)?;
+    let (pid, mut raw) = (mesh.pid("worker")?, mesh.raw()?);
+    let mut ask = |verb: &str, target: &str, text: &str| -> Result<(bool, String, String)> {
+        let subject = format!("{}.command.quarantine.{verb}.{target}", mesh.name());
+        let said: serde_json::Value = serde_json::from_slice(&raw.request(&subject, text.as_bytes())?)?;
+        let text = |key: &str| said.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+        Ok((said.get("accepted").and_then(serde_json::Value::as_bool).unwrap_or_default(), text("code"), text("reason")))
+    };
+    let (taken, code, why) = ask("quarantine", "worker", r#"{"commandId":"late","expiresAt":"2020-01-01T00:00:00Z"}"#)?;
+    ensure!(!taken && code == "expired", "{code}: {why}");
+    let (taken, code, why) = ask("quarantine", "wroker", r#"{"note":"x"}"#)?;
+    ensure!(!taken && code == "unknown_component" && why.contains("nearest: worker"), "{code}: {why}");
+    let (taken, code, why) = ask("release", "worker", r#"{"note":" "}"#)?;
+    ensure!(!taken && code == "not_quarantined", "{code}: {why}");
+    let (taken, code, why) = ask("isolate", "worker", "{}")?;
+    ensure!(!taken && code == "unknown_verb" && why.contains("it knows quarantine and release"), "{code}: {why}");
+    ensure!(alive(pid) && mesh.events_of("worker", "quarantined")?.is_empty(), "nothing of this had an effect");
+
+    // A required root is isolated if a person wants so, who is told what that costs; and once, however often it is asked for.
+    for _ in 0..3 {
+        let (taken, _, why) = ask("quarantine", "worker", r#"{"commandId":"once","note":"leaks"}"#)?;
+        ensure!(taken && why.contains("worker, a required one, is quarantined for 30m; it blocks web"), "{why}");
+    }
+    stays_isolated(&mesh)?;
+    ensure!(mesh.events_of("worker", "quarantined")?.len() == 1, "{:?}", mesh.events_of("worker", "quarantined")?);
+    let (taken, code, why) = ask("release", "worker", r#"{"commandId":"mute"}"#)?;
+    ensure!(!taken && code == "note_missing" && why.contains("needs a note"), "{code}: {why}");
+    mesh.end()
+}

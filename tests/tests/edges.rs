@@ -310,6 +310,12 @@ impl Mesh {
     fn carry_out(&mut self, action: node::Action) {
         let input = match action {
             node::Action::ClearState { instance, .. } => node::Input::Prepared { instance, failed: None },
+            node::Action::RunHook(run) => {
+                let (outcome, took) = (node::hooks::HookOutcome::Ok, Duration::ZERO);
+                let end = node::hooks::HookEnd { outcome, status: None, took, output: String::new(), output_cut: false, stragglers: 0 };
+                node::Input::HookEnded { key: run.key, program: String::new(), end }
+            }
+            node::Action::EndHook(_) => return,
             node::Action::Spawn(spawn) => {
                 let process = v1::ProcessIdentity { pid: 4_000, ..Default::default() };
                 node::Input::Spawned { instance: spawn.instance, incarnation: spawn.incarnation, process }

@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     config::NodeConfig,
     guard::{Exits, GuardWatch},
+    hooks::Hooks,
     journal::Journal,
     logs::LogStore,
     news::News,
@@ -52,6 +53,7 @@ pub struct Agent {
     pub(crate) journal: Journal,
     pub(crate) outbox: Outbox,
     pub(crate) processes: Processes,
+    hooks: Hooks,
     pub(crate) logs: LogStore,
     pub(crate) bus: Bus,
     pub(crate) usages: Usages,
@@ -113,6 +115,7 @@ impl Agent {
     pub(crate) fn new(parts: Parts) -> Result<(Self, mpsc::Receiver<News>)> {
         let (news, receiver) = mpsc::channel(NEWS_MAX);
         let agent = Self {
+            hooks: Hooks::open(parts.config.path("hooks"), parts.processes.places().clone(), news.clone()),
             config: parts.config,
             policy: parts.policy,
             journal: parts.journal,
@@ -174,7 +177,8 @@ impl Agent {
         self.end().await
     }
 
-    async fn end(self) -> Result<Ending> {
+    async fn end(mut self) -> Result<Ending> {
+        self.hooks.close().await;
         self.outbox.drained(DRAIN_LIMIT).await;
         self.house.close().await;
         self.bus.close(DRAIN_LIMIT).await;
@@ -213,6 +217,8 @@ impl Agent {
             Action::Signal { instance, incarnation, signal } => self.processes.signal(&instance, incarnation, signal),
             Action::Kill { instance, incarnation } => self.processes.kill(&instance, incarnation),
             Action::ClearState { instance, paths } => self.clear_state(instance, paths),
+            Action::RunHook(run) => self.hooks.run(*run),
+            Action::EndHook(key) => self.hooks.end(&key),
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => self.note(|journal| journal.remember(*memory)),
             Action::StorePlan(plan) => self.store_plan(plan),
@@ -294,6 +300,12 @@ impl Agent {
         match news {
             News::Probed(input) => self.policy.apply(*input, now()),
             News::Prepared(instance, failed) => self.policy.apply(Input::Prepared { instance, failed }, now()),
+            News::HookEnded(input) => {
+                if let Input::HookEnded { key, .. } = &*input {
+                    self.hooks.ended(key);
+                }
+                self.policy.apply(*input, now());
+            }
             News::Looked(look) => self.on_looked(*look),
             News::Measured(usages) => self.usages.put(usages),
         }

@@ -1,9 +1,11 @@
 //! The environment that a component is started with: a few variables of the node's own, what its specification says, its secrets,
 //! and who it is. Secrets are read here, at each start, and go nowhere else.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, fs, path::Path};
 
 use razar_bus_schema::{ids::Incarnation, ids::Instance, v1};
+
+use crate::{policy::hooks::HookRun, processes::Places};
 
 /// Variables taken over from the node: where programs, homes and locales are. Nothing else is inherited, so that a start does not
 /// depend on the shell that started the mesh.
@@ -83,6 +85,26 @@ fn read_secret(secret: &v1::SecretFile) -> Result<OsString, String> {
         return Err(said("a NUL byte cannot be in an environment".to_owned()));
     }
     Ok(OsString::from_vec(value))
+}
+
+/// The whole environment of a hook: a few variables of the node's own, who runs it, what it is run for, and what the stack file says.
+pub(crate) fn of_hook(
+    run: &HookRun,
+    places: &Places,
+    traceparent: &str,
+    own: impl Fn(&str) -> Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let mut env: BTreeMap<OsString, OsString> = BTreeMap::new();
+    env.extend(INHERITED.iter().filter_map(|name| Some((OsString::from(name), own(name)?))));
+    let node = [("RAZAR_MESH", &places.mesh), ("RAZAR_SERVER", &places.server), ("RAZAR_NODE", &places.node)];
+    env.extend(node.map(|(name, value)| (OsString::from(name), OsString::from(value))));
+    env.extend(run.hook.env.iter().map(|var| (OsString::from(&var.name), OsString::from(&var.value))));
+    // What it is told of the incident is no matter of the stack file.
+    env.extend(run.told.iter().map(|(name, value)| (OsString::from(name), OsString::from(value.replace('\0', " ")))));
+    if !traceparent.is_empty() {
+        env.insert("TRACEPARENT".into(), traceparent.into());
+    }
+    env.into_iter().collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod config;
 mod environment;
 pub mod guard;
+mod hooks;
 mod house;
 pub mod journal;
 pub mod logs;

@@ -13,6 +13,8 @@ pub(crate) enum News {
     Probed(Box<Input>),
     /// State was cleared.
     Prepared(Instance, Option<String>),
+    /// A hook ended.
+    HookEnded(Box<Input>),
     /// Disk and stores were looked at.
     Looked(Box<Look>),
     /// What the processes use was measured.

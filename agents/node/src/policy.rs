@@ -5,6 +5,7 @@
 pub mod evidence;
 mod facts;
 mod folding;
+pub mod hooks;
 pub mod instance;
 mod intents;
 mod memory;
@@ -27,9 +28,11 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     v1,
 };
+use razar_stack::errors::Registry;
 
 use self::{
     evidence::Window,
+    hooks::{HookEnd, HookKey, HookRun},
     instance::Inst,
     probing::{Answer, Role},
 };
@@ -107,6 +110,15 @@ pub enum Input {
         /// `None`: well; else what went wrong.
         failed: Option<String>,
     },
+    /// A hook ended, was ended, or could not be started.
+    HookEnded {
+        /// Which run.
+        key: HookKey,
+        /// Its program.
+        program: String,
+        /// What came of it.
+        end: HookEnd,
+    },
     /// A process ended.
     Exited {
         /// Instance.
@@ -182,6 +194,10 @@ pub enum Action {
         /// Paths to remove.
         paths: Vec<String>,
     },
+    /// Run a hook; answer [`Input::HookEnded`].
+    RunHook(Box<HookRun>),
+    /// End a hook that is no longer wanted; its [`Input::HookEnded`] comes as any other.
+    EndHook(HookKey),
     /// Spawn it; answer [`Input::Spawned`] or [`Input::SpawnFailed`].
     Spawn(Box<Spawn>),
     /// Send the polite signal to the main process.
@@ -255,6 +271,9 @@ pub struct Node {
     timers: BTreeSet<(Duration, Instance)>,
     timer_of: BTreeMap<Instance, Duration>,
     startable: BTreeSet<(Group, u32, Instance)>,
+    escalating: hooks::Escalating,
+    /// The stack's own entries of the error registry, and what they compile to.
+    known_errors: (Vec<v1::KnownError>, Registry),
     actions: Vec<Action>,
     tells: Vec<v1::Event>,
     shutdown: bool,
@@ -273,6 +292,8 @@ impl Node {
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
             startable: BTreeSet::new(),
+            escalating: hooks::Escalating::default(),
+            known_errors: <(Vec<v1::KnownError>, Registry)>::default(),
             actions: Vec::new(),
             tells: Vec::new(),
             shutdown: false,
@@ -292,6 +313,7 @@ impl Node {
             Input::Spawned { instance, incarnation, process } => self.fold_spawned(&instance, incarnation, process, now),
             Input::SpawnFailed { instance, incarnation, why } => self.fold_spawn_failed(&instance, incarnation, why, now),
             Input::Prepared { instance, failed } => self.fold_prepared(&instance, failed, now),
+            Input::HookEnded { key, program, end } => self.fold_hook_ended(&key, &program, end, now),
             Input::Exited { instance, incarnation, status, last_error, while_away, stragglers } => {
                 self.fold_exit(&instance, incarnation, &folding::Exit { status, last_error, while_away, stragglers, started: true }, now);
             }
@@ -329,6 +351,7 @@ impl Node {
                 break;
             }
         }
+        self.run_escalation_hook();
         let mut actions = std::mem::take(&mut self.actions);
         actions.extend(self.tells.drain(..).map(|event| Action::Tell(Box::new(event))));
         actions

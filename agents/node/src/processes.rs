@@ -113,6 +113,12 @@ impl Processes {
         self.cgroups.is_some()
     }
 
+    /// Where things are, and who the node is.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
     /// The incarnation of `instance` that lives.
     #[must_use]
     pub fn get(&self, instance: &Instance, incarnation: Incarnation) -> Option<&Running> {
@@ -427,7 +433,7 @@ async fn listen(socket: NotifySocket, news: mpsc::Sender<ProcessNews>, instance:
     }
 }
 
-fn with_sources(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

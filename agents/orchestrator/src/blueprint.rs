@@ -32,6 +32,12 @@ pub struct Blueprint {
     pub timeout: Duration,
     /// Boots in a row that may end failed before people are told.
     pub failed_boots: u32,
+    /// Hooks of the chakras that have one, by chakra.
+    pub chakra_hooks: BTreeMap<String, v1::Hook>,
+    /// Program that a node runs when people must know of something.
+    pub escalation_hook: Option<v1::Hook>,
+    /// The stack's own entries of the error registry, in order.
+    pub known_errors: Vec<v1::KnownError>,
     /// Components by name.
     pub parts: BTreeMap<String, Part>,
 }
@@ -60,6 +66,7 @@ impl Blueprint {
         // Only the order is asked for here, so the labels are left out: places change with every node that comes and goes.
         resolved.components = specs.iter().cloned().map(|spec| v1::ComponentSpec { node_labels: Vec::new(), ..spec }).collect();
         let order = if specs.is_empty() { BTreeMap::new() } else { ranks(&resolved)? };
+        let hooks = resolved.chakras.iter().filter_map(|(name, chakra)| Some((name.clone(), chakra.heal_hook.as_ref()?.to_hook())));
         let parts = specs.into_iter().map(|spec| {
             let (rank, wave) = order.get(&spec.name).copied().unwrap_or_default();
             let spec_hash = razar_stack::spec_hash(&spec);
@@ -72,6 +79,9 @@ impl Blueprint {
             parallel_starts: resolved.parallel_starts,
             timeout: resolved.timeout,
             failed_boots: resolved.failed_boots,
+            chakra_hooks: hooks.collect(),
+            escalation_hook: resolved.escalation_hook.as_ref().map(razar_stack::HookSpec::to_hook),
+            known_errors: resolved.known_errors.iter().map(razar_stack::KnownErrorSpec::to_known).collect(),
             parts: parts.collect(),
         })
     }

@@ -51,7 +51,12 @@ impl Decider for Quarantine {
     }
 
     fn apply_event(&mut self, folded: &Folded<'_>, now: Now) {
+        self.state.apply_stored(folded.event, folded.stored, now);
         self.state.apply_event(folded.sequence, folded.event, now);
+    }
+
+    fn apply_caught_up(&mut self, _sequence: u64, _now: Now) {
+        self.state.apply_caught_up();
     }
 
     fn apply_intents_epoch(&mut self, epoch: &str, _now: Now) {

@@ -1,6 +1,7 @@
 //! Quarantine's decisions, pure: folds of `intents` and EVENTS, and `decide`, which works from state and so says the same whoever holds the
 //! shard. Clocks are passed in, ids computed; no IO lives below here.
 
+mod clock;
 mod commands;
 mod epoch;
 mod events;
@@ -11,12 +12,13 @@ mod moves;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use razar_bus_schema::{
     bucket::IntentKey,
     ids::Instance,
+    startup,
     v1::{self, QuarantinePhase as Phase, intent::Want},
 };
 
@@ -109,6 +111,8 @@ pub struct Known {
     runs: bool,
     in_plan: bool,
     required: bool,
+    /// Time from its start on probation until it must be ready.
+    limit: Duration,
     /// Components that it cannot do without.
     needs: BTreeSet<String>,
 }
@@ -156,6 +160,9 @@ pub struct State {
     pending: VecDeque<Pending>,
     write_until: Option<Duration>,
     publishing: BTreeMap<String, Duration>,
+    clock: clock::Clock,
+    /// Everything that was told before this replica began is folded.
+    caught_up: bool,
 }
 
 impl State {
@@ -189,7 +196,7 @@ impl State {
                     self.mark = (revision, mark.bucket_epoch.clone());
                 }
             }
-            IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => {}
+            IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Escalation(_) | IntentKey::Mark(_) => {}
         }
     }
 
@@ -203,7 +210,8 @@ impl State {
             return;
         }
         // Written again into another bucket, it goes on from when it was read first.
-        let received = before.filter(|r| r.intent == intent).map_or(now.mono, |r| r.received);
+        let told = || self.clock.since(&intent.told_by_event_id).unwrap_or(now.mono).min(now.mono);
+        let received = before.filter(|r| r.intent == intent).map_or_else(told, |r| r.received);
         self.spoiled.remove(key);
         self.records.insert(key.clone(), Record { revision, received, intent });
     }
@@ -223,6 +231,7 @@ impl State {
             runs: desired.mode() != v1::RunMode::Stop,
             in_plan: intent.reason.as_ref().is_none_or(|r| r.code != "left_plan"),
             required: spec.is_some_and(|s| s.required),
+            limit: spec.map_or(Duration::ZERO, startup::limit) + self.limits.soak,
             needs: spec.iter().flat_map(|s| &s.depends_on).filter(|d| d.required).map(|d| d.component.clone()).collect(),
         };
         self.desired.insert(instance.clone(), known);
@@ -240,6 +249,20 @@ impl State {
     pub fn apply_reset(&mut self) {
         self.facts = Facts::default();
         self.publishing.clear();
+    }
+
+    /// When the broker stored an event that is about to be applied: by that a successor knows how long an isolation has lasted.
+    pub fn apply_stored(&mut self, event: &v1::Event, stored: SystemTime, now: Now) {
+        self.clock.fold(event, stored, now);
+    }
+
+    /// All that was told before is folded: an isolation that was told before this replica began lasts since then.
+    pub fn apply_caught_up(&mut self) {
+        if !std::mem::replace(&mut self.caught_up, true) {
+            for record in self.records.values_mut() {
+                record.received = self.clock.since(&record.intent.told_by_event_id).unwrap_or(record.received).min(record.received);
+            }
+        }
     }
 
     /// An event of EVENTS.
@@ -350,7 +373,12 @@ impl State {
         match key {
             IntentKey::QuarantineInstance(instance) => vec![instance.clone()],
             IntentKey::QuarantineComponent(name) => self.desired.keys().filter(|i| i.component == *name).cloned().collect(),
-            IntentKey::Desired(_) | IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => Vec::new(),
+            IntentKey::Desired(_)
+            | IntentKey::Recovery(_)
+            | IntentKey::Load(_)
+            | IntentKey::Vram { .. }
+            | IntentKey::Escalation(_)
+            | IntentKey::Mark(_) => Vec::new(),
         }
     }
 
@@ -359,7 +387,12 @@ impl State {
         let is = |key: &&IntentKey| match key {
             IntentKey::QuarantineComponent(name) => name == target,
             IntentKey::QuarantineInstance(i) => i.component == target || i.key() == target,
-            IntentKey::Desired(_) | IntentKey::Recovery(_) | IntentKey::Load(_) | IntentKey::Vram { .. } | IntentKey::Mark(_) => false,
+            IntentKey::Desired(_)
+            | IntentKey::Recovery(_)
+            | IntentKey::Load(_)
+            | IntentKey::Vram { .. }
+            | IntentKey::Escalation(_)
+            | IntentKey::Mark(_) => false,
         };
         self.records.keys().filter(is).cloned().collect()
     }

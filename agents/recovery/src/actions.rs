@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use razar_bus::{Bus, BusError};
 use razar_bus_schema::{bucket::IntentKey, ids::Instance, v1};
 
-use crate::policy::{Outcome, Write, WriteError};
+use crate::policy::{Announce, Outcome, Write, WriteError};
 
 /// A node answers from memory.
 const ASK_LIMIT: Duration = Duration::from_secs(4);
@@ -24,13 +24,24 @@ pub(crate) async fn ask(bus: Bus, instance: Instance, nodes: BTreeSet<String>) -
 
 /// Writes one record over the revision that is known.
 pub(crate) async fn write(bus: Bus, write: Box<Write>) -> Outcome {
-    let batch = [(IntentKey::Recovery(write.instance.clone()), write.intent.clone(), write.expected)];
-    let result = match bus.put_intents(&batch).await {
+    let result = put(&bus, IntentKey::Recovery(write.instance.clone()), write.intent.clone(), write.expected).await;
+    Outcome::Wrote(write, result)
+}
+
+/// Writes the record of what a node is to run the escalation hook for.
+pub(crate) async fn announce(bus: Bus, announce: Box<Announce>) -> Outcome {
+    let result = put(&bus, IntentKey::Escalation(announce.node.clone()), (*announce.intent).clone(), announce.expected).await;
+    Outcome::Announced(announce, result)
+}
+
+async fn put(bus: &Bus, key: IntentKey, intent: v1::Intent, expected: u64) -> Result<u64, WriteError> {
+    let batch = [(key, intent, expected)];
+    match bus.put_intents(&batch).await {
         Ok(revisions) => revisions.first().copied().ok_or(WriteError::Unknown),
         Err(error) => {
-            tracing::warn!(%error, instance = %write.instance, "an order was not written");
+            let [(key, ..)] = &batch;
+            tracing::warn!(%error, %key, "a record was not written");
             Err(if error.outcome_unknown() { WriteError::Unknown } else { WriteError::Conflict })
         }
-    };
-    Outcome::Wrote(write, result)
+    }
 }

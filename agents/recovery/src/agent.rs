@@ -80,6 +80,7 @@ impl Decider for Recovery {
     fn apply_intent(&mut self, key: &IntentKey, revision: u64, intent: Option<Arc<v1::Intent>>, now: Now) {
         match (key, intent) {
             (IntentKey::Recovery(instance), intent) => self.state.apply_record(instance, revision, intent, now),
+            (IntentKey::Escalation(node), intent) => self.state.apply_escalations(node, revision, intent, now),
             (IntentKey::Desired(instance), Some(intent)) => self.state.apply_desired(instance, revision, intent),
             (IntentKey::QuarantineComponent(component), Some(intent)) => {
                 if let Some(Want::Quarantine(quarantine)) = &intent.want {
@@ -120,6 +121,10 @@ impl Decider for Recovery {
                 let why = write.intent.reason.as_ref().map_or("", |r| r.text.as_str());
                 tracing::info!(instance = %write.instance, why, "order");
                 shell.spawn(actions::write(bus, write));
+            }
+            Action::Announce(announce) => {
+                shell.numbers.decided("announce");
+                shell.spawn(actions::announce(bus, announce));
             }
             Action::Ask { instance, nodes } => {
                 shell.numbers.decided("ask");

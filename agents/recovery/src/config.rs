@@ -16,6 +16,14 @@ const fn seconds(given: u64) -> Duration {
     Duration::from_secs(if given < SECONDS_MAX { given } else { SECONDS_MAX })
 }
 
+fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn large(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
 /// Table `settings` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +42,15 @@ pub struct Settings {
     pub flaps_within_seconds: u64,
     /// Boots in a row in which a component ended past help, from which on it goes to the last rung at once.
     pub lost_boots: u32,
+    /// Rungs that cannot be taken back (state cleared, a hook run) of one component inside `destructive_within_seconds`; past that they are
+    /// passed over.
+    pub destructive_component: u32,
+    /// Those of one chakra.
+    pub destructive_chakra: u32,
+    /// Those of the mesh.
+    pub destructive_mesh: u32,
+    /// Seconds over which they are counted.
+    pub destructive_within_seconds: u64,
     /// Failed roots inside `brake_within_seconds` from which on the brake engages.
     pub brake_roots: u32,
     /// Share of what counts that they must be, in per cent.
@@ -53,8 +70,12 @@ impl Default for Settings {
             flaps_max: limits.flaps_max,
             flaps_within_seconds: limits.flaps_within.as_secs(),
             lost_boots: limits.lost_boots,
-            brake_roots: u32::try_from(limits.brake_roots).unwrap_or(u32::MAX),
-            brake_percent: u32::try_from(limits.brake_percent).unwrap_or(u32::MAX),
+            destructive_component: small(limits.destructive_component),
+            destructive_chakra: small(limits.destructive_chakra),
+            destructive_mesh: small(limits.destructive_mesh),
+            destructive_within_seconds: limits.destructive_within.as_secs(),
+            brake_roots: small(limits.brake_roots),
+            brake_percent: small(limits.brake_percent),
             brake_within_seconds: limits.brake_within.as_secs(),
         }
     }
@@ -77,8 +98,12 @@ impl Settings {
             flaps_max: self.flaps_max,
             flaps_within: seconds(self.flaps_within_seconds),
             lost_boots: self.lost_boots,
-            brake_roots: usize::try_from(self.brake_roots).unwrap_or(usize::MAX),
-            brake_percent: usize::try_from(self.brake_percent).unwrap_or(usize::MAX),
+            destructive_component: large(self.destructive_component),
+            destructive_chakra: large(self.destructive_chakra),
+            destructive_mesh: large(self.destructive_mesh),
+            destructive_within: seconds(self.destructive_within_seconds),
+            brake_roots: large(self.brake_roots),
+            brake_percent: large(self.brake_percent),
             brake_within: seconds(self.brake_within_seconds),
         }
     }

@@ -3,10 +3,13 @@
 
 mod asked;
 mod brake;
+mod destructive;
+mod escalation;
 mod events;
 mod facts;
 mod incident;
 mod ladder;
+mod rungs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,6 +61,14 @@ pub struct Limits {
     pub flaps_within: Duration,
     /// Boots in a row in which a component ended past help, from which on it goes to the last rung at once.
     pub lost_boots: u32,
+    /// Rungs of one component that cannot be taken back, inside `destructive_within`.
+    pub destructive_component: usize,
+    /// Those of one chakra.
+    pub destructive_chakra: usize,
+    /// Those of the mesh.
+    pub destructive_mesh: usize,
+    /// Period over which they are counted.
+    pub destructive_within: Duration,
     /// Failed roots inside `brake_within` from which on the brake engages, if they are `brake_percent` of all as well.
     pub brake_roots: usize,
     /// Share of what counts, in per cent.
@@ -75,6 +86,10 @@ impl Default for Limits {
             flaps_max: 10,
             flaps_within: Duration::from_secs(24 * 3600),
             lost_boots: 3,
+            destructive_component: 6,
+            destructive_chakra: 12,
+            destructive_mesh: 24,
+            destructive_within: Duration::from_secs(3600),
             brake_roots: 5,
             brake_percent: 20,
             brake_within: Duration::from_secs(600),
@@ -93,6 +108,17 @@ pub struct Write {
     pub expected: u64,
 }
 
+/// A record of escalations to be written, only over the revision that is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Announce {
+    /// Node, whose record it is.
+    pub node: String,
+    /// The record.
+    pub intent: Box<v1::Intent>,
+    /// Revision that it replaces; 0: there is none.
+    pub expected: u64,
+}
+
 /// What the shell is to do. Each ends in one [`Outcome`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -100,6 +126,8 @@ pub enum Action {
     Write(Box<Write>),
     /// Publish an event.
     Publish(Box<v1::Event>),
+    /// Write a record of escalations.
+    Announce(Box<Announce>),
     /// Ask nodes what they hold.
     Ask {
         /// Instance for whose sake they are asked.
@@ -123,6 +151,8 @@ pub enum WriteError {
 pub enum Outcome {
     /// Of [`Action::Write`]: its revision.
     Wrote(Box<Write>, Result<u64, WriteError>),
+    /// Of [`Action::Announce`]: its revision.
+    Announced(Box<Announce>, Result<u64, WriteError>),
     /// Of [`Action::Publish`]: stored, or not known to be.
     Published {
         /// Id of the event.
@@ -172,6 +202,14 @@ pub struct State {
     writing: BTreeMap<Instance, Duration>,
     publishing: BTreeMap<String, Duration>,
     questions: BTreeMap<Instance, Question>,
+    /// By chakra: whose order to run its hook is being written, and until when that may take.
+    hooking: BTreeMap<String, (Instance, Duration)>,
+    /// Orders that cannot be taken back and are being written, and until when that may take.
+    destroying: BTreeMap<Instance, Duration>,
+    /// Records of escalations by node.
+    announced: BTreeMap<String, Record>,
+    /// By node, until when the write of its record may take.
+    announcing: BTreeMap<String, Duration>,
 }
 
 impl State {
@@ -189,6 +227,8 @@ impl State {
             self.records.clear();
             self.quarantines.clear();
             self.writing.clear();
+            self.announced.clear();
+            self.announcing.clear();
         }
     }
 
@@ -244,6 +284,9 @@ impl State {
     pub fn stand_down(&mut self) {
         self.publishing.clear();
         self.writing.clear();
+        self.hooking.clear();
+        self.destroying.clear();
+        self.announcing.clear();
         self.questions.clear();
     }
 
@@ -252,11 +295,14 @@ impl State {
         match outcome {
             Outcome::Wrote(write, Ok(revision)) => {
                 self.writing.remove(&write.instance);
+                self.hooking.retain(|_, (instance, _)| *instance != write.instance);
+                self.destroying.remove(&write.instance);
                 self.apply_record(&write.instance, revision, Some(Arc::new(write.intent)), now);
             }
             Outcome::Wrote(write, Err(_)) => {
                 self.writing.insert(write.instance, now.mono + RETRY_PAUSE);
             }
+            Outcome::Announced(announce, result) => self.apply_announced(*announce, result, now),
             Outcome::Asked { instance, inventories } => self.apply_answer(&instance, inventories.as_deref(), now),
             Outcome::Published { id, stored } => {
                 if !stored && let Some(until) = self.publishing.get_mut(&id) {
@@ -278,6 +324,10 @@ impl State {
         if let Some(event) = self.owed_brake(now) {
             self.publish(event, now, &mut actions);
         }
+        for event in self.owed_escalations(now) {
+            self.publish(Box::new(event), now, &mut actions);
+        }
+        actions.extend(self.announcements(now).into_iter().map(|announce| Action::Announce(Box::new(announce))));
         for instance in self.concerned() {
             match self.step(&instance, now) {
                 Step::Tell(event) => self.publish(event, now, &mut actions),
@@ -287,6 +337,8 @@ impl State {
                 }
                 Step::Order(intent) => {
                     if self.writing.get(&instance).is_none_or(|until| *until <= now.mono) {
+                        self.note_hook(&instance, &intent, now);
+                        self.note_destructive(&instance, &intent, now.mono + WRITE_LIMIT);
                         let expected = self.records.get(&instance).map_or(0, |r| r.revision);
                         self.writing.insert(instance.clone(), now.mono + WRITE_LIMIT);
                         actions.push(Action::Write(Box::new(Write { instance, intent: *intent, expected })));
@@ -296,6 +348,15 @@ impl State {
             }
         }
         actions
+    }
+
+    /// Of two instances of one chakra that come to its hook in one turn, one has it.
+    fn note_hook(&mut self, instance: &Instance, intent: &v1::Intent, now: Now) {
+        let runs = matches!(&intent.want, Some(Want::Recovery(order)) if order.chakra_hook && !order.ended);
+        let chakra = self.desired(instance).map(|(_, spec)| spec.chakra.clone()).filter(|_| runs);
+        if let Some(chakra) = chakra {
+            self.hooking.insert(chakra, (instance.clone(), now.mono + WRITE_LIMIT));
+        }
     }
 
     fn publish(&mut self, event: Box<v1::Event>, now: Now, actions: &mut Vec<Action>) {
@@ -315,7 +376,9 @@ impl State {
             Step::Order(_) => self.writing.get(&instance).copied(),
         });
         let brake = self.owed_brake(now).and_then(|event| self.publishing.get(&event.id).copied());
-        steps.chain(brake).filter(|at| *at > now.mono).min()
+        let escalations = self.owed_escalations(now).into_iter().filter_map(|event| self.publishing.get(&event.id).copied());
+        let announcing = self.announcing.values().copied();
+        steps.chain(brake).chain(escalations).chain(announcing).filter(|at| *at > now.mono).min()
     }
 
     /// Instances that something may be due for.

@@ -340,3 +340,16 @@ proptest! {
         prop_assert_eq!(bucket, whole);
     }
 }
+
+#[test]
+fn what_people_were_told_stays_until_it_is_over() {
+    let told = |facts: &[(u64, Fact)]| {
+        let events: Vec<_> = (1..).zip(facts).map(|(n, (start, fact))| of_node(n, (1, *start), fact.clone())).collect();
+        api(&fold(&events)).escalated.map(|e| e.severity)
+    };
+    let escalated = |start| (start, Fact::Escalated(v1::Escalated { severity: "P3".to_owned(), ..Default::default() }));
+    assert_eq!(told(&[(2, started()), escalated(1)]).as_deref(), Some("P3"), "it is about a row of lives, not about the newest");
+    assert_eq!(told(&[(1, started()), escalated(1), (1, Fact::Recovered(v1::Recovered::default()))]), None);
+    assert_eq!(told(&[(1, started()), escalated(1), (1, Fact::Released(v1::Released::default()))]), None);
+    assert_eq!(told(&[(1, started()), escalated(1), (1, exited())]).as_deref(), Some("P3"));
+}

@@ -542,6 +542,61 @@ impl ::prost::Name for RestartSpec {
         "/razar.v1.RestartSpec".into()
     }
 }
+/// A program that the node runs once and waits for: the hook of a chakra, or of escalations. What it is given: docs/hooks.md.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Hook {
+    /// Program and arguments; the program is an absolute path, or found on PATH. Never empty.
+    #[prost(string, repeated, tag = "1")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Working directory, absolute: that of the stack file.
+    #[prost(string, tag = "2")]
+    pub working_dir: ::prost::alloc::string::String,
+    /// Environment in order of name; visible on the bus.
+    #[prost(message, repeated, tag = "3")]
+    pub env: ::prost::alloc::vec::Vec<EnvVar>,
+    /// Time after which it is killed with all that it started. Default 30 s.
+    #[prost(message, optional, tag = "4")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for Hook {
+    const NAME: &'static str = "Hook";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.Hook".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.Hook".into()
+    }
+}
+/// An entry of the error registry: a recurring error, and what is known to help.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KnownError {
+    /// Its name, \[a-z0-9-\].
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Regular expression (linear time) searched in the last line of error output.
+    #[prost(string, tag = "2")]
+    pub pattern: ::prost::alloc::string::String,
+    /// `dependency`, `logic` or `external`.
+    #[prost(string, tag = "3")]
+    pub issue_type: ::prost::alloc::string::String,
+    /// What helps, for people; `{name}` stands for what the pattern's group of that name caught.
+    #[prost(string, tag = "4")]
+    pub fix: ::prost::alloc::string::String,
+    /// Rung that the ladder begins with; empty: the first of the component's own.
+    #[prost(string, tag = "5")]
+    pub rung: ::prost::alloc::string::String,
+}
+impl ::prost::Name for KnownError {
+    const NAME: &'static str = "KnownError";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.KnownError".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.KnownError".into()
+    }
+}
 /// Limits of an incarnation's log files.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogSpec {
@@ -939,7 +994,7 @@ pub struct Event {
     /// What happened. Absent: a kind from a newer version; it is counted, shown by `kind` and otherwise passed over.
     #[prost(
         oneof = "event::Fact",
-        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70"
+        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71"
     )]
     pub fact: ::core::option::Option<event::Fact>,
 }
@@ -1101,6 +1156,9 @@ pub mod event {
         /// A component used more than its limit.
         #[prost(message, tag = "70")]
         LimitExceeded(super::LimitExceeded),
+        /// A hook ended, was ended, or could not be started.
+        #[prost(message, tag = "71")]
+        HookRan(super::HookRan),
     }
 }
 impl ::prost::Name for Event {
@@ -1422,6 +1480,9 @@ pub struct ComponentFailed {
     /// Why there is no further restart (`budget_spent`, `policy_never`, `start_failed`, `never_ready`).
     #[prost(string, tag = "5")]
     pub cause: ::prost::alloc::string::String,
+    /// What the error registry and the text say of it. Absent: told by an older node.
+    #[prost(message, optional, tag = "6")]
+    pub issue: ::core::option::Option<Issue>,
 }
 impl ::prost::Name for ComponentFailed {
     const NAME: &'static str = "ComponentFailed";
@@ -1431,6 +1492,32 @@ impl ::prost::Name for ComponentFailed {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.ComponentFailed".into()
+    }
+}
+/// What is known of an error, or guessed from its text.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Issue {
+    /// Name of the entry of the error registry that knows it; empty: none does, the rest is a guess.
+    #[prost(string, tag = "1")]
+    pub known: ::prost::alloc::string::String,
+    /// `dependency`, `logic` or `external`.
+    #[prost(string, tag = "2")]
+    pub issue_type: ::prost::alloc::string::String,
+    /// What may help, for people.
+    #[prost(string, tag = "3")]
+    pub suggested_fix: ::prost::alloc::string::String,
+    /// Rung that the ladder begins with; empty: the component's first.
+    #[prost(string, tag = "4")]
+    pub rung: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Issue {
+    const NAME: &'static str = "Issue";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.Issue".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.Issue".into()
     }
 }
 /// It was stopped as desired.
@@ -1525,6 +1612,9 @@ pub struct RecoveryStarted {
     /// Rungs ahead, in order.
     #[prost(string, repeated, tag = "1")]
     pub rungs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is known of the failure. Absent: nothing was said of it.
+    #[prost(message, optional, tag = "2")]
+    pub issue: ::core::option::Option<Issue>,
 }
 impl ::prost::Name for RecoveryStarted {
     const NAME: &'static str = "RecoveryStarted";
@@ -1645,6 +1735,9 @@ pub struct RecoveryFailed {
     /// Last line of its error output, redacted and cut.
     #[prost(string, tag = "2")]
     pub last_error: ::prost::alloc::string::String,
+    /// What is known of the failure. Absent: nothing was said of it.
+    #[prost(message, optional, tag = "3")]
+    pub issue: ::core::option::Option<Issue>,
 }
 impl ::prost::Name for RecoveryFailed {
     const NAME: &'static str = "RecoveryFailed";
@@ -1671,6 +1764,9 @@ pub struct Quarantined {
     /// How long it holds; absent: until released.
     #[prost(message, optional, tag = "4")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Name of the entry of the error registry that knows the error; empty: none does.
+    #[prost(string, tag = "5")]
+    pub known: ::prost::alloc::string::String,
 }
 impl ::prost::Name for Quarantined {
     const NAME: &'static str = "Quarantined";
@@ -2189,6 +2285,9 @@ pub struct Escalated {
     /// What it is about.
     #[prost(string, tag = "2")]
     pub about: ::prost::alloc::string::String,
+    /// How often the same error was told; 0: it is not about a row of errors.
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
 }
 impl ::prost::Name for Escalated {
     const NAME: &'static str = "Escalated";
@@ -2370,6 +2469,47 @@ impl ::prost::Name for AgentStarted {
         "/razar.v1.AgentStarted".into()
     }
 }
+/// A hook ended, was ended, or could not be started.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HookRan {
+    /// `chakra` or `escalation`.
+    #[prost(string, tag = "1")]
+    pub hook: ::prost::alloc::string::String,
+    /// `ok`, `failed`, `timed_out`, `not_started`, or `abandoned`: what it was run for is no longer wanted.
+    #[prost(string, tag = "2")]
+    pub outcome: ::prost::alloc::string::String,
+    /// How its main process ended; absent: it was not started.
+    #[prost(message, optional, tag = "3")]
+    pub status: ::core::option::Option<ExitStatus>,
+    /// Time it ran.
+    #[prost(message, optional, tag = "4")]
+    pub took: ::core::option::Option<::prost_types::Duration>,
+    /// The last 4 KiB of its output, secrets masked, control characters escaped; why, if it was not started.
+    #[prost(string, tag = "5")]
+    pub output: ::prost::alloc::string::String,
+    /// There was more output before that.
+    #[prost(bool, tag = "6")]
+    pub output_cut: bool,
+    /// Processes that it had left behind, and that were ended.
+    #[prost(uint32, tag = "7")]
+    pub stragglers_killed: u32,
+    /// Its program.
+    #[prost(string, tag = "8")]
+    pub program: ::prost::alloc::string::String,
+    /// Try of the rung that it was run for, from 1; 0: for no rung.
+    #[prost(uint32, tag = "9")]
+    pub attempt: u32,
+}
+impl ::prost::Name for HookRan {
+    const NAME: &'static str = "HookRan";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.HookRan".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.HookRan".into()
+    }
+}
 /// A component used more than its limit.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LimitExceeded {
@@ -2543,7 +2683,7 @@ pub struct Intent {
     #[prost(string, tag = "7")]
     pub told_by_event_id: ::prost::alloc::string::String,
     /// What is wanted. Absent or unknown (from a newer version): the record is void, and said so.
-    #[prost(oneof = "intent::Want", tags = "16, 17, 18, 19, 20, 21")]
+    #[prost(oneof = "intent::Want", tags = "16, 17, 18, 19, 20, 21, 22")]
     pub want: ::core::option::Option<intent::Want>,
 }
 /// Nested message and enum types in `Intent`.
@@ -2569,6 +2709,9 @@ pub mod intent {
         /// Key `mark.quarantine`: in a new bucket epoch, everything of quarantine is written.
         #[prost(message, tag = "21")]
         Mark(super::EpochMark),
+        /// Key `escalation.<node>`, writer recovery.
+        #[prost(message, tag = "22")]
+        Escalations(super::Escalations),
     }
 }
 impl ::prost::Name for Intent {
@@ -2629,6 +2772,15 @@ pub struct Desired {
     /// One-shots run again even when completed with the same specification (`--fresh`); holds for this generation.
     #[prost(bool, tag = "15")]
     pub fresh: bool,
+    /// Program that mends the component's chakra, run by the node for the rung `chakra_hook`. Absent: the chakra has none.
+    #[prost(message, optional, tag = "16")]
+    pub chakra_hook: ::core::option::Option<Hook>,
+    /// Program that the node runs when people must know of something. Absent: none.
+    #[prost(message, optional, tag = "17")]
+    pub escalation_hook: ::core::option::Option<Hook>,
+    /// The stack's own entries of the error registry, in order; they are asked before the built-in ones. Empty: none.
+    #[prost(message, repeated, tag = "18")]
+    pub known_errors: ::prost::alloc::vec::Vec<KnownError>,
 }
 impl ::prost::Name for Desired {
     const NAME: &'static str = "Desired";
@@ -2673,6 +2825,9 @@ pub struct RecoveryOrder {
     /// The incident has ended: the order asks for nothing any more.
     #[prost(bool, tag = "10")]
     pub ended: bool,
+    /// Run the chakra's hook before the start, after the state was cleared; a hook that does not end well fails the rung without a start.
+    #[prost(bool, tag = "11")]
+    pub chakra_hook: bool,
 }
 impl ::prost::Name for RecoveryOrder {
     const NAME: &'static str = "RecoveryOrder";
@@ -2740,6 +2895,9 @@ pub struct Quarantine {
     /// Note of the operator who released it; empty: nobody did, or a passing probe.
     #[prost(string, tag = "10")]
     pub note: ::prost::alloc::string::String,
+    /// Name of the entry of the error registry that knows the error; empty: none does.
+    #[prost(string, tag = "11")]
+    pub known: ::prost::alloc::string::String,
 }
 impl ::prost::Name for Quarantine {
     const NAME: &'static str = "Quarantine";
@@ -2815,6 +2973,58 @@ impl ::prost::Name for VramGrant {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.VramGrant".into()
+    }
+}
+/// What a node is to run the escalation hook for: what people must know of and no hook has been told of yet.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Escalations {
+    /// Node that runs the hook.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// Escalations, oldest first, at most 32. One that a `hook_ran` has answered is left out.
+    #[prost(message, repeated, tag = "2")]
+    pub items: ::prost::alloc::vec::Vec<Escalation>,
+}
+impl ::prost::Name for Escalations {
+    const NAME: &'static str = "Escalations";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.Escalations".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.Escalations".into()
+    }
+}
+/// One escalation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Escalation {
+    /// Id of its `escalated` event; a hook is run once for each, twice if the node's agent ends in between.
+    #[prost(string, tag = "1")]
+    pub event_id: ::prost::alloc::string::String,
+    /// P1 to P4.
+    #[prost(string, tag = "2")]
+    pub severity: ::prost::alloc::string::String,
+    /// What it is about, one line.
+    #[prost(string, tag = "3")]
+    pub about: ::prost::alloc::string::String,
+    /// Instance concerned; absent: the mesh.
+    #[prost(message, optional, tag = "4")]
+    pub instance: ::core::option::Option<InstanceId>,
+    /// Incident that it belongs to; absent: none.
+    #[prost(message, optional, tag = "5")]
+    pub incident: ::core::option::Option<IncidentId>,
+    /// Chakra concerned; empty: none.
+    #[prost(string, tag = "6")]
+    pub chakra: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Escalation {
+    const NAME: &'static str = "Escalation";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.Escalation".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.Escalation".into()
     }
 }
 /// Mark that a writer has written everything it knew into a new bucket epoch.
@@ -3444,6 +3654,9 @@ pub struct ObservedComponent {
     /// What was told of its isolation; absent: it is not isolated.
     #[prost(message, optional, tag = "21")]
     pub quarantined: ::core::option::Option<Quarantined>,
+    /// What people were told of it last, until it recovers, is released or has a new generation; absent: nothing.
+    #[prost(message, optional, tag = "22")]
+    pub escalated: ::core::option::Option<Escalated>,
 }
 impl ::prost::Name for ObservedComponent {
     const NAME: &'static str = "ObservedComponent";

@@ -220,6 +220,7 @@ mod tests {
             suggested_fix: "install torch".to_owned(),
             attempts: 4,
             duration: Some(duration(Duration::from_secs(1800))),
+            known: String::new(),
         };
         let released = v1::Released { mode: "manual".to_owned(), note: "a|b".to_owned() };
         let events = [event(1, Fact::Quarantined(isolated), "No module named 'torch'"), event(2, Fact::Released(released), "")];

@@ -186,7 +186,25 @@ fn failed(f: &v1::ComponentFailed) -> String {
         "never_ready" => "never became ready".to_owned(),
         other => word(other),
     };
-    format!("{why}; {}", exit_and_error(f.status.as_ref(), &f.last_error))
+    format!("{why}; {}{}", exit_and_error(f.status.as_ref(), &f.last_error), known(f.issue.as_ref()))
+}
+
+/// What the error registry knows of an error, behind a sentence: what is guessed from its words alone is left to quarantine.
+fn known(issue: Option<&v1::Issue>) -> String {
+    let Some(issue) = issue.filter(|issue| !issue.known.is_empty()) else { return String::new() };
+    let from = if issue.rung.is_empty() { String::new() } else { format!("; the ladder begins with {}", escape(&issue.rung)) };
+    format!("; known as {}: {}{from}", escape(&issue.known), escape(&issue.suggested_fix))
+}
+
+/// `chakra hook /srv/heal.sh ok after 1.20s: "3 tasks flushed"`.
+fn hook(h: &v1::HookRan) -> String {
+    let last = h.output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let said = if last.is_empty() { String::new() } else { format!(": {}", quote(last)) };
+    let left =
+        if h.stragglers_killed == 0 { String::new() } else { format!(", {} ended", count(h.stragglers_killed as usize, "straggler")) };
+    let how =
+        h.status.as_ref().filter(|_| h.outcome == "failed").map_or_else(String::new, |s| format!(", {}", exit_and_error(Some(s), "")));
+    format!("{} {} {} after {}{how}{left}{said}", word(&h.hook), escape(&h.program), word(&h.outcome), span(of(h.took.as_ref())))
 }
 
 fn stopped(s: &v1::ComponentStopped) -> String {
@@ -213,7 +231,8 @@ fn healing_fact(fact: &Fact) -> Option<String> {
             let starts = if r.starts > 1 { format!(", {} starts", r.starts) } else { String::new() };
             format!("{} {}{starts}", span(of(r.took.as_ref())), escape(&r.rung))
         }
-        Fact::RecoveryStarted(r) => list(&r.rungs),
+        Fact::RecoveryStarted(r) => format!("{}{}", list(&r.rungs), known(r.issue.as_ref())),
+        Fact::HookRan(h) => hook(h),
         Fact::IncidentWithdrawn(w) => word(&w.why),
         Fact::OrderVoid(v) => format!("{}: {}", escape(&v.key), word(&v.why)),
         Fact::RungTried(r) => {
@@ -224,12 +243,13 @@ fn healing_fact(fact: &Fact) -> Option<String> {
         Fact::BrakeReleased(b) => format!("after {}", span(of(b.took.as_ref()))),
         Fact::RecoveryFailed(r) => {
             let error = if r.last_error.is_empty() { String::new() } else { format!(": {}", quote(&r.last_error)) };
-            format!("{}{error}", count(r.attempts as usize, "attempt"))
+            format!("{}{error}{}", count(r.attempts as usize, "attempt"), known(r.issue.as_ref()))
         }
         Fact::Quarantined(q) => {
             let long = q.duration.as_ref().map_or_else(|| "until released".to_owned(), |d| format!("for {}", exact(std_duration(d))));
             let fix = if q.suggested_fix.is_empty() { String::new() } else { format!("; fix: {}", escape(&q.suggested_fix)) };
-            format!("{long}, {}{fix}", word(&q.issue_type))
+            let known = if q.known.is_empty() { String::new() } else { format!(", known as {}", escape(&q.known)) };
+            format!("{long}, {}{known}{fix}", word(&q.issue_type))
         }
         Fact::Released(r) => {
             if r.note.is_empty() {
@@ -316,6 +336,7 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::MissionStarted(_) => "mission started",
         Fact::MissionCompleted(_) => "mission",
         Fact::Escalated(_) => "escalated",
+        Fact::HookRan(_) => "hook",
         Fact::RungTried(_) => "rung",
         _ => return None,
     };
@@ -388,8 +409,35 @@ mod tests {
                     status: code(1),
                     last_error: "No module named 'torch'".to_owned(),
                     cause: "budget_spent".to_owned(),
+                    issue: None,
                 }),
                 r#"3 restarts in 90s spent; exit 1: "No module named 'torch'""#,
+            ),
+            (
+                Fact::RecoveryFailed(v1::RecoveryFailed {
+                    attempts: 1,
+                    last_error: "No module named 'torch'".to_owned(),
+                    issue: Some(v1::Issue {
+                        known: "python-module-missing".to_owned(),
+                        suggested_fix: "install torch".to_owned(),
+                        rung: "quarantine".to_owned(),
+                        ..Default::default()
+                    }),
+                }),
+                r#"1 attempt: "No module named 'torch'"; known as python-module-missing: install torch; the ladder begins with quarantine"#,
+            ),
+            (
+                Fact::HookRan(v1::HookRan {
+                    hook: "chakra".to_owned(),
+                    outcome: "failed".to_owned(),
+                    status: code(3),
+                    took: wire(1_200),
+                    output: "begun\nno route\n".to_owned(),
+                    stragglers_killed: 2,
+                    program: "/srv/heal.sh".to_owned(),
+                    ..Default::default()
+                }),
+                r#"chakra /srv/heal.sh failed after 1.20s, exit 3, 2 stragglers ended: "no route""#,
             ),
             (
                 Fact::ComponentBlocked(v1::ComponentBlocked {

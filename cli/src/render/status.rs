@@ -192,7 +192,16 @@ impl Seen<'_> {
             let degraded = escape(&c.degraded);
             told = if told.is_empty() { degraded } else { format!("{told}; {degraded}") };
         }
-        told
+        told + &self.escalated()
+    }
+
+    /// What people were told of it, behind the rest.
+    fn escalated(&self) -> String {
+        let escalated = self.observed.escalated.as_ref();
+        escalated.map_or_else(String::new, |e| {
+            let often = if e.count == 0 { String::new() } else { format!(": the same error {}", count(e.count as usize, "time")) };
+            format!("; escalated {}{often}", escape(&e.severity))
+        })
     }
 
     /// `26m left, then probation; dependency: "No module named 'torch'"; fix: install torch`
@@ -210,7 +219,7 @@ impl Seen<'_> {
         if !q.suggested_fix.is_empty() {
             parts.push(format!("fix: {}", escape(&q.suggested_fix)));
         }
-        parts.join("; ")
+        parts.join("; ") + &self.escalated()
     }
 
     fn age(&self, now: SystemTime) -> Option<Duration> {

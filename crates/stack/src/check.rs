@@ -19,6 +19,7 @@ use crate::{
     diagnostic::{Code, Position},
     file::{Component, Policy, StackFile},
     fill::{self, Figures},
+    load::Outside,
     names,
     read::{Reader, printable},
     units::show_duration,
@@ -61,6 +62,27 @@ fn chakra(r: &mut Reader<'_>, name: &str, component: &Component, file: &StackFil
     let at = r.places.value(&["components", name, "chakra"]);
     let hint = names::nearest(chakra, known()).map_or_else(|| known().collect::<Vec<_>>().join(", "), |n| format!("`{n}`"));
     r.show(Code::UnknownChakra, at, format!("`{}` is no chakra", printable(chakra)), Some(hint));
+}
+
+/// A hook is run when something is wrong: that it is not there is better known before.
+pub(crate) fn hooks(r: &mut Reader<'_>, file: &StackFile, dir: &Path, outside: &dyn Outside) {
+    let of_chakras =
+        file.chakras.iter().map(|(name, chakra)| (vec!["chakras", name.as_str(), "heal_hook", "command", "0"], &chakra.heal_hook));
+    let of_mesh = (vec!["mesh", "escalation_hook", "command", "0"], &file.mesh.escalation_hook);
+    for (path, hook) in of_chakras.chain([of_mesh]) {
+        let command = hook.as_ref().map(|hook| fill::command(&hook.command, dir)).unwrap_or_default();
+        let Some(Err(why)) = command.first().map(|program| outside.program(program)) else { continue };
+        let of = path.first().filter(|first| **first == "chakras").and_then(|_| path.get(1)).map(|name| printable(name));
+        r.subject = of;
+        let at = r.places.value(&path);
+        r.show(
+            Code::HookMissing,
+            at,
+            format!("the hook cannot be run: {why}"),
+            Some("a program, or a script with a #! line and x".to_owned()),
+        );
+        r.subject = None;
+    }
 }
 
 /// A state path is removed with all that is in it: it must not hold the stack itself.

@@ -122,6 +122,12 @@ codes! {
     LivenessTcp = "liveness_tcp",
     /// A probe that is never asked.
     ProbeUnused = "probe_unused",
+    /// A hook whose program is not there, or cannot be run.
+    HookMissing = "hook_missing",
+    /// A file that the stack names and that cannot be read.
+    FileMissing = "file_missing",
+    /// A pattern that is no regular expression, or too large a one.
+    BadPattern = "bad_pattern",
 }
 
 /// A line of the file with the place that is meant.
@@ -219,7 +225,8 @@ impl Diagnostics {
             list.sort_by_key(|d| (d.severity, d.at));
             list.truncate(DIAGNOSTICS_MAX);
         }
-        list.sort_by(|a, b| (a.at, a.code, &a.component, &a.message).cmp(&(b.at, b.code, &b.component, &b.message)));
+        let key = |d: &Diagnostic| (d.file.clone(), d.at, d.code, d.component.clone(), d.message.clone());
+        list.sort_by_cached_key(key);
         list.dedup();
         Self { list, left_out }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use prost::Message as _;
-use razar_bus_schema::{ids::sha256_hex, json, v1};
+use razar_bus_schema::{ids::sha256_hex, json, time, v1};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -66,7 +66,7 @@ pub struct ChakraSpec {
     pub heal_hook: Option<HookSpec>,
 }
 
-/// A program that mends a layer.
+/// A program that a node runs once and waits for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookSpec {
     /// Program and arguments; a program with a slash is absolute.
@@ -76,6 +76,48 @@ pub struct HookSpec {
     /// Its environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Working directory, absolute.
+    #[serde(default)]
+    pub working_dir: String,
+}
+
+impl HookSpec {
+    /// As it travels in a record.
+    #[must_use]
+    pub fn to_hook(&self) -> v1::Hook {
+        let env = self.env.iter().map(|(name, value)| v1::EnvVar { name: name.clone(), value: value.clone() });
+        v1::Hook {
+            command: self.command.clone(),
+            working_dir: self.working_dir.clone(),
+            env: env.collect(),
+            timeout: Some(time::duration(Duration::from_millis(self.timeout_millis))),
+        }
+    }
+}
+
+/// An entry of the error registry as it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownErrorSpec {
+    /// Name.
+    pub name: String,
+    /// Regular expression.
+    pub pattern: String,
+    /// `dependency`, `logic` or `external`.
+    pub issue_type: String,
+    /// What helps.
+    pub fix: String,
+    /// Rung to begin with; empty: the component's first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rung: String,
+}
+
+impl KnownErrorSpec {
+    /// As it travels in a record.
+    #[must_use]
+    pub fn to_known(&self) -> v1::KnownError {
+        let Self { name, pattern, issue_type, fix, rung } = self.clone();
+        v1::KnownError { name, pattern, issue_type, fix, rung }
+    }
 }
 
 /// Limits of all components of a profile together; 0: none.
@@ -124,6 +166,10 @@ pub struct StackDocument {
     pub whole: ProfileSpec,
     /// Profiles by name.
     pub profiles: BTreeMap<String, ProfileSpec>,
+    /// Program that is run when people must know of something.
+    pub escalation_hook: Option<HookSpec>,
+    /// The stack's own entries of the error registry, in order.
+    pub known_errors: Vec<KnownErrorSpec>,
 }
 
 /// The stored form; specifications are protobuf's JSON, as on the bus.
@@ -137,6 +183,10 @@ struct Stored {
     components: BTreeMap<String, Value>,
     whole: ProfileSpec,
     profiles: BTreeMap<String, ProfileSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    escalation_hook: Option<HookSpec>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    known_errors: Vec<KnownErrorSpec>,
 }
 
 /// One profile of a stack, ready to be planned.
@@ -162,6 +212,10 @@ pub struct Resolved {
     pub chakras: BTreeMap<String, ChakraSpec>,
     /// Boots in a row that a component may end failed.
     pub failed_boots: u32,
+    /// Program that is run when people must know of something.
+    pub escalation_hook: Option<HookSpec>,
+    /// The stack's own entries of the error registry, in order.
+    pub known_errors: Vec<KnownErrorSpec>,
 }
 
 impl StackDocument {
@@ -186,6 +240,8 @@ impl StackDocument {
             components,
             whole: self.whole.clone(),
             profiles: self.profiles.clone(),
+            escalation_hook: self.escalation_hook.clone(),
+            known_errors: self.known_errors.clone(),
         };
         let bytes = serde_json::to_vec(&stored).map_err(|e| malformed(e.to_string()))?;
         if bytes.len() > DOCUMENT_BYTES_MAX { Err(DocumentError::TooLarge(bytes.len())) } else { Ok(bytes) }
@@ -229,6 +285,8 @@ impl StackDocument {
             components,
             whole: stored.whole,
             profiles: stored.profiles,
+            escalation_hook: stored.escalation_hook,
+            known_errors: stored.known_errors,
         })
     }
 
@@ -270,6 +328,8 @@ impl StackDocument {
             limits: spec.limits,
             chakras: self.chakras.clone(),
             failed_boots: self.failed_boots,
+            escalation_hook: self.escalation_hook.clone(),
+            known_errors: self.known_errors.clone(),
         })
     }
 
@@ -296,6 +356,13 @@ impl Resolved {
     #[must_use]
     pub fn component(&self, component: &str) -> Option<&v1::ComponentSpec> {
         self.components.iter().find(|spec| spec.name == component)
+    }
+
+    /// The hook of the chakra of `component`, if that has one.
+    #[must_use]
+    pub fn chakra_hook(&self, component: &str) -> Option<v1::Hook> {
+        let chakra = &self.component(component)?.chakra;
+        Some(self.chakras.get(chakra)?.heal_hook.as_ref()?.to_hook())
     }
 }
 

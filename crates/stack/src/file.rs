@@ -89,6 +89,11 @@ pub struct Mesh {
     pub timeout: Option<Duration>,
     /// Boots in a row that end with a component failed until it is no longer started. Default 3.
     pub failed_boots: Option<u32>,
+    /// File with errors that are known to recur and what helps against each, relative to this file; it is asked before the built-in list.
+    #[schemars(with = "Option<String>")]
+    pub errors: Option<PathBuf>,
+    /// Program that is run when people must know of something.
+    pub escalation_hook: Option<Hook>,
 }
 
 /// How many restarts in which time.
@@ -170,14 +175,14 @@ pub struct Chakra {
     pub heal_hook: Option<Hook>,
 }
 
-/// A program that mends a layer.
+/// A program that a node runs once and waits for.
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Hook {
     /// Program and arguments.
     #[schemars(with = "Vec<PlainText>")]
     pub command: Vec<String>,
-    /// Time until it is ended. Default 30s.
+    /// Time until it is killed, with all that it started. Default 30s.
     #[schemars(with = "Option<DurationText>")]
     pub timeout: Option<Duration>,
     /// Its environment: a mapping, or a list of `NAME=value`.

@@ -44,7 +44,7 @@ pub const LOG_BYTES_DEFAULT: u64 = 20 << 20;
 pub const LOG_KEEP_DEFAULT: u32 = 3;
 /// A probe slower than this counts as degraded.
 pub const SLOW_PROBE_DEFAULT: Duration = Duration::from_millis(500);
-/// Time of a chakra's hook.
+/// Time of a hook.
 pub const HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Period of startup and liveness probes. A readiness probe that names none is left without: the node then asks it each 5 s while it passes,
 /// each 1 s while it does not.

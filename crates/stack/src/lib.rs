@@ -5,6 +5,7 @@
 mod check;
 mod diagnostic;
 mod document;
+pub mod errors;
 pub mod file;
 pub mod fill;
 mod load;
@@ -18,10 +19,10 @@ pub mod units;
 
 pub use diagnostic::{Code, DIAGNOSTICS_MAX, Diagnostic, Diagnostics, Excerpt, Position, Severity};
 pub use document::{
-    ChakraSpec, DOCUMENT_BYTES_MAX, DOCUMENT_VERSION, DocumentError, HookSpec, Limits, ProfileSpec, ResolveError, Resolved, StackDocument,
-    spec_hash,
+    ChakraSpec, DOCUMENT_BYTES_MAX, DOCUMENT_VERSION, DocumentError, HookSpec, KnownErrorSpec, Limits, ProfileSpec, ResolveError, Resolved,
+    StackDocument, spec_hash,
 };
-pub use load::{Loaded, Source, load};
+pub use load::{Loaded, Outside, Source, load, load_with};
 pub use plan::{
     Basis, Change, History, INSTANCES_MAX, NodeFacts, Path, Plan, PlanError, Row, Running, Step, Stop, TAKES_GUESS, Waited, instances, plan,
 };

@@ -9,8 +9,9 @@ use std::{
 use crate::{
     check,
     diagnostic::{Code, Diagnostics, Position},
-    document::{ChakraSpec, DOCUMENT_BYTES_MAX, HookSpec, Limits, ProfileSpec, StackDocument},
-    file::{Chakra, Profile, ProfileLimits, StackFile},
+    document::{ChakraSpec, DOCUMENT_BYTES_MAX, HookSpec, KnownErrorSpec, Limits, ProfileSpec, StackDocument},
+    errors,
+    file::{Chakra, Hook, Profile, ProfileLimits, StackFile},
     fill, names,
     read::{self, Places, Reader},
     tree,
@@ -49,11 +50,53 @@ impl Loaded {
     }
 }
 
-/// Reads, checks and resolves a stack file; `variables` looks up what `${NAME}` means.
+/// What lies outside of a stack file and is named in it, as its reader can see it.
+pub trait Outside {
+    /// The variable `name`; absent: it is not set.
+    fn variable(&self, name: &str) -> Option<String>;
+    /// The text of a file.
+    ///
+    /// # Errors
+    /// In words: why it cannot be read.
+    fn text(&self, path: &path::Path) -> Result<String, String>;
+    /// Whether a program can be run: with a slash in it an absolute path, else a name to be found on PATH.
+    ///
+    /// # Errors
+    /// In words: what is wrong with it.
+    fn program(&self, program: &str) -> Result<(), String>;
+}
+
+/// Variables alone: files that the stack names are taken for empty, and no program is looked for.
+struct Blind<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Outside for Blind<'_> {
+    fn variable(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn text(&self, _: &path::Path) -> Result<String, String> {
+        Ok(String::new())
+    }
+
+    fn program(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Reads, checks and resolves a stack file where nothing but variables can be looked up: `${NAME}` means what `variables` says.
 ///
 /// # Errors
 /// Everything that is wrong with the file, in the order of its lines; warnings too.
 pub fn load(source: &Source<'_>, variables: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Diagnostics> {
+    load_with(source, &Blind(variables))
+}
+
+/// Reads, checks and resolves a stack file together with what it names outside of itself.
+///
+/// # Errors
+/// Everything that is wrong with it and with the files that it names, in the order of their lines; warnings too.
+pub fn load_with(source: &Source<'_>, outside: &dyn Outside) -> Result<Loaded, Diagnostics> {
+    let variables = &|name: &str| outside.variable(name);
     let mut reader = Reader::new(source.file, source.text, variables);
     let (root, faults) = tree::parse(source.text);
     for fault in faults {
@@ -67,7 +110,9 @@ pub fn load(source: &Source<'_>, variables: &dyn Fn(&str) -> Option<String>) -> 
     };
     let file = read::stack(&mut reader, &root);
     let stack = check::stack(&mut reader, &file, source.dir);
-    let document = document(&file, stack, source.dir);
+    check::hooks(&mut reader, &file, source.dir, outside);
+    let known = errors::named(&mut reader, &file, source, outside);
+    let document = document(&file, stack, known, source.dir);
     if let Err(error) = document.to_bytes() {
         reader.error(Code::TooLarge, Position::default(), error.to_string(), Some(format!("at most {DOCUMENT_BYTES_MAX} bytes")));
     }
@@ -78,7 +123,12 @@ pub fn load(source: &Source<'_>, variables: &dyn Fn(&str) -> Option<String>) -> 
     Ok(Loaded { document, warnings: found, file, places: reader.places })
 }
 
-fn document(file: &StackFile, sets: BTreeMap<String, BTreeSet<String>>, dir: &path::Path) -> StackDocument {
+fn document(
+    file: &StackFile,
+    sets: BTreeMap<String, BTreeSet<String>>,
+    known_errors: Vec<KnownErrorSpec>,
+    dir: &path::Path,
+) -> StackDocument {
     let whole = ProfileSpec {
         components: file.components.keys().cloned().collect(),
         parallel_starts: file.mesh.parallel_starts.unwrap_or(fill::PARALLEL_STARTS_DEFAULT),
@@ -97,6 +147,8 @@ fn document(file: &StackFile, sets: BTreeMap<String, BTreeSet<String>>, dir: &pa
         components: file.components.iter().map(|(name, c)| (name.clone(), fill::component(name, c, file, dir))).collect(),
         profiles: profiles.collect(),
         whole,
+        escalation_hook: file.mesh.escalation_hook.as_ref().map(|hook| hook_spec(hook, dir)),
+        known_errors,
     }
 }
 
@@ -121,11 +173,7 @@ fn profile(file: &StackFile, name: &str, components: BTreeSet<String>, whole: &P
 fn chakras(file: &StackFile, dir: &path::Path) -> BTreeMap<String, ChakraSpec> {
     let spec = |chakra: &Chakra, default: f64| ChakraSpec {
         health_threshold: chakra.health_threshold.unwrap_or(default),
-        heal_hook: chakra.heal_hook.as_ref().map(|hook| HookSpec {
-            command: fill::command(&hook.command, dir),
-            timeout_millis: millis(hook.timeout.unwrap_or(fill::HOOK_TIMEOUT_DEFAULT)),
-            env: hook.env.clone(),
-        }),
+        heal_hook: chakra.heal_hook.as_ref().map(|hook| hook_spec(hook, dir)),
     };
     let nothing = Chakra::default();
     let mut out: BTreeMap<String, ChakraSpec> = names::CHAKRAS
@@ -136,6 +184,15 @@ fn chakras(file: &StackFile, dir: &path::Path) -> BTreeMap<String, ChakraSpec> {
         out.entry(name.clone()).or_insert_with(|| spec(chakra, names::HEALTH_THRESHOLD_DEFAULT));
     }
     out
+}
+
+fn hook_spec(hook: &Hook, dir: &path::Path) -> HookSpec {
+    HookSpec {
+        command: fill::command(&hook.command, dir),
+        timeout_millis: millis(hook.timeout.unwrap_or(fill::HOOK_TIMEOUT_DEFAULT)),
+        env: hook.env.clone(),
+        working_dir: dir.to_string_lossy().into_owned(),
+    }
 }
 
 fn millis(span: Duration) -> u64 {

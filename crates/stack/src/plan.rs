@@ -385,6 +385,9 @@ impl Plan {
             stack: self.stack.clone(),
             mission_id: mission_id.to_owned(),
             fresh,
+            chakra_hook: resolved.chakra_hook(&row.component),
+            escalation_hook: resolved.escalation_hook.as_ref().map(crate::HookSpec::to_hook),
+            known_errors: resolved.known_errors.iter().map(crate::KnownErrorSpec::to_known).collect(),
         };
         self.rows.iter().map(record).collect()
     }

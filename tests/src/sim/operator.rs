@@ -221,6 +221,7 @@ impl World {
             clear_state: rng.per_mille(300),
             hold_dependents: rng.per_mille(500).then(|| time::duration(rng.millis(500, 20_000))),
             ended: false,
+            chakra_hook: false,
         };
         self.say("hand", format_args!("order {attempt}: replace {id}@{replaces}"));
         self.operator.orders.insert(id.clone(), Order { order: order.clone(), seen: (Incarnation::default(), false) });

@@ -105,6 +105,9 @@ fn blueprint(revision: &str, profile: &str, specs: &[&v1::ComponentSpec], parall
         parallel_starts,
         timeout: Duration::from_secs(60),
         failed_boots: 3,
+        chakra_hooks: BTreeMap::from([("heart".to_owned(), v1::Hook { command: vec!["heal".to_owned()], ..Default::default() })]),
+        escalation_hook: None,
+        known_errors: Vec::new(),
         parts,
     }
 }

@@ -54,6 +54,7 @@ impl Node {
             inst.ready_before = inst.ready_for(now.mono);
             inst.ready_since = None;
         }
+        let leaves_off = inst.state == State::Preparing && !matches!(to, State::Starting | State::Exited);
         if to == State::Ready {
             inst.ready_since = Some(now.mono);
             inst.was_ready = true;
@@ -67,6 +68,9 @@ impl Node {
             self.startable.remove(&key);
         } else {
             inst.waiting_since = now.mono;
+        }
+        if leaves_off {
+            self.abandon_hook(id);
         }
         self.touch(id);
     }
@@ -117,18 +121,11 @@ impl Node {
     }
 
     pub(super) fn fold_prepared(&mut self, id: &Instance, failed: Option<String>, now: Now) {
-        let Some(inst) = self.instances.get_mut(id).filter(|i| i.state == State::Preparing) else { return };
+        let Some(inst) = self.instances.get(id).filter(|i| i.state == State::Preparing) else { return };
         match failed {
+            None if inst.hook.is_some() => self.run_chakra_hook(id, now),
             None => self.spawn(id, now),
-            Some(why) => {
-                inst.last_error = why;
-                inst.slot = false;
-                let limits = inst.spec().map(|s| Limits::of(s));
-                self.set_state(id, State::Exited, "what comes before the start failed", now);
-                if let Some(limits) = limits {
-                    self.fail(id, &limits, "start_failed", now);
-                }
-            }
+            Some(why) => self.preparation_failed(id, why, now),
         }
     }
 
@@ -429,7 +426,8 @@ impl Node {
     }
 
     fn escalate(&mut self, id: &Instance, about: &str, now: Now) {
-        let fact = Fact::Escalated(v1::Escalated { severity: "P2".to_owned(), about: about.to_owned() });
+        let fact = Fact::Escalated(v1::Escalated { severity: "P2".to_owned(), about: about.to_owned(), count: 0 });
+        self.escalate_own(id, "P2", about);
         self.tell(id, fact, "upkeep", about, now);
     }
 

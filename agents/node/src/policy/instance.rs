@@ -8,7 +8,7 @@ use razar_bus_schema::{
     v1::{self, InstanceState as State},
 };
 
-use super::{Group, evidence::HangRow, probing::Probes, restart::Budget};
+use super::{Group, evidence::HangRow, hooks::HookKey, probing::Probes, restart::Budget};
 
 /// What is wanted of an instance, from the newest record that is not void.
 #[derive(Debug, Clone)]
@@ -150,6 +150,8 @@ pub struct Inst {
     pub order_settled: Option<(Incident, u32)>,
     /// The order that the next start carries out.
     pub order_running: Option<(Incident, u32)>,
+    /// The hook that the next start waits for.
+    pub hook: Option<HookKey>,
     /// The log was told slow in starting.
     pub slow_start_told: bool,
     /// Memory as last written to the journal.
@@ -200,6 +202,7 @@ impl Inst {
             escalated: false,
             order_settled: None,
             order_running: None,
+            hook: None,
             slow_start_told: false,
             remembered: None,
         }

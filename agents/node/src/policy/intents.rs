@@ -69,6 +69,11 @@ impl Intents {
         self.records.get(key)
     }
 
+    /// What the record at `key` asks for.
+    pub(super) fn want(&self, key: &IntentKey) -> Option<&Want> {
+        self.record(key)?.intent.want.as_ref()
+    }
+
     /// The view as it is kept on disk.
     fn on_disk(&self) -> v1::PlanOnDisk {
         let records = self.records.iter().map(|(key, record)| v1::PlanRecord {
@@ -160,6 +165,7 @@ impl Node {
             | (IntentKey::QuarantineComponent(_) | IntentKey::QuarantineInstance(_), Some(Want::Quarantine(_)))
             | (IntentKey::Load(_), Some(Want::Load(_)))
             | (IntentKey::Vram { .. }, Some(Want::Vram(_)))
+            | (IntentKey::Escalation(_), Some(Want::Escalations(_)))
             | (IntentKey::Mark(_), Some(Want::Mark(_))) => true,
             _ => {
                 self.tell_void(None, &key.to_string(), "unknown_want", now);
@@ -270,7 +276,7 @@ impl Node {
                 let ids: Vec<_> = self.replicas(component).map(|i| i.id.clone()).collect();
                 ids.iter().for_each(|id| self.touch(id));
             }
-            IntentKey::Vram { .. } | IntentKey::Mark(_) => {}
+            IntentKey::Vram { .. } | IntentKey::Escalation(_) | IntentKey::Mark(_) => {}
         }
     }
 
@@ -354,6 +360,10 @@ impl Node {
         if ended {
             if inst.incident.as_ref().is_some_and(|open| open.id == key.0) {
                 inst.incident = None;
+            }
+            // Cured by a rung, it has its local restarts again: what it spent was spent on what is over.
+            if inst.by_rung && inst.state == v1::InstanceState::Ready {
+                inst.budget.give_back();
             }
             inst.by_rung = false;
             inst.order_settled = Some(key);

@@ -7,10 +7,12 @@ use razar_bus_schema::{
     time,
     v1::{self, InstanceState as State, event::Fact},
 };
+use razar_stack::errors::Registry;
 
 use super::{
     Action, Group, Node, Now, Spawn,
     folding::{dependencies_seen, describe_exit},
+    hooks::HookKey,
     instance::{Inst, OpenIncident, Wanted},
     precedence::{Cause, Verdict, sentence},
     probing::{self, Probes, Role},
@@ -370,7 +372,8 @@ impl Node {
         if past && !inst.escalated {
             inst.escalated = true;
             let text = format!("{id} of the mesh itself keeps failing; it is restarted every {:.0?}", limits.delay(u32::MAX, 0.5));
-            let fact = Fact::Escalated(v1::Escalated { severity: "P1".to_owned(), about: id.to_string() });
+            let fact = Fact::Escalated(v1::Escalated { severity: "P1".to_owned(), about: id.to_string(), count: 0 });
+            self.escalate_own(id, "P1", &text);
             self.tell(id, fact, "escalated", &text, now);
         } else if !past {
             inst.escalated = false;
@@ -378,9 +381,11 @@ impl Node {
     }
 
     pub(super) fn fail(&mut self, id: &Instance, limits: &Limits, cause: &str, now: Now) {
+        let issue = self.issue_of(id);
         let Some(inst) = self.instances.get(id) else { return };
         let restarts = inst.budget.spent(limits, now.mono);
         let fact = v1::ComponentFailed {
+            issue: Some(issue),
             restarts,
             within: Some(time::duration(limits.within)),
             status: inst.last_exit,
@@ -402,13 +407,23 @@ impl Node {
         self.set_state(id, State::Failed, &text, now);
     }
 
+    /// What the error registry says of the last error of `id`.
+    fn issue_of(&mut self, id: &Instance) -> v1::Issue {
+        let Some(inst) = self.instances.get(id) else { return v1::Issue::default() };
+        if let Some(wanted) = inst.wanted.as_ref().filter(|w| w.desired.known_errors != self.known_errors.0) {
+            let entries = wanted.desired.known_errors.clone();
+            self.known_errors = (entries.clone(), Registry::new(&entries));
+        }
+        self.known_errors.1.issue(&inst.last_error)
+    }
+
     /// Starts it: what comes before, if a rung asks for it, else the spawn.
     fn start(&mut self, id: &Instance, now: Now) {
         let Some(inst) = self.instances.get(id) else { return };
-        let order = self.running_order(inst).map(|o| (o.incident.clone(), o.order.attempt, o.order.clear_state));
+        let order = self.running_order(inst).map(|o| (o.incident.clone(), o.order.attempt, o.order.clear_state, o.order.chakra_hook));
         let paths = inst.wanted.as_ref().map(|w| w.spec.state.clone()).unwrap_or_default();
         let Some(inst) = self.instances.get_mut(id) else { return };
-        let Some((Some(incident), attempt, clear)) = order else {
+        let Some((Some(incident), attempt, clear, hook)) = order else {
             self.spawn(id, now);
             return;
         };
@@ -418,11 +433,16 @@ impl Node {
             let cause = "a rung of the ladder started it".to_owned();
             inst.incident = Some(OpenIncident { id: incident.clone(), since: now.mono, starts: 0, cause });
         }
+        inst.hook = hook.then(|| HookKey::Chakra { instance: id.clone(), incident: incident.clone(), attempt });
         inst.order_settled = Some((incident, attempt));
         if clear && !paths.is_empty() {
             inst.slot = true;
             self.set_state(id, State::Preparing, "clearing its state", now);
             self.actions.push(Action::ClearState { instance: id.clone(), paths });
+        } else if hook {
+            inst.slot = true;
+            self.set_state(id, State::Preparing, "its chakra's hook runs", now);
+            self.run_chakra_hook(id, now);
         } else {
             self.spawn(id, now);
         }

@@ -247,7 +247,7 @@ impl State {
                 continue;
             }
             let about = format!("{component} ended {boots} boots in a row failed");
-            let fact = Fact::Escalated(v1::Escalated { severity: "P2".to_owned(), about: about.clone() });
+            let fact = Fact::Escalated(v1::Escalated { severity: "P2".to_owned(), about: about.clone(), count: 0 });
             let mut event = self.mission_fact(&completed.mission_id, fact, ("failed_boots", about), at);
             event.id = fact_id("escalated", &format!("{}:{component}", completed.mission_id));
             event.instance = Some((&Instance::new(component.clone(), 0)).into());

@@ -176,6 +176,9 @@ impl State {
             stack: plan.stack.clone(),
             mission_id: plan.mission_id.clone(),
             fresh,
+            chakra_hook: blueprint.chakra_hooks.get(&part.spec.chakra).cloned(),
+            escalation_hook: blueprint.escalation_hook.clone(),
+            known_errors: blueprint.known_errors.clone(),
         };
         let moved = record.is_some_and(|r| r.node_epoch != place.epoch || r.node != place.node);
         desired.generation = self.generation(plan, instance, &desired, record);
@@ -380,4 +383,5 @@ fn is_same(a: &v1::Desired, b: &v1::Desired) -> bool {
         && (a.rank, a.wave, a.parallel_starts) == (b.rank, b.wave, b.parallel_starts)
         && (&a.node, &a.node_epoch, &a.after) == (&b.node, &b.node_epoch, &b.after)
         && (&a.spec_hash, &a.stack) == (&b.spec_hash, &b.stack)
+        && (&a.chakra_hook, &a.escalation_hook, &a.known_errors) == (&b.chakra_hook, &b.escalation_hook, &b.known_errors)
 }

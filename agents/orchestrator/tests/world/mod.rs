@@ -49,6 +49,9 @@ pub(crate) fn blueprint(stack: &str, profile: &str, components: &[&str]) -> Blue
         parallel_starts: 4,
         timeout: Duration::from_secs(60),
         failed_boots: 3,
+        chakra_hooks: BTreeMap::new(),
+        escalation_hook: None,
+        known_errors: Vec::new(),
         parts,
     }
 }

@@ -71,6 +71,7 @@ impl State {
                 suggested_fix: want.suggested_fix.clone(),
                 attempts: want.attempts,
                 duration: want.duration,
+                known: want.known.clone(),
             }),
         };
         let known = self.desired.get(instance);

@@ -41,6 +41,8 @@ pub(super) struct Failure {
     pub(super) event_id: String,
     pub(super) incident: Option<v1::IncidentId>,
     pub(super) error: String,
+    /// What its node knows of the error.
+    pub(super) issue: Option<v1::Issue>,
 }
 
 /// An instance as its node tells it.
@@ -59,6 +61,8 @@ pub struct View {
     pub(super) ready_sequence: u64,
     pub(super) ready_event_id: String,
     pub(super) failure: Option<Failure>,
+    /// When this incarnation was told to have started, monotonic, by receipt, with the place and id of the event.
+    pub(super) begun: Option<(Duration, u64, String)>,
 }
 
 impl View {
@@ -80,6 +84,7 @@ pub struct RecoveryFailed {
     pub(super) incarnation: Incarnation,
     pub(super) attempts: u32,
     pub(super) last_error: String,
+    pub(super) issue: Option<v1::Issue>,
     pub(super) event_id: String,
     pub(super) trace: Option<v1::TraceContext>,
 }
@@ -250,6 +255,7 @@ impl Facts {
             incarnation,
             attempts: failed.attempts,
             last_error,
+            issue: failed.issue.clone(),
             event_id: event.id.clone(),
             trace: event.trace.clone(),
         };
@@ -294,7 +300,10 @@ impl Facts {
         view.chakra.clone_from(&event.chakra);
         view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
         match fact {
-            Fact::ComponentStarted(_) => view.lives = true,
+            Fact::ComponentStarted(_) => {
+                view.lives = true;
+                view.begun.get_or_insert_with(|| (now.mono, sequence, event.id.clone()));
+            }
             Fact::ComponentReady(ready) => {
                 view.completed = ready.completed;
                 view.lives = !ready.completed;
@@ -310,13 +319,13 @@ impl Facts {
                 view.ended();
                 // Without an incident a dependency is to blame.
                 if event.incident.is_some() {
-                    view.failure = Some(failure(told, sequence, event, &exited.last_error));
+                    view.failure = Some(failure(told, sequence, event, &exited.last_error, None));
                 }
             }
             Fact::ComponentFailed(_) if is_told_again(event) && view.failure.as_ref().is_some_and(|f| f.incarnation == told) => {}
             Fact::ComponentFailed(failed) => {
                 view.ended();
-                view.failure = Some(failure(told, sequence, event, &failed.last_error));
+                view.failure = Some(failure(told, sequence, event, &failed.last_error, failed.issue.clone()));
             }
             _ => {}
         }
@@ -388,10 +397,10 @@ impl Facts {
     }
 }
 
-fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &str) -> Failure {
+fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &str, issue: Option<v1::Issue>) -> Failure {
     let told = event.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
     let error = if error.is_empty() { told } else { error.to_owned() };
-    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error }
+    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error, issue }
 }
 
 fn is_told_again(event: &v1::Event) -> bool {

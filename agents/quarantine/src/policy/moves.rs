@@ -25,7 +25,7 @@ enum Trial<'s> {
     /// It held; with the id of the event by which it became ready.
     Passed(&'s str),
     /// It failed.
-    Failed(&'s Failure),
+    Failed(Box<Failure>),
 }
 
 impl State {
@@ -55,15 +55,16 @@ impl State {
         if newer || replaced {
             return None;
         }
-        let issue = issue::of(&failed.last_error);
+        let issue = issue::of(failed.issue.as_ref(), &failed.last_error);
         let want = v1::Quarantine {
             component: instance.component.clone(),
             ordinal: Some(instance.ordinal),
             phase: Phase::Isolated.into(),
             incarnation: Some(failed.incarnation.into()),
             duration: Some(proto(self.limits.isolation)),
-            issue_type: issue.kind.to_owned(),
-            suggested_fix: issue.fix,
+            issue_type: issue.issue_type,
+            suggested_fix: issue.suggested_fix,
+            known: issue.known,
             incident: Some((&failed.incident).into()),
             attempts: failed.attempts,
             note: String::new(),
@@ -120,7 +121,7 @@ impl State {
         // What is stopped by hand is on no trial, and what another record isolates is not either.
         let tried: Vec<Instance> = self.concerned(key).into_iter().filter(|i| self.desired.get(i).is_some_and(|d| d.runs)).collect();
         let trials: Vec<Trial<'_>> = tried.iter().map(|i| self.trial(record, want, i, now)).collect();
-        let failed = trials.iter().find_map(|t| if let Trial::Failed(failure) = t { Some(*failure) } else { None });
+        let failed = trials.iter().find_map(|t| if let Trial::Failed(failure) = t { Some(failure) } else { None });
         if let Some(failure) = failed {
             return Some(self.send_back(key, record, want, failure, now));
         }
@@ -137,10 +138,28 @@ impl State {
         let floor = want.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
         let later = |incarnation: Incarnation, sequence: u64| incarnation > floor && sequence > told;
         if let Some(failure) = view.failure.as_ref().filter(|f| later(f.incarnation, f.sequence)) {
-            return Trial::Failed(failure);
+            return Trial::Failed(Box::new(failure.clone()));
+        }
+        if let Some(late) = self.late(view, instance, now).filter(|late| later(late.incarnation, late.sequence)) {
+            return Trial::Failed(Box::new(late));
         }
         let held = view.ready_since.is_some_and(|since| view.completed || since + self.limits.soak <= now.mono);
         if held && later(view.incarnation, view.ready_sequence) { Trial::Passed(&view.ready_event_id) } else { Trial::Open }
+    }
+
+    /// What started on trial and is not ready when its time to come up is over: a trial does not last for ever.
+    fn late(&self, view: &View, instance: &Instance, now: Now) -> Option<Failure> {
+        let (begun, sequence, event_id) = view.begun.as_ref()?;
+        let limit = self.desired.get(instance)?.limit;
+        let late = view.lives && view.ready_since.is_none() && begun.saturating_add(limit) <= now.mono;
+        late.then(|| Failure {
+            incarnation: view.incarnation,
+            sequence: *sequence,
+            event_id: event_id.clone(),
+            incident: None,
+            error: format!("not ready {limit:.0?} after its start on probation"),
+            issue: None,
+        })
     }
 
     /// Place in EVENTS of the event that told of the isolation: what is before it belongs to the life before. 0: it is no longer there.
@@ -157,13 +176,14 @@ impl State {
         now: Now,
     ) -> (IntentKey, v1::Intent, u64) {
         let by_hand = want.issue_type == MANUAL;
-        let issue = issue::of(&failure.error);
+        let issue = issue::of(failure.issue.as_ref(), &failure.error);
         let want = v1::Quarantine {
             phase: Phase::Isolated.into(),
             incarnation: if by_hand && self.concerned(key).len() > 1 { want.incarnation } else { Some(failure.incarnation.into()) },
             duration: Some(proto(self.limits.isolation)),
-            issue_type: if by_hand { MANUAL.to_owned() } else { issue.kind.to_owned() },
-            suggested_fix: issue.fix,
+            issue_type: if by_hand { MANUAL.to_owned() } else { issue.issue_type },
+            suggested_fix: issue.suggested_fix,
+            known: issue.known,
             incident: failure.incident.clone().or_else(|| want.incident.clone()),
             attempts: want.attempts.saturating_add(1),
             ..want.clone()
@@ -205,7 +225,11 @@ impl State {
         let any_probation = self.records.values().any(|r| soaks(&r));
         let soak = self.limits.soak;
         let ready = self.facts.views().filter_map(View::soaks_since).filter(move |_| any_probation).map(move |since| since + soak);
-        self.records.values().filter(|r| r.phase() == Phase::Isolated).filter_map(isolated_until).chain(ready)
+        let late = self.desired.iter().filter(move |_| any_probation).filter_map(|(instance, known)| {
+            let view = self.facts.view(instance).filter(|v| v.lives && v.ready_since.is_none())?;
+            Some(view.begun.as_ref()?.0.saturating_add(known.limit))
+        });
+        self.records.values().filter(|r| r.phase() == Phase::Isolated).filter_map(isolated_until).chain(ready).chain(late)
     }
 }
 

@@ -1,6 +1,11 @@
 //! From the ladder's end over probation to release, or back.
 
-use razar_bus_schema::v1::{self, QuarantinePhase as Phase, event::Fact};
+use std::time::Duration;
+
+use razar_bus_schema::{
+    ids::Instance,
+    v1::{self, QuarantinePhase as Phase, event::Fact},
+};
 
 use super::world::{World, api};
 
@@ -160,11 +165,47 @@ fn a_record_is_overwritten_only_when_its_event_is_in_events() {
 fn durations_count_from_receipt() {
     let mut world = given_up();
     world.pass(1000);
-    world.take_over();
-    world.pass(1000);
-    assert_eq!(world.phase(KEY), Phase::Isolated, "the new holder has read it a thousand seconds ago");
-    world.pass(800);
+    world.now.wall += Duration::from_secs(3600);
+    world.exited(&api(), "1.4", "a clock that jumps");
+    world.pass(700);
+    assert_eq!(world.phase(KEY), Phase::Isolated, "no wall clock ends it");
+    world.pass(101);
     assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
+fn a_successor_lets_an_isolation_last_no_longer() {
+    let mut world = given_up();
+    world.pass(1000);
+    world.exited(&Instance::new("other", 0), "1.1", "news of anybody");
+    world.take_over();
+    world.pass(700);
+    assert_eq!(world.phase(KEY), Phase::Isolated, "a thousand seconds and seven hundred");
+    world.pass(101);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+    let mut world = given_up();
+    world.pass(1000);
+    world.take_over();
+    world.pass(1700);
+    assert_eq!(world.phase(KEY), Phase::Isolated, "where nothing was told since, it cannot know better than from its receipt");
+    world.pass(101);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+}
+
+#[test]
+fn a_trial_that_never_gets_ready_is_sent_back() {
+    let mut world = given_up();
+    world.pass(1801);
+    assert_eq!(world.phase(KEY), Phase::Probation);
+    world.pass(3600);
+    assert_eq!(world.phase(KEY), Phase::Probation, "nothing has started: it may wait for what it depends on");
+    world.started(&api(), "1.5");
+    world.pass(34);
+    assert_eq!(world.phase(KEY), Phase::Probation, "it has its startup limit and the soak");
+    world.pass(2);
+    assert_eq!((world.phase(KEY), world.told("quarantined").len()), (Phase::Isolated, 2));
+    let told = world.told("quarantined")[1].reason.as_ref().unwrap().text.clone();
+    assert_eq!(told, "not ready 35s after its start on probation");
 }
 
 #[test]

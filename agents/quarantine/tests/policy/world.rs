@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) writes: Vec<(String, v1::Intent)>,
     /// What is published is not stored.
     pub(crate) mute: bool,
+    /// When the broker stored each event, by its clock.
+    stored: Vec<std::time::SystemTime>,
     revision: u64,
     node_sequence: u64,
     /// Journal of the node.
@@ -60,6 +62,7 @@ impl World {
             receipts: Vec::new(),
             writes: Vec::new(),
             mute: false,
+            stored: Vec::new(),
             revision: 0,
             node_sequence: 0,
             journal: "e1",
@@ -151,7 +154,7 @@ impl World {
     /// The ladder gives an incident up.
     pub(crate) fn give_up(&mut self, instance: &Instance, first: &str, last: &str, error: &str) {
         let incident = Incident { instance: instance.clone(), incarnation: first.parse().unwrap(), signs_of_life: 0 };
-        let fact = Fact::RecoveryFailed(v1::RecoveryFailed { attempts: 4, last_error: error.to_owned() });
+        let fact = Fact::RecoveryFailed(v1::RecoveryFailed { attempts: 4, last_error: error.to_owned(), issue: None });
         self.store(v1::Event {
             id: format!("a:recovery:recovery_failed:{}:{last}:{incident}", instance.key()),
             kind: "recovery_failed".to_owned(),
@@ -170,6 +173,8 @@ impl World {
             return;
         }
         self.events.push(event.clone());
+        self.stored.push(self.now.wall);
+        self.state.apply_stored(&event, self.now.wall, self.now);
         self.state.apply_event(self.events.len() as u64, &event, self.now);
     }
 
@@ -294,9 +299,11 @@ impl World {
             self.state.apply_record(&IntentKey::parse(key).unwrap(), *revision, Arc::new(intent.clone()), self.now);
         }
         self.state.apply_reset();
-        for (sequence, event) in (1..).zip(&self.events) {
+        for ((sequence, event), stored) in (1..).zip(&self.events).zip(&self.stored) {
+            self.state.apply_stored(event, *stored, self.now);
             self.state.apply_event(sequence, event, self.now);
         }
+        self.state.apply_caught_up();
         self.settle();
     }
 

@@ -60,7 +60,8 @@ impl State {
             let text = format!("{failed} of {counted} failed at once; no rung begins until nothing more fails");
             return Some(self.mesh_fact(Fact::BrakeEngaged(fact), &cause, ("brake", text), now));
         };
-        let escalated = v1::Escalated { severity: "P1".to_owned(), about: "many components failed at once; the ladder waits".to_owned() };
+        let escalated =
+            v1::Escalated { severity: "P1".to_owned(), about: "many components failed at once; the ladder waits".to_owned(), count: 0 };
         let event = self.mesh_fact(Fact::Escalated(escalated), &on.id, ("brake", "the brake is on".to_owned()), now);
         if !self.facts.is_told(&event.id) {
             return Some(event);

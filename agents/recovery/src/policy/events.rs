@@ -49,7 +49,7 @@ impl State {
         v1::Actor { kind: AGENT.to_owned(), id: self.who.replica.clone() }
     }
 
-    fn trace_of(&self, incident: &Incident) -> v1::TraceContext {
+    pub(super) fn trace_of(&self, incident: &Incident) -> v1::TraceContext {
         Context::incident(&self.who.mesh, &incident.to_string()).into()
     }
 
@@ -86,9 +86,10 @@ impl State {
             replaces: Some(asked.replaces.into()),
             evidence: Some(v1::OrderEvidence { event_ids: asked.evidence, ..Default::default() }),
             backoff: (!asked.backoff.is_zero()).then(|| time::duration(asked.backoff)),
-            clear_state: asked.rung == super::ladder::CLEAR_STATE,
+            clear_state: asked.rung == super::rungs::CLEAR_STATE || asked.rung == super::rungs::DEPENDENCIES,
             hold_dependents: Some(time::duration(hold)),
             ended: false,
+            chakra_hook: asked.rung == super::rungs::CHAKRA_HOOK,
         };
         Box::new(v1::Intent {
             writer: Some(self.actor()),

@@ -15,7 +15,10 @@ use razar_bus_schema::{
 
 use super::{
     AGENT, Limits, Now,
+    destructive::Destroyed,
+    escalation::{Escalations, Row},
     incident::{Closed, IncidentFacts},
+    rungs::CHAKRA_HOOK,
 };
 
 /// Ids of own events that are remembered as told: every incident of the largest plan several times over.
@@ -38,6 +41,8 @@ pub struct Failure {
     pub cause: String,
     /// Last line of its error output.
     pub last_error: String,
+    /// What is known of it, or guessed.
+    pub issue: v1::Issue,
     /// When it was told, by the broker's clock.
     pub stored: SystemTime,
 }
@@ -81,6 +86,8 @@ pub struct View {
     pub incident: Option<IncidentFacts>,
     /// Incidents before that one that were closed when the next one opened, the newest last.
     pub closed_before: VecDeque<Incident>,
+    /// Errors that it ended with, and how often.
+    pub(super) errors: VecDeque<Row>,
 }
 
 impl Default for View {
@@ -104,6 +111,7 @@ impl Default for View {
             lost_boots: (0, String::new()),
             incident: None,
             closed_before: VecDeque::new(),
+            errors: VecDeque::new(),
         }
     }
 }
@@ -177,6 +185,15 @@ pub struct Brake {
     pub since: Duration,
 }
 
+/// A chakra as the events tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct ChakraView {
+    /// Id of the newest event that told that it is down.
+    fell_by: String,
+    /// It is down, and no hook of it has been tried since.
+    wants_hook: bool,
+}
+
 /// A node as the events tell it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeView {
@@ -195,6 +212,9 @@ pub struct Facts {
     nodes: BTreeMap<String, NodeView>,
     views: BTreeMap<Instance, View>,
     brake: Option<Brake>,
+    chakras: BTreeMap<String, ChakraView>,
+    escalations: Escalations,
+    destroyed: Destroyed,
     /// When the newest failure was heard of, monotonic.
     last_failure: Duration,
     told: BTreeSet<String>,
@@ -241,6 +261,12 @@ impl Facts {
         } else if !event.id.is_empty() && !self.note_told(event) {
             return;
         }
+        let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        let is_failure = matches!(event.fact, Some(Fact::ComponentFailed(_)));
+        if is_failure && instance.as_ref().is_some_and(|i| self.is_known_failure(i, event)) {
+            return;
+        }
+        self.escalations.fold(event, instance.as_ref().and_then(|i| self.views.get_mut(i)), stored);
         match &event.fact {
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(event, inventory, now),
             Some(Fact::NodeLost(_)) => {
@@ -252,13 +278,22 @@ impl Facts {
             Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
+            Some(Fact::ChakraDown(_)) => self.fold_chakra(event, true),
+            Some(Fact::ChakraRecovered(_)) => self.fold_chakra(event, false),
             Some(fact) => {
-                let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
+                let Some(instance) = instance else { return };
                 if matches!(fact, Fact::ComponentFailed(_)) {
-                    if self.is_known_failure(&instance, event) {
-                        return;
-                    }
                     self.last_failure = now.mono;
+                }
+                if let Fact::RungTried(tried) = fact
+                    && tried.rung == CHAKRA_HOOK
+                    && tried.outcome != "void"
+                    && let Some(chakra) = self.chakras.get_mut(&event.chakra)
+                {
+                    chakra.wants_hook = false;
+                }
+                if let Fact::RungTried(tried) = fact {
+                    self.destroyed.fold(&instance, &event.chakra, tried, stored, limits);
                 }
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
@@ -277,6 +312,25 @@ impl Facts {
         let again = event.reason.as_ref().is_some_and(|r| r.code == TOLD_AGAIN);
         let known = self.views.get(instance).and_then(|v| v.failed.as_ref()).map(|f| f.incarnation);
         again && known >= told_incarnation(event) && known.is_some()
+    }
+
+    /// A chakra went down, which is told once more under the same id by whoever takes over, or is well again.
+    fn fold_chakra(&mut self, event: &v1::Event, down: bool) {
+        if self.chakras.len() >= ENTITIES_MAX && !self.chakras.contains_key(&event.chakra) {
+            return;
+        }
+        let chakra = self.chakras.entry(event.chakra.clone()).or_default();
+        if !down {
+            chakra.wants_hook = false;
+        } else if chakra.fell_by != event.id {
+            *chakra = ChakraView { fell_by: event.id.clone(), wants_hook: true };
+        }
+    }
+
+    /// Whether a chakra is down, and no hook of it has been tried since.
+    #[must_use]
+    pub fn wants_hook(&self, chakra: &str) -> bool {
+        self.chakras.get(chakra).is_some_and(|c| c.wants_hook)
     }
 
     /// Remembers agents' events by id; false if it is remembered already.
@@ -333,6 +387,19 @@ impl Facts {
                 view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
             }
         }
+    }
+
+    pub(super) const fn destroyed(&self) -> &Destroyed {
+        &self.destroyed
+    }
+
+    /// When the newest event was stored, by the broker's clock: what is recent is measured by it.
+    pub(super) const fn clock(&self) -> Option<SystemTime> {
+        self.escalations.clock()
+    }
+
+    pub(super) const fn escalations(&self) -> &Escalations {
+        &self.escalations
     }
 
     /// An instance as its node tells it.
@@ -415,7 +482,8 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         Fact::ComponentFailed(failed) => {
             let incarnation = told_incarnation(event).unwrap_or(view.incarnation);
             let (id, cause, last_error) = (event.id.clone(), failed.cause.clone(), failed.last_error.clone());
-            view.failed = Some(Failure { incarnation, id, cause, last_error, stored });
+            let issue = failed.issue.clone().unwrap_or_default();
+            view.failed = Some(Failure { incarnation, id, cause, last_error, issue, stored });
         }
         _ => {}
     }

@@ -76,6 +76,12 @@ impl IncidentFacts {
         self.closed.is_none() && !self.given_up
     }
 
+    /// Whether a try of `rung` has failed in it.
+    #[must_use]
+    pub fn has_failed(&self, rung: &str) -> bool {
+        self.tried.iter().any(|t| t.rung == rung && t.outcome == "failed")
+    }
+
     pub(super) fn close(&mut self, how: Closed) {
         self.closed.get_or_insert(how);
     }

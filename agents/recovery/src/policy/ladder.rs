@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use razar_bus_schema::{
-    ids::{Incarnation, Incident, Instance, sha256_hex},
+    ids::{Incarnation, Incident, Instance},
     time,
     v1::{self, DependencyCondition as Condition, InstanceState, QuarantinePhase as Phase, RunMode, event::Fact, intent::Want},
 };
@@ -13,28 +13,13 @@ use super::{
     IncidentFacts, Now, Record, State, Step, View,
     asked::Ground,
     brake::Admission,
+    destructive::is_destructive,
     events::{Asked, Said, fact_id},
+    rungs::{CHAKRA_HOOK, CLEAR_STATE, DEPENDENCIES, QUARANTINE, RESTART, Standing, backoff, ladder},
 };
 
-/// Start it anew after a backoff.
-pub(super) const RESTART: &str = "restart";
-/// Remove the paths that its specification names as state, then start it.
-pub(super) const CLEAR_STATE: &str = "clear_state";
-/// The last rung: it is told that recovery failed, and quarantine has it.
-pub(super) const QUARANTINE: &str = "quarantine";
 /// Cause of a failure that came before there was a new incarnation.
 const START_FAILED: &str = "start_failed";
-/// Time to come up of a component without a startup probe.
-const STARTUP_LIMIT: Duration = Duration::from_secs(30);
-/// A start that may take longer than a year may take for ever: sums with it stay in range.
-const STARTUP_LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-/// Defaults of a startup probe.
-const PERIOD: Duration = Duration::from_secs(1);
-const FAILURES: u32 = 3;
-/// Longest backoff of a restart rung, in powers of two of a second.
-const BACKOFF_EXPONENT_MAX: u32 = 6;
-/// Share of the backoff that is random.
-const JITTER: f64 = 0.2;
 
 /// An order under way.
 struct Under<'s> {
@@ -124,26 +109,44 @@ impl State {
         if view.cooldown_until > now.mono {
             return Step::Wait(Some(view.cooldown_until));
         }
-        let rung = self.next_rung(view, incident, spec);
-        self.climb(instance, view, incident, spec, &rung, now)
+        let at = Standing { instance, view, incident, desired, spec };
+        let rung = self.next_rung(at, now);
+        self.climb(at, &rung, now)
     }
 
     /// What comes next by the last try that counted for something, else the first rung.
-    fn next_rung(&self, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec) -> String {
-        match incident.tried.last() {
+    fn next_rung(&self, at: Standing<'_>, now: Now) -> String {
+        match at.incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
-            _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
-            _ => rung_after(spec, incident.after.as_deref()),
+            _ if at.view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
+            _ => self.rung_after(at, None, now),
         }
     }
 
-    /// The next rung of an incident whose last one is told.
-    fn climb(&self, instance: &Instance, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec, rung: &str, now: Now) -> Step {
+    /// The next rung of an incident whose last one is told. A chakra that went down meanwhile puts its hook before it.
+    fn climb(&self, at: Standing<'_>, rung: &str, now: Now) -> Step {
+        let Standing { instance, view, incident, desired, spec } = at;
         if let Admission::Held(until) = self.admits(instance, now) {
             return Step::Wait(until);
         }
+        let lost = view.lost_boots.0 >= self.limits.lost_boots && incident.attempts == 0;
+        let hooked = if self.is_hooked(at) && !lost { CHAKRA_HOOK } else { rung };
+        // Others may have spent the budget since that was told.
+        let spared = (is_destructive(hooked) && self.spent(at, now).is_some()).then(|| self.rung_after(at, None, now));
+        let rung = spared.as_deref().unwrap_or(hooked);
         if rung == QUARANTINE {
-            return self.give_up(view, incident, spec, now);
+            return self.give_up(at, now);
+        }
+        if rung == DEPENDENCIES
+            && let joined = self.joined(spec)
+            && !joined.is_empty()
+        {
+            return self.wait_for(at, &joined, now);
+        }
+        if rung == CHAKRA_HOOK
+            && let Some(until) = self.hook_is_busy(instance, &spec.chakra, now)
+        {
+            return Step::Wait(until);
         }
         let Some(foundation) = self.foundation(spec) else { return Step::Wait(None) };
         // The record may tell of more tries than EVENTS, which may be new.
@@ -153,19 +156,31 @@ impl State {
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
         let backoff = if rung == RESTART { backoff(&incident.id, attempt) } else { Duration::ZERO };
-        let why = match rung {
-            RESTART => format!("restart in {:.2}s, try {attempt} of {}", backoff.as_secs_f64(), incident.id),
-            _ => format!("clear its state and start it, try {attempt} of {}", incident.id),
+        let what = match rung {
+            RESTART => format!("restart in {:.2}s", backoff.as_secs_f64()),
+            CLEAR_STATE => "clear its state and start it".to_owned(),
+            DEPENDENCIES => "what it depends on is well again: start it anew".to_owned(),
+            _ => format!("run the hook of {} and start it", spec.chakra),
         };
-        let (replaces, limit) = (view.incarnation, self.limit(spec));
+        let why = format!("{what}, try {attempt} of {}{}", incident.id, known(view));
+        let (replaces, limit) = (view.incarnation, self.limit(desired, spec, rung));
         let asked = Asked { instance, incident: &incident.id, rung, attempt, replaces, evidence, backoff, limit, why };
         Step::Order(self.order(asked, now.wall))
     }
 
+    /// What it depends on has incidents of its own: they are healed first.
+    fn wait_for(&self, at: Standing<'_>, joined: &[Incident], now: Now) -> Step {
+        if self.facts.is_told(&fact_id("recovery_started", &at.incident.id, None)) {
+            return Step::Wait(None);
+        }
+        Step::Tell(self.started(at, format!("waits for {}", listed(joined)), now))
+    }
+
     /// The last rung.
-    fn give_up(&self, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec, now: Now) -> Step {
+    fn give_up(&self, at: Standing<'_>, now: Now) -> Step {
+        let Standing { view, incident, spec, .. } = at;
         if !self.facts.is_told(&fact_id("recovery_started", &incident.id, None)) {
-            return Step::Tell(self.started(view, incident, spec, "no rung is tried".to_owned(), now));
+            return Step::Tell(self.started(at, format!("no rung is tried{}", known(view)), now));
         }
         // The ground of the last try was looked at when that was judged; where there was none, it is looked at now.
         if incident.attempts == 0 {
@@ -177,7 +192,8 @@ impl State {
         }
         let failure = view.failed.as_ref();
         let last_error = failure.map(|f| f.last_error.clone()).unwrap_or_default();
-        let fact = v1::RecoveryFailed { attempts: incident.attempts, last_error };
+        let issue = failure.map(|f| f.issue.clone());
+        let fact = v1::RecoveryFailed { attempts: incident.attempts, last_error, issue };
         let said = Said {
             code: "ladder_ended",
             text: format!("no rung helped, {} tried", incident.attempts),
@@ -187,10 +203,12 @@ impl State {
         Step::Tell(self.fact(&incident.id, view, Fact::RecoveryFailed(fact), said, now.wall))
     }
 
-    fn started(&self, view: &View, incident: &IncidentFacts, spec: &v1::ComponentSpec, text: String, now: Now) -> Box<v1::Event> {
-        let rungs = ladder(spec).chain([QUARANTINE]).map(str::to_owned).collect();
+    fn started(&self, at: Standing<'_>, text: String, now: Now) -> Box<v1::Event> {
+        let Standing { view, incident, desired, spec, .. } = at;
+        let rungs = ladder(desired, spec).chain([QUARANTINE]).map(str::to_owned).collect();
+        let issue = view.failed.as_ref().map(|f| f.issue.clone());
         let said = Said { code: "taken_up", text, attempt: None, cause: incident.opened_by.clone() };
-        self.fact(&incident.id, view, Fact::RecoveryStarted(v1::RecoveryStarted { rungs }), said, now.wall)
+        self.fact(&incident.id, view, Fact::RecoveryStarted(v1::RecoveryStarted { rungs, issue }), said, now.wall)
     }
 
     /// An order under way: told, judged, told, and then the next.
@@ -199,14 +217,15 @@ impl State {
         let incident = view.incident.as_ref().filter(|i| i.id == *id);
         let tried = fact_id("rung_tried", id, Some(order.attempt));
         let is_tried = self.facts.is_told(&tried);
-        let Some((incident, spec)) = incident.zip(self.desired(instance).map(|(_, spec)| spec)) else {
+        let Some((incident, (desired, spec))) = incident.zip(self.desired(instance)) else {
             let is_failed = self.facts.is_told(&fact_id("recovery_failed", id, None));
             let superseded = incident.is_none() && !is_failed && !view.closed_before.contains(id);
             return self.end(under, is_tried, superseded.then_some("superseded"), now);
         };
+        let at = Standing { instance, view, incident, desired, spec };
         if !self.facts.is_told(&fact_id("recovery_started", id, None)) {
             let text = under.intent.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
-            return Step::Tell(self.started(view, incident, spec, text, now));
+            return Step::Tell(self.started(at, text, now));
         }
         if incident.closed.is_some() || self.is_quarantined(instance) {
             return self.end(under, is_tried, None, now);
@@ -218,25 +237,25 @@ impl State {
             return self.let_go(under, now);
         }
         if !is_tried {
-            return match self.judge(under, spec, now) {
-                Ok(Outcome::Failed) if rung_after(spec, Some(&order.rung)) == QUARANTINE => self.last_try(under, spec, now),
-                Ok(outcome) => Step::Tell(self.tried(under, spec, outcome, now)),
+            return match self.judge(under, at, now) {
+                Ok(Outcome::Failed) if self.rung_after(at, Some(&order.rung), now) == QUARANTINE => self.last_try(under, at, now),
+                Ok(outcome) => Step::Tell(self.tried(under, at, outcome, now)),
                 Err(until) => Step::Wait(until),
             };
         }
         match incident.tried.last() {
             Some(last) if last.outcome == Outcome::Ok.name() => Step::Tell(self.recovered(under, incident, now)),
             Some(_) if self.facts.node(&view.node).lost => Step::Wait(None),
-            Some(_) => self.climb(instance, view, incident, spec, &self.next_rung(view, incident, spec), now),
+            Some(_) => self.climb(at, &self.next_rung(at, now), now),
             None => Step::Wait(None),
         }
     }
 
     /// The last try has failed, as far as is known: the nodes of what it depends on are asked before it counts.
-    fn last_try(&self, under: &Under<'_>, spec: &v1::ComponentSpec, now: Now) -> Step {
-        match self.ground(&under.incident, under.order.attempt, spec, now) {
-            Ground::Firm => Step::Tell(self.tried(under, spec, Outcome::Failed, now)),
-            Ground::Moved(_) => Step::Tell(self.tried(under, spec, Outcome::Void, now)),
+    fn last_try(&self, under: &Under<'_>, at: Standing<'_>, now: Now) -> Step {
+        match self.ground(&under.incident, under.order.attempt, at.spec, now) {
+            Ground::Firm => Step::Tell(self.tried(under, at, Outcome::Failed, now)),
+            Ground::Moved(_) => Step::Tell(self.tried(under, at, Outcome::Void, now)),
             Ground::Unknown(step) => step,
         }
     }
@@ -281,7 +300,8 @@ impl State {
     }
 
     /// What came of the order under way; else when to look again.
-    fn judge(&self, under: &Under<'_>, spec: &v1::ComponentSpec, now: Now) -> Result<Outcome, Option<Duration>> {
+    fn judge(&self, under: &Under<'_>, at: Standing<'_>, now: Now) -> Result<Outcome, Option<Duration>> {
+        let (desired, spec) = (at.desired, at.spec);
         let (view, replaces) = (under.view, replaced(under.order));
         let node = self.facts.node(&view.node);
         if node.lost {
@@ -309,7 +329,7 @@ impl State {
             return if soaked <= now.mono { Ok(Outcome::Ok) } else { Err(Some(soaked)) };
         }
         let backoff = time::duration_or(under.order.backoff.as_ref(), Duration::ZERO);
-        let deadline = since + backoff + self.limit(spec);
+        let deadline = since + backoff + self.limit(desired, spec, &under.order.rung);
         if deadline > now.mono {
             return Err(Some(deadline));
         }
@@ -317,13 +337,15 @@ impl State {
         Ok(if later { counted } else { Outcome::Void })
     }
 
-    fn tried(&self, under: &Under<'_>, spec: &v1::ComponentSpec, outcome: Outcome, now: Now) -> Box<v1::Event> {
+    fn tried(&self, under: &Under<'_>, at: Standing<'_>, outcome: Outcome, now: Now) -> Box<v1::Event> {
         let rung = under.order.rung.as_str();
         let (next, text) = match outcome {
             Outcome::Ok => (String::new(), format!("{rung} held for {:.0?}", self.limits.soak)),
             Outcome::Failed => {
-                let next = rung_after(spec, Some(rung));
-                (next.clone(), format!("{rung} failed; next {next}"))
+                let next = self.rung_after(at, Some(rung), now);
+                let waits = if next == DEPENDENCIES { format!(": waits for {}", listed(&self.joined(at.spec))) } else { String::new() };
+                let spared = self.spent(at, now).map_or_else(String::new, |why| format!("; {why}"));
+                (next.clone(), format!("{rung} failed; next {next}{waits}{spared}"))
             }
             Outcome::Void => (
                 rung.to_owned(),
@@ -359,95 +381,19 @@ impl State {
         };
         self.fact(&under.incident, view, Fact::Recovered(fact), said, now.wall)
     }
-
-    /// Time that a rung has, its backoff left out: never less than the startup limit and the soak.
-    fn limit(&self, spec: &v1::ComponentSpec) -> Duration {
-        (startup_limit(spec) + self.limits.soak).max(self.limits.deadline_min)
-    }
 }
 
 fn replaced(order: &v1::RecoveryOrder) -> Incarnation {
     order.replaces.as_ref().map(Incarnation::from).unwrap_or_default()
 }
 
-/// The rungs of a component that there are, in its order, without the last.
-fn ladder(spec: &v1::ComponentSpec) -> impl Iterator<Item = &str> {
-    let built = |rung: &&str| *rung == RESTART || *rung == CLEAR_STATE && !spec.state.is_empty();
-    spec.heal.iter().map(String::as_str).filter(built)
+/// Incidents in a sentence.
+fn listed(incidents: &[Incident]) -> String {
+    incidents.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// The rung after `rung`; after `None` the first.
-fn rung_after(spec: &v1::ComponentSpec, rung: Option<&str>) -> String {
-    let next = match rung {
-        None => ladder(spec).next(),
-        Some(rung) => ladder(spec).skip_while(|r| *r != rung).nth(1),
-    };
-    next.unwrap_or(QUARANTINE).to_owned()
-}
-
-/// How long a component may take to come up.
-fn startup_limit(spec: &v1::ComponentSpec) -> Duration {
-    spec.startup.as_ref().map_or(STARTUP_LIMIT, |probe| {
-        let failures = if probe.failure_threshold == 0 { FAILURES } else { probe.failure_threshold };
-        let period = time::duration_or(probe.period.as_ref(), PERIOD).saturating_mul(failures).min(STARTUP_LONGEST);
-        (time::duration_or(probe.initial_delay.as_ref(), Duration::ZERO).min(STARTUP_LONGEST) + period).min(STARTUP_LONGEST)
-    })
-}
-
-/// 2^(n-1) s before the n-th try, a tenth of it more or less: the same for the same try, whoever computes it.
-fn backoff(incident: &Incident, attempt: u32) -> Duration {
-    let seconds = f64::from(1_u32 << attempt.saturating_sub(1).min(BACKOFF_EXPONENT_MAX));
-    let hash = sha256_hex(format!("{incident}:{attempt}").as_bytes());
-    let dice = u32::from_str_radix(hash.get(..8).unwrap_or("0"), 16).unwrap_or(0);
-    let luck = f64::from(dice) / f64::from(u32::MAX);
-    Duration::from_secs_f64(seconds * (1.0 - JITTER / 2.0 + JITTER * luck))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(heal: &[&str], state: &[&str]) -> v1::ComponentSpec {
-        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
-        v1::ComponentSpec { heal: owned(heal), state: owned(state), ..Default::default() }
-    }
-
-    #[test]
-    fn rungs_that_are_not_built_and_state_that_is_not_named_are_passed_over() {
-        let all = ["restart", "clear_state", "dependencies", "chakra_hook"];
-        let table = [
-            (spec(&all, &["/x"]), None, "restart"),
-            (spec(&all, &["/x"]), Some("restart"), "clear_state"),
-            (spec(&all, &["/x"]), Some("clear_state"), "quarantine"),
-            (spec(&all, &[]), Some("restart"), "quarantine"),
-            (spec(&["clear_state", "restart"], &["/x"]), None, "clear_state"),
-            (spec(&[], &["/x"]), None, "quarantine"),
-            (spec(&["restart"], &[]), Some("clear_state"), "quarantine"),
-        ];
-        for (spec, rung, next) in table {
-            assert_eq!(rung_after(&spec, rung), next, "{:?} after {rung:?}", spec.heal);
-        }
-    }
-
-    #[test]
-    fn a_backoff_doubles_within_its_jitter_and_ends_growing() {
-        let incident: Incident = "api@1.3".parse().unwrap();
-        for (attempt, seconds) in [(0, 1.0), (1, 1.0), (2, 2.0), (3, 4.0), (7, 64.0), (8, 64.0), (u32::MAX, 64.0)] {
-            let backoff = backoff(&incident, attempt).as_secs_f64();
-            assert!((seconds * 0.9..=seconds * 1.1).contains(&backoff), "{attempt}: {backoff}");
-        }
-    }
-
-    #[test]
-    fn a_rung_has_what_its_startup_probe_allows() {
-        let probe = |period, failure_threshold| v1::Probe {
-            period: Some(prost_types::Duration { seconds: period, nanos: 0 }),
-            failure_threshold,
-            ..Default::default()
-        };
-        let of = |startup| startup_limit(&v1::ComponentSpec { startup, ..Default::default() });
-        assert_eq!(of(None), Duration::from_secs(30));
-        assert_eq!(of(Some(probe(2, 60))), Duration::from_secs(120));
-        assert_eq!(of(Some(probe(i64::MAX, u32::MAX))), STARTUP_LONGEST);
-    }
+/// What the error registry knows of the last failure, behind a sentence.
+fn known(view: &View) -> String {
+    let issue = view.failed.as_ref().map(|f| &f.issue).filter(|issue| !issue.known.is_empty());
+    issue.map_or_else(String::new, |issue| format!("; known as {}: {}", issue.known, issue.suggested_fix))
 }

@@ -43,6 +43,12 @@ pub(crate) struct Bench {
     reason: &'static str,
     /// Starts at a time of what is desired from now on.
     pub(crate) slots: u32,
+    /// The chakra's hook of what is desired from now on.
+    pub(crate) hook: Option<v1::Hook>,
+    /// The hook of escalations, likewise.
+    pub(crate) pager: Option<v1::Hook>,
+    /// What nodes know of errors from now on.
+    pub(crate) issue: Option<v1::Issue>,
 }
 
 pub(crate) fn id(name: &str) -> Instance {
@@ -94,6 +100,9 @@ impl Bench {
             mission: String::new(),
             reason: "",
             slots: 4,
+            hook: None,
+            pager: None,
+            issue: None,
         };
         bench.state.apply_intents_epoch("b1");
         bench.state.apply_caught_up();
@@ -170,6 +179,9 @@ impl Bench {
             rank: u32::try_from(self.records.len()).unwrap(),
             parallel_starts: self.slots,
             spec: Some(spec.clone()),
+            chakra_hook: self.hook.clone(),
+            escalation_hook: self.pager.clone(),
+            node: "a".to_owned(),
             ..Default::default()
         };
         let intent = v1::Intent { want: Some(Want::Desired(desired)), ..Default::default() };
@@ -247,7 +259,8 @@ impl Bench {
     }
 
     pub(crate) fn failed(&mut self, name: &str, incarnation: &str, cause: &str) {
-        let fact = v1::ComponentFailed { cause: cause.to_owned(), last_error: "boom".to_owned(), ..Default::default() };
+        let issue = self.issue.clone();
+        let fact = v1::ComponentFailed { cause: cause.to_owned(), last_error: "boom".to_owned(), issue, ..Default::default() };
         self.tell(name, incarnation, Fact::ComponentFailed(fact));
     }
 
@@ -309,7 +322,10 @@ impl Bench {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Publish(event) => {
-                self.log.push(event_line(&event));
+                // What is told of an instance to people has tests of its own.
+                if event.kind != "escalated" || event.instance.is_none() {
+                    self.log.push(event_line(&event));
+                }
                 self.events.push((*event).clone());
                 if !self.mute && event.kind != self.lost_kind {
                     self.store(&event);
@@ -319,6 +335,13 @@ impl Bench {
                 self.log.push(format!("ask {}", nodes.iter().map(String::as_str).collect::<Vec<_>>().join(" ")));
                 let inventories = self.inventory.clone().map(|inventory| vec![inventory]);
                 self.state.apply_outcome(Outcome::Asked { instance, inventories }, self.now);
+            }
+            Action::Announce(announce) => {
+                let Some(Want::Escalations(wanted)) = &announce.intent.want else { unreachable!("{announce:?}") };
+                let of = |e: &v1::Escalation| format!(" {} {}", e.severity, e.about);
+                self.log.push(format!("announce to {}:{}", announce.node, wanted.items.iter().map(of).collect::<String>()));
+                self.revision += 1;
+                self.state.apply_outcome(Outcome::Announced(announce, Ok(self.revision)), self.now);
             }
             Action::Write(write) => {
                 let known = self.records.iter().rev().find(|(i, _, intent)| *i == write.instance && is_order(intent)).map_or(0, |r| r.1);
@@ -361,6 +384,56 @@ impl Bench {
         self.turn();
     }
 
+    /// The watchdog's word on the chakra of all components here.
+    pub(crate) fn chakra(&mut self, fell: Option<&str>) {
+        let fact = match fell {
+            Some(_) => Fact::ChakraDown(v1::ChakraDown::default()),
+            None => Fact::ChakraRecovered(v1::ChakraRecovered::default()),
+        };
+        let event = v1::Event {
+            id: fell.unwrap_or("well").to_owned(),
+            kind: fact.kind().to_owned(),
+            source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "w".to_owned() }),
+            chakra: "heart".to_owned(),
+            fact: Some(fact),
+            ..Default::default()
+        };
+        self.store(&event);
+        self.turn();
+    }
+
+    /// An end with these last words.
+    pub(crate) fn says(&mut self, name: &str, incarnation: &str, error: &str) {
+        self.open.entry(name.to_owned()).or_insert_with(|| format!("{name}@{incarnation}"));
+        self.tell(name, incarnation, Fact::ComponentExited(v1::ComponentExited { last_error: error.to_owned(), ..Default::default() }));
+    }
+
+    /// The node's word on the hook of an escalation.
+    pub(crate) fn paged(&mut self, escalation: &str) {
+        self.journal += 1;
+        let fact = Fact::HookRan(v1::HookRan { hook: "escalation".to_owned(), outcome: "ok".to_owned(), ..Default::default() });
+        let event = v1::Event {
+            id: node_event_id("a", "e1", self.journal),
+            kind: fact.kind().to_owned(),
+            source: Some(v1::Actor { kind: "node".to_owned(), id: "a".to_owned() }),
+            node_sequence: Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence: self.journal }),
+            cause_id: escalation.to_owned(),
+            fact: Some(fact),
+            ..Default::default()
+        };
+        self.store(&event);
+        self.turn();
+    }
+
+    /// Severity, text, count and id of what was escalated about instances.
+    pub(crate) fn escalated(&self) -> Vec<(String, String, u32, String)> {
+        let of = |e: &v1::Event| match &e.fact {
+            Some(Fact::Escalated(f)) if e.instance.is_some() => Some((f.severity.clone(), f.about.clone(), f.count, e.id.clone())),
+            _ => None,
+        };
+        self.events.iter().filter_map(of).collect()
+    }
+
     /// Every event once more, behind all others.
     pub(crate) fn repeat_all(&mut self) {
         for (_, event, _) in self.stored.clone() {
@@ -384,6 +457,7 @@ fn order_line(intent: &v1::Intent) -> String {
     let incident = Incident::try_from(order.incident.as_ref().unwrap()).unwrap();
     let replaces = Incarnation::from(order.replaces.as_ref().unwrap());
     let clear = if order.clear_state { " clearing" } else { "" };
+    let clear = if order.chakra_hook { " hooking" } else { clear };
     if order.ended {
         return format!("end {}#{} of {incident}", order.rung, order.attempt);
     }

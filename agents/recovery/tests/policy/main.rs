@@ -4,5 +4,7 @@
 mod bench;
 mod brake;
 mod course;
+mod escalations;
 mod rules;
+mod rungs;
 mod sequences;

@@ -24,6 +24,10 @@ impl Projection {
         let known = component.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();
         let folded = if let Fact::DesiredChanged(desired) = fact {
             fold_desired(component, event, desired)
+        } else if let Fact::Escalated(escalated) = fact {
+            // It is about a row of lives, not about the newest.
+            component.escalated = Some(escalated.clone());
+            Folded::Applied
         } else if told.is_some_and(|t| t < known) {
             Folded::Stale
         } else {
@@ -32,6 +36,7 @@ impl Projection {
             {
                 if told.generation > known.generation {
                     component.starts = 0;
+                    component.escalated = None;
                 }
                 component.incarnation = Some(told.into());
             }
@@ -137,10 +142,15 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
                 enter(component, event, InstanceState::Stopped);
             }
         }
-        Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
+        Fact::Recovered(_) => {
+            component.escalated = None;
+            close_incident(component);
+        }
+        Fact::IncidentWithdrawn(_) => close_incident(component),
         Fact::Quarantined(quarantined) => fold_quarantined(component, event, quarantined),
         Fact::Released(_) => {
             component.quarantined = None;
+            component.escalated = None;
             // Released by a passing probe it runs already.
             if matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation) {
                 enter(component, event, InstanceState::Waiting);

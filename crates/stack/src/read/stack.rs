@@ -65,6 +65,8 @@ fn mesh(r: &mut Reader<'_>, node: &Node) -> Option<Mesh> {
         }),
         timeout: f.get(r, "timeout", Reader::period),
         failed_boots: f.get(r, "failed_boots", |r, n| r.number(n, 1, 1000)),
+        errors: f.get(r, "errors", Reader::path),
+        escalation_hook: f.get(r, "escalation_hook", hook),
     };
     f.end(r, &[]);
     Some(out)
@@ -102,16 +104,18 @@ fn chakra(r: &mut Reader<'_>, node: &Node) -> Option<Chakra> {
     let out = Chakra {
         description: f.get(r, "description", Reader::string),
         health_threshold: f.get(r, "health_threshold", |r, n| r.decimal(n, 0.0, 1.0)),
-        heal_hook: f.get(r, "heal_hook", |r, n| {
-            let mut f = r.fields(n)?;
-            let hook = Hook {
-                command: f.must(r, "command", component::command),
-                timeout: f.get(r, "timeout", Reader::period),
-                env: f.or(r, "env", component::environment),
-            };
-            f.end(r, &[]);
-            Some(hook)
-        }),
+        heal_hook: f.get(r, "heal_hook", hook),
+    };
+    f.end(r, &[]);
+    Some(out)
+}
+
+fn hook(r: &mut Reader<'_>, node: &Node) -> Option<Hook> {
+    let mut f = r.fields(node)?;
+    let out = Hook {
+        command: f.must(r, "command", component::command),
+        timeout: f.get(r, "timeout", Reader::period),
+        env: f.or(r, "env", component::environment),
     };
     f.end(r, &[]);
     Some(out)

@@ -9,6 +9,7 @@ use razar_bus_schema::{
 };
 use razar_node::policy::{
     Action, Input, Spawn,
+    hooks::{HookEnd, HookKey, HookOutcome},
     probing::{Answer, Manner, Role, manner},
 };
 
@@ -37,6 +38,9 @@ impl World {
                 let (wait, life) = (self.luck.millis(1, 300), self.hosts[h].lives);
                 self.later(wait, Happening::NodeInput(h, life, Box::new(Input::Prepared { instance, failed })));
             }
+            Action::RunHook(run) => self.run_hook(h, run.key),
+            // It ends by itself before long, and its end is told all the same.
+            Action::EndHook(_) => {}
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(h, instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => {
                 self.hosts[h].oracle.remembered(&memory);
@@ -52,6 +56,17 @@ impl World {
             }
             Action::Tell(event) => self.journal_event(h, *event),
         }
+    }
+
+    fn run_hook(&mut self, h: usize, key: HookKey) {
+        let fails = self.faults.on(Fault::ClearFails) && self.luck.per_mille(300);
+        let outcome = if fails { HookOutcome::Failed } else { HookOutcome::Ok };
+        self.tell_host(h, format_args!("runs a hook, which ends {}", outcome.name()));
+        let (wait, life) = (self.luck.millis(1, 3_000), self.hosts[h].lives);
+        let took = Duration::from_millis(100);
+        let end = HookEnd { outcome, status: None, took, output: String::new(), output_cut: false, stragglers: 0 };
+        let input = Input::HookEnded { key, program: "hook".to_owned(), end };
+        self.later(wait, Happening::NodeInput(h, life, Box::new(input)));
     }
 
     fn spawn(&mut self, h: usize, spawn: &Spawn) {

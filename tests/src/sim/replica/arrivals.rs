@@ -60,6 +60,12 @@ impl World {
                 let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
                 Heard::Recovery(recovery::Outcome::Wrote(write, result))
             }
+            Deed::Announce(announce) => {
+                let key = IntentKey::Escalation(announce.node.clone());
+                let result = if arrives { self.write_announcement(key, &announce) } else { Err(recovery::WriteError::Unknown) };
+                let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
+                Heard::Recovery(recovery::Outcome::Announced(announce, result))
+            }
             Deed::Isolate(writes) => {
                 let result = if arrives { self.write_quarantines(r, &writes) } else { None };
                 Heard::Quarantine(quarantine::Outcome::Wrote(writes, result.filter(|_| !lost)))
@@ -131,6 +137,14 @@ impl World {
             let life = order.replaces.as_ref().map(Incarnation::from).unwrap_or_default();
             let (id, rung, attempt, ended) = (&write.instance, &order.rung, order.attempt, order.ended);
             self.say("recovery", format_args!("replica {r} orders {id}@{life}: {rung}, try {attempt}, ended {ended}"));
+        }
+        self.put(batch).and_then(|revisions| revisions.first().copied()).ok_or(recovery::WriteError::Conflict)
+    }
+
+    fn write_announcement(&mut self, key: IntentKey, announce: &recovery::Announce) -> Result<u64, recovery::WriteError> {
+        let batch = vec![(key, announce.intent.as_ref(), announce.expected)];
+        if self.would_conflict(&batch) {
+            return Err(recovery::WriteError::Conflict);
         }
         self.put(batch).and_then(|revisions| revisions.first().copied()).ok_or(recovery::WriteError::Conflict)
     }

@@ -62,6 +62,7 @@ pub enum Deed {
     WriteDesired(Vec<(Instance, v1::Intent, u64)>),
     WriteMissions(Vec<(MissionsValue, u64)>),
     Order(Box<recovery::Write>),
+    Announce(Box<recovery::Announce>),
     Isolate(quarantine::Writes),
     Ask { instance: Instance, nodes: BTreeSet<String> },
 }
@@ -74,6 +75,7 @@ impl Deed {
             Self::WriteDesired(writes) => Some(writes.iter().map(|(id, ..)| IntentKey::Desired(id.clone()).to_string()).collect()),
             Self::WriteMissions(writes) => Some(writes.iter().map(|(value, _)| value.key()).collect()),
             Self::Order(write) => Some(vec![IntentKey::Recovery(write.instance.clone()).to_string()]),
+            Self::Announce(announce) => Some(vec![IntentKey::Escalation(announce.node.clone()).to_string()]),
             Self::Isolate(writes) => Some(writes.iter().map(|(key, ..)| key.to_string()).collect()),
             Self::Publish(_) | Self::Answer { .. } | Self::Load { .. } | Self::Ask { .. } => None,
         }
@@ -183,6 +185,7 @@ impl Mind {
             Self::Recovery(state) => match (key, intent) {
                 (IntentKey::Desired(id), Some(intent)) => state.apply_desired(&id, revision, intent),
                 (IntentKey::Recovery(id), intent) => state.apply_record(&id, revision, intent, now),
+                (IntentKey::Escalation(node), intent) => state.apply_escalations(&node, revision, intent, now),
                 (IntentKey::QuarantineComponent(component), Some(intent)) => {
                     if let Some(Want::Quarantine(quarantine)) = &intent.want {
                         state.apply_quarantine(&component, None, revision, quarantine.phase());
@@ -296,6 +299,7 @@ impl From<recovery::Action> for Deed {
     fn from(action: recovery::Action) -> Self {
         match action {
             recovery::Action::Write(write) => Self::Order(write),
+            recovery::Action::Announce(announce) => Self::Announce(announce),
             recovery::Action::Publish(event) => Self::Publish(event),
             recovery::Action::Ask { instance, nodes } => Self::Ask { instance, nodes },
         }

@@ -12,7 +12,7 @@ use razar_bus_schema::{
     v1::{self, InstanceState as State, event::Fact, intent::Want, probe::Check},
 };
 
-use super::super::{Action, Config, Input, Node, Now, Restored, ViewChange, probing::Answer};
+use super::super::{Action, Config, Input, Node, Now, Restored, ViewChange, hooks::HookRun, probing::Answer};
 
 /// Tenths of a second that a liveness probe may take to come; a start that hangs is asked after thirty seconds.
 const PATIENCE: u32 = 1_000;
@@ -63,6 +63,7 @@ pub(super) struct Bench {
     /// What the node did, a line each: `spawn api@1.1`, `kill api@1.1`, `component_ready api@1.1`.
     pub(super) log: Vec<String>,
     pub(super) events: Vec<v1::Event>,
+    pub(super) hooks: Vec<HookRun>,
     pub(super) memories: BTreeMap<Instance, v1::InstanceMemory>,
     pub(super) plan: v1::PlanOnDisk,
     pub(super) planned: BTreeMap<Instance, v1::SpawnPlanned>,
@@ -87,6 +88,7 @@ impl Bench {
             revision: 0,
             log: Vec::new(),
             events: Vec::new(),
+            hooks: Vec::new(),
             memories: BTreeMap::new(),
             plan: v1::PlanOnDisk::default(),
             planned: BTreeMap::new(),
@@ -153,6 +155,11 @@ impl Bench {
             Action::Signal { instance, incarnation, signal } => self.log.push(format!("signal {signal} {instance}@{incarnation}")),
             Action::Kill { instance, incarnation } => self.log.push(format!("kill {instance}@{incarnation}")),
             Action::ClearState { instance, .. } => self.log.push(format!("clear {instance}")),
+            Action::RunHook(run) => {
+                self.log.push(format!("hook {}", run.hook.command.join(" ")));
+                self.hooks.push(*run);
+            }
+            Action::EndHook(_) => self.log.push("end hook".to_owned()),
             Action::Tell(event) => {
                 let about = event.instance.as_ref().map_or_else(|| "node".to_owned(), |i| Instance::try_from(i).unwrap().to_string());
                 let incarnation = event.incarnation.as_ref().map_or_else(String::new, |i| format!("@{}", Incarnation::from(i)));
