@@ -73,10 +73,10 @@ isolated() {
   local name=$1 words=$2 dependent
   shift 2
   within $ladder_seconds is_isolated "$name" || { echo "     $name is not isolated"; return 1; }
-  "$razar" quarantine --list | grep " $name quarantined " | grep -q "$words" || { "$razar" quarantine --list; return 1; }
+  "$razar" quarantine --list | grep -E " $name +quarantined " | grep -q "$words" || { "$razar" quarantine --list; return 1; }
   for dependent in "$@"; do
     [ "$(pid_of "$dependent")" = "${kept[$dependent]}" ] || { echo "     $dependent was started anew"; return 1; }
-    if "$razar" incidents --open | grep -q "^$dependent@"; then echo "     $dependent is blamed"; return 1; fi
+    if "$razar" incidents --open 2>/dev/null | grep -q "^$dependent@"; then echo "     $dependent is blamed"; return 1; fi
   done
 }
 

@@ -303,7 +303,7 @@ impl Facts {
         match fact {
             Fact::RecoveryStarted(_) | Fact::RungTried(_) => view.tended = true,
             Fact::RecoveryFailed(_) => view.given_up = Some(now.mono),
-            Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => (view.tended, view.given_up) = (false, None),
+            Fact::Recovered(_) | Fact::IncidentWithdrawn(_) | Fact::Released(_) => (view.tended, view.given_up) = (false, None),
             _ => {}
         }
     }

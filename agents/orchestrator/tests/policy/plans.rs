@@ -259,6 +259,12 @@ fn a_mission_waits_for_quarantine_when_no_rung_helped() {
     world.run();
     assert_eq!(end_of(&world), "incomplete: db |  | api | far web");
     assert_eq!(world.history("api").failed_boots, 1, "it was started in vain");
+    world.bad.clear();
+    world.agent_tells("api", Fact::Released(v1::Released::default()));
+    world.component_is_healed("api");
+    world.apply("c2", "demo", &world.plan().stack_revision);
+    world.run();
+    assert_eq!(world.completions().last().unwrap().outcome, "complete", "a hand ended what recovery had begun");
     let mut world = given_up_by_its_node();
     world.agent_tells("api", Fact::RecoveryFailed(v1::RecoveryFailed::default()));
     world.run_for(Duration::from_secs(11));
