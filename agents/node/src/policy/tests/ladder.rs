@@ -263,7 +263,7 @@ fn each_escalation_has_its_hook_once_and_one_runs_at_a_time() {
         assert!(b.hooks[0].told.contains(&(name, value.to_owned())), "{:?}", b.hooks[0].told);
     }
     hook_ends(&mut b, HookOutcome::Failed, "no network");
-    assert_eq!(b.take(), ["hook_ran api@1.1", "hook /page.sh"], "what came of it is told, and the next has its turn");
+    assert_eq!(b.take(), ["hook /page.sh", "hook_ran api@1.1"], "what came of it is told, and the next has its turn");
     let told = b.events.iter().find(|e| e.kind == "hook_ran").unwrap();
     assert_eq!(told.cause_id, "e1");
     hook_ends(&mut b, HookOutcome::Ok, "");
