@@ -280,24 +280,3 @@ fn without_a_hook_an_escalation_waits() {
     escalate(&mut b, &["e1"]);
     assert_eq!(b.take(), [""; 0]);
 }
-
-#[test]
-fn a_cure_by_a_rung_gives_the_local_budget_back() {
-    let mut b = Bench::running(&[component("api", &[])]);
-    b.exhaust("api");
-    b.order(Incarnation::new(1, 4), 1, None);
-    b.ready("api");
-    let incident = "api@1.1".parse::<Incident>().unwrap();
-    let ended = v1::RecoveryOrder {
-        instance: Some((&id("api")).into()),
-        incident: Some((&incident).into()),
-        attempt: 1,
-        replaces: Some(Incarnation::new(1, 4).into()),
-        ended: true,
-        ..Default::default()
-    };
-    b.record("recovery.api.0", Want::Recovery(ended));
-    b.settle();
-    b.exit("api", 1);
-    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.6"), "restarted by its node at once");
-}
