@@ -365,6 +365,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_and_what_hooks_did_is_said() {
+        let code = |code| Some(v1::ExitStatus { code: Some(code), ..Default::default() });
+        let cases = [
+            (
+                Fact::RecoveryFailed(v1::RecoveryFailed {
+                    attempts: 1,
+                    last_error: "No module named 'torch'".to_owned(),
+                    issue: Some(v1::Issue {
+                        known: "python-module-missing".to_owned(),
+                        suggested_fix: "install torch".to_owned(),
+                        rung: "quarantine".to_owned(),
+                        ..Default::default()
+                    }),
+                }),
+                r#"1 attempt: "No module named 'torch'"; known as python-module-missing: install torch; the ladder begins with quarantine"#,
+            ),
+            (
+                Fact::HookRan(v1::HookRan {
+                    hook: "chakra".to_owned(),
+                    outcome: "failed".to_owned(),
+                    status: code(3),
+                    took: wire(1_200),
+                    output: "begun\nno route\n".to_owned(),
+                    stragglers_killed: 2,
+                    program: "/srv/heal.sh".to_owned(),
+                    ..Default::default()
+                }),
+                r#"chakra /srv/heal.sh failed after 1.20s, exit 3, 2 stragglers ended: "no route""#,
+            ),
+        ];
+        for (fact, told) in cases {
+            assert_eq!(summary(&event(fact)), told);
+        }
+    }
+
+    #[test]
     fn facts_say_what_happened() {
         let code = |code| Some(v1::ExitStatus { code: Some(code), ..Default::default() });
         let cases = [
@@ -412,32 +448,6 @@ mod tests {
                     issue: None,
                 }),
                 r#"3 restarts in 90s spent; exit 1: "No module named 'torch'""#,
-            ),
-            (
-                Fact::RecoveryFailed(v1::RecoveryFailed {
-                    attempts: 1,
-                    last_error: "No module named 'torch'".to_owned(),
-                    issue: Some(v1::Issue {
-                        known: "python-module-missing".to_owned(),
-                        suggested_fix: "install torch".to_owned(),
-                        rung: "quarantine".to_owned(),
-                        ..Default::default()
-                    }),
-                }),
-                r#"1 attempt: "No module named 'torch'"; known as python-module-missing: install torch; the ladder begins with quarantine"#,
-            ),
-            (
-                Fact::HookRan(v1::HookRan {
-                    hook: "chakra".to_owned(),
-                    outcome: "failed".to_owned(),
-                    status: code(3),
-                    took: wire(1_200),
-                    output: "begun\nno route\n".to_owned(),
-                    stragglers_killed: 2,
-                    program: "/srv/heal.sh".to_owned(),
-                    ..Default::default()
-                }),
-                r#"chakra /srv/heal.sh failed after 1.20s, exit 3, 2 stragglers ended: "no route""#,
             ),
             (
                 Fact::ComponentBlocked(v1::ComponentBlocked {

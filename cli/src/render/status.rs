@@ -197,11 +197,9 @@ impl Seen<'_> {
 
     /// What people were told of it, behind the rest.
     fn escalated(&self) -> String {
-        let escalated = self.observed.escalated.as_ref();
-        escalated.map_or_else(String::new, |e| {
-            let often = if e.count == 0 { String::new() } else { format!(": the same error {}", count(e.count as usize, "time")) };
-            format!("; escalated {}{often}", escape(&e.severity))
-        })
+        let Some(e) = &self.observed.escalated else { return String::new() };
+        let often = if e.count == 0 { String::new() } else { format!(": the same error {}", count(e.count as usize, "time")) };
+        format!("; escalated {}{often}", escape(&e.severity))
     }
 
     /// `26m left, then probation; dependency: "No module named 'torch'"; fix: install torch`

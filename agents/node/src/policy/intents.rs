@@ -361,10 +361,6 @@ impl Node {
             if inst.incident.as_ref().is_some_and(|open| open.id == key.0) {
                 inst.incident = None;
             }
-            // Cured by a rung, it has its local restarts again: what it spent was spent on what is over.
-            if inst.by_rung && inst.state == v1::InstanceState::Ready {
-                inst.budget.give_back();
-            }
             inst.by_rung = false;
             inst.order_settled = Some(key);
         } else if let (false, Some(why)) = (settled, void) {

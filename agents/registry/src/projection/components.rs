@@ -41,6 +41,9 @@ impl Projection {
                 component.incarnation = Some(told.into());
             }
             fold_fact(component, event, fact, told != Some(known));
+            if matches!(fact, Fact::Recovered(_) | Fact::Released(_)) {
+                component.escalated = None;
+            }
             Folded::Applied
         };
         if folded == Folded::Applied {
@@ -142,15 +145,10 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
                 enter(component, event, InstanceState::Stopped);
             }
         }
-        Fact::Recovered(_) => {
-            component.escalated = None;
-            close_incident(component);
-        }
-        Fact::IncidentWithdrawn(_) => close_incident(component),
+        Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
         Fact::Quarantined(quarantined) => fold_quarantined(component, event, quarantined),
         Fact::Released(_) => {
             component.quarantined = None;
-            component.escalated = None;
             // Released by a passing probe it runs already.
             if matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation) {
                 enter(component, event, InstanceState::Waiting);
