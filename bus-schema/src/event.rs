@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Names of all facts, in the order of the contract.
-pub const KINDS: [&str; 51] = [
+pub const KINDS: [&str; 54] = [
     "component_started",
     "component_ready",
     "component_unready",
@@ -59,6 +59,9 @@ pub const KINDS: [&str; 51] = [
     "dead_lettered",
     "agent_started",
     "limit_exceeded",
+    "node_returned",
+    "agent_returned",
+    "limit_restored",
 ];
 
 /// Names a fact as subjects and [`v1::Event::kind`] do.
@@ -121,6 +124,9 @@ impl Kind for Fact {
             Fact::DeadLettered(_) => "dead_lettered",
             Fact::AgentStarted(_) => "agent_started",
             Fact::LimitExceeded(_) => "limit_exceeded",
+            Fact::NodeReturned(_) => "node_returned",
+            Fact::AgentReturned(_) => "agent_returned",
+            Fact::LimitRestored(_) => "limit_restored",
         }
     }
 }

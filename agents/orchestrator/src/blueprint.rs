@@ -47,6 +47,8 @@ pub struct Part {
     pub spec: v1::ComponentSpec,
     /// Hash of the specification.
     pub spec_hash: String,
+    /// Share of its chakra's instances that must be well; 0: the default of its name.
+    pub chakra_threshold: f64,
 }
 
 impl Blueprint {
@@ -63,8 +65,10 @@ impl Blueprint {
         let parts = specs.into_iter().map(|spec| {
             let (rank, wave) = order.get(&spec.name).copied().unwrap_or_default();
             let spec_hash = razar_stack::spec_hash(&spec);
-            (spec.name.clone(), Part { rank, wave, spec, spec_hash })
+            let chakra_threshold = resolved.threshold(&spec.chakra);
+            (spec.name.clone(), Part { rank, wave, spec, spec_hash, chakra_threshold })
         });
+        let parts: BTreeMap<String, Part> = parts.collect();
         Ok(Self {
             stack: resolved.name,
             revision: revision.to_owned(),
@@ -72,7 +76,7 @@ impl Blueprint {
             parallel_starts: resolved.parallel_starts,
             timeout: resolved.timeout,
             failed_boots: resolved.failed_boots,
-            parts: parts.collect(),
+            parts,
         })
     }
 }

@@ -155,7 +155,7 @@ impl<T> Agent<T> {
     /// Beats as `agent`, until the handle is dropped.
     #[must_use]
     pub fn beat(&self) -> Beating {
-        beat(&self.bus, "agent", self.config.replica.clone(), self.ticker.clone())
+        beat(&self.bus, self.kind, self.config.replica.clone(), self.ticker.clone())
     }
 
     /// Tells `agent_started`, in the background, as soon as the bus takes it.

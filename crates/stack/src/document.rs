@@ -297,6 +297,12 @@ impl Resolved {
     pub fn component(&self, component: &str) -> Option<&v1::ComponentSpec> {
         self.components.iter().find(|spec| spec.name == component)
     }
+
+    /// Share of a chakra's instances that must be well; 0 for one that the stack does not know.
+    #[must_use]
+    pub fn threshold(&self, chakra: &str) -> f64 {
+        self.chakras.get(chakra).map_or(0.0, |chakra| chakra.health_threshold)
+    }
 }
 
 /// Lower-case hex SHA-256 of what a running instance is made of: one-shots are checkpointed by it, updates found by it.

@@ -385,6 +385,7 @@ impl Plan {
             stack: self.stack.clone(),
             mission_id: mission_id.to_owned(),
             fresh,
+            chakra_threshold: resolved.component(&row.component).map_or(0.0, |spec| resolved.threshold(&spec.chakra)),
         };
         self.rows.iter().map(record).collect()
     }

@@ -176,6 +176,7 @@ impl State {
             stack: plan.stack.clone(),
             mission_id: plan.mission_id.clone(),
             fresh,
+            chakra_threshold: part.chakra_threshold,
         };
         let moved = record.is_some_and(|r| r.node_epoch != place.epoch || r.node != place.node);
         desired.generation = self.generation(plan, instance, &desired, record);
