@@ -4,21 +4,13 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use razar_bus::{Bus, BusError};
-use razar_bus_schema::{
-    bucket::{IntentKey, REGISTRY_SNAPSHOT},
-    ids::Instance,
-    stream::Store,
-    v1,
-};
+use razar_bus_schema::{bucket::IntentKey, ids::Instance, stream::Store, v1};
 use razar_stack::{DOCUMENT_BYTES_MAX, ResolveError, StackDocument};
 
 use crate::{
     blueprint::{Blueprint, BlueprintError},
     policy::{LoadError, MissionsValue, Outcome, WriteError},
 };
-
-/// Largest snapshot: every entity that the projection may have, at a few kilobytes each.
-const SNAPSHOT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reads a stack revision and makes its blueprint.
 pub(crate) async fn load(bus: Bus, revision: String, profile: String) -> Outcome {
@@ -33,12 +25,6 @@ pub(crate) async fn load(bus: Bus, revision: String, profile: String) -> Outcome
         }
     };
     Outcome::Loaded { revision, profile, result }
-}
-
-/// The newest snapshot of registry's projection; `None`: there is none, or none that can be read.
-pub(crate) async fn snapshot(bus: &Bus) -> Result<Option<v1::Observed>, BusError> {
-    let bytes = bus.objects(Store::Stacks).get(REGISTRY_SNAPSHOT, SNAPSHOT_BYTES_MAX).await?;
-    Ok(bytes.and_then(|bytes| v1::Observed::decode(bytes.as_slice()).ok()))
 }
 
 fn refused(code: &str, text: String) -> LoadError {

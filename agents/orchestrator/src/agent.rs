@@ -1,122 +1,33 @@
-//! The wiring: messages become inputs of the policy, its actions become IO. The only `select!`. Nothing about components is decided here.
+//! The wiring: messages become inputs of the policy, its actions become IO. Nothing about components is decided here.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
-use razar_agent_kit::{Agent, Authority, HeadsWanted, health::STARTING, tick::TICK_INTERVAL};
-use razar_bus::{
-    BucketWatch, BusError, CommandItem, CommandSource, Connection, EventFold, EventPublisher, FoldItem, IntentItem, IntentRecord,
-    IntentWatch, Lease, LeaseState, Query, QueryServer, ReceivedCommand, Start, WatchItem,
-};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
+use razar_bus::{BusError, Query, ReceivedCommand, Start, WatchItem};
 use razar_bus_schema::{
-    bucket::{IntentKey, lease_key},
+    bucket::IntentKey,
     stream::Store,
     time::system_time,
     v1::{self, event::Fact},
 };
-use tokio::sync::{mpsc, watch};
 
 use crate::{
     AGENT, actions,
     config::Settings,
-    numbers::Numbers,
-    policy::{Action, Identity, Now, Outcome, Pending, State},
+    policy::{Action, Identity, Outcome, Pending, State, VERBS},
     spans::Teller,
 };
 
-/// Outcomes of actions that wait to be folded; there are never more actions under way than commands and one write.
-const OUTCOMES_MAX: usize = 256;
-/// Inputs folded in a row before the next decision: a burst is decided on once.
-const INPUTS_IN_A_ROW: usize = 256;
-/// Pause after the heads could not be read.
-const HEADS_PAUSE: Duration = Duration::from_millis(200);
-/// Pause before the snapshot is asked for again: a start that waits for the broker goes on as soon as it is there.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a start waits for the snapshot before it does without.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(10);
-/// The lease is given back within this time at the end.
-const RELEASE_LIMIT: Duration = Duration::from_secs(1);
-
 /// Writer of the mark that is waited for in a new bucket.
 const QUARANTINE: &str = "quarantine";
-
-/// One thing that happened.
-enum Input {
-    Stop,
-    Event(FoldItem),
-    Intent(IntentItem),
-    Mission(WatchItem),
-    Command(CommandItem),
-    Query(Box<Query>),
-    Lease,
-    Connection,
-    Done(Box<Done>),
-    Timer,
-    /// The bus was closed by this process.
-    Closed,
-}
-
-/// What came of a task.
-enum Done {
-    Outcome(Outcome),
-    Heads(HeadsWanted, Result<[u64; 3], BusError>),
-}
-
-/// Everything that the loop listens to.
-struct Sources {
-    events: EventFold,
-    intents: IntentWatch,
-    missions: BucketWatch,
-    commands: CommandSource,
-    queries: QueryServer,
-    lease: watch::Receiver<LeaseState>,
-    connection: watch::Receiver<Connection>,
-    done: mpsc::Receiver<Done>,
-    shutdown: razar_agent_kit::Shutdown,
-}
-
-impl Sources {
-    /// The next input. Cancel-safe. Commands are read only by who may decide.
-    async fn next(&mut self, leads: bool, timer: Duration) -> Input {
-        tokio::select! {
-            biased;
-            () = self.shutdown.asked() => Input::Stop,
-            changed = self.connection.changed() => if changed.is_ok() { Input::Connection } else { Input::Closed },
-            changed = self.lease.changed() => if changed.is_ok() { Input::Lease } else { Input::Closed },
-            done = self.done.recv() => done.map_or(Input::Closed, |d| Input::Done(Box::new(d))),
-            item = self.intents.next() => item.map_or(Input::Closed, Input::Intent),
-            item = self.missions.next() => item.map_or(Input::Closed, Input::Mission),
-            item = self.events.next() => item.map_or(Input::Closed, Input::Event),
-            query = self.queries.next() => query.map_or(Input::Closed, |q| Input::Query(Box::new(q))),
-            item = self.commands.next(), if leads => Input::Command(item),
-            () = tokio::time::sleep(timer) => Input::Timer,
-        }
-    }
-}
+/// Key of `/readyz`.
+const MISSIONS: &str = "missions";
 
 /// The orchestrator around its policy.
+#[derive(Debug)]
 struct Orchestrator {
-    agent: Agent<Settings>,
     state: State,
-    authority: Authority,
-    lease: Lease,
-    publisher: EventPublisher,
-    numbers: Numbers,
     teller: Teller,
-    done: mpsc::Sender<Done>,
-    began: Instant,
-    held: HashMap<u64, (ReceivedCommand, SystemTime)>,
-    tokens: u64,
-    offered: u64,
-    missions_applied: u64,
-    missions_head: Option<u64>,
-    heads_asked: Option<(HeadsWanted, Instant)>,
-    /// A fold has begun before.
-    folds: bool,
     /// The registry's snapshot, over which the stream is folded.
     snapshot: Option<v1::Observed>,
 }
@@ -126,407 +37,157 @@ struct Orchestrator {
 /// # Errors
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
-    let bus = &agent.bus;
-    let (done, outcomes) = mpsc::channel(OUTCOMES_MAX);
-    let lease = bus.lease(lease_key(AGENT, 0), agent.config.replica.clone(), agent.settings.lease_ttl())?;
-    let endpoints = [("plan", bus.subjects().query(AGENT, "plan"))];
-    let snapshot = snapshot(&agent).await;
-    let mut sources = Sources {
-        events: bus.fold_events(Start::Beginning),
-        intents: bus.watch_intents(),
-        missions: bus.bucket(Store::Missions).watch(),
-        commands: bus.serve_commands(AGENT).await?,
-        queries: bus.serve(AGENT, agent.version, "plans, and says what is to run where", &endpoints).await?,
-        lease: lease.state(),
-        connection: bus.connection(),
-        done: outcomes,
-        shutdown: agent.shutdown.clone(),
-    };
-    let _beating = agent.beat();
-    agent.announce();
-    for (key, why) in [
-        ("events", "events are not folded to the head yet"),
-        ("intents", "intents are not read yet"),
-        ("missions", "the plan is not read yet"),
-    ] {
-        agent.health.hold(key, why);
-    }
-    agent.health.release(STARTING);
-    let mut orchestrator = Orchestrator {
+    agent.health.hold(MISSIONS, "the plan is not read yet");
+    let orchestrator = Orchestrator {
         state: State::new(Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() }),
-        authority: Authority::new(),
-        publisher: bus.event_publisher(),
-        numbers: Numbers::new(&agent.metrics),
-        teller: Teller::new(agent.spans.clone(), &agent.config.mesh, bus.subjects()),
-        lease,
-        done,
-        began: Instant::now(),
-        held: HashMap::new(),
-        tokens: 0,
-        offered: 0,
-        missions_applied: 0,
-        missions_head: None,
-        heads_asked: None,
-        folds: false,
-        snapshot,
-        agent,
+        teller: Teller::new(agent.spans.clone(), &agent.config.mesh, agent.bus.subjects()),
+        snapshot: None,
     };
-    orchestrator.connection_changed(&mut sources);
-    orchestrator.lease_changed(&mut sources);
-    while orchestrator.turn(&mut sources).await {}
-    orchestrator.lease.release(RELEASE_LIMIT).await;
-    Ok(())
+    let entry = Entry {
+        purpose: "plans, and says what is to run where",
+        endpoints: vec![("plan", agent.bus.subjects().query(AGENT, "plan"))],
+        lease_ttl: agent.settings.lease_ttl(),
+        source: Nothing,
+    };
+    deciding::run(agent, orchestrator, entry).await
 }
 
-/// The registry's newest snapshot, if the broker has one to give soon: what has run for longer than EVENTS keeps a fact is in it alone.
-async fn snapshot(agent: &Agent<Settings>) -> Option<v1::Observed> {
-    let began = Instant::now();
-    let mut shutdown = agent.shutdown.clone();
-    while began.elapsed() < SNAPSHOT_LIMIT && !shutdown.is_asked() {
-        agent.ticker.tick();
-        match tokio::time::timeout(TICK_INTERVAL, actions::snapshot(&agent.bus)).await {
-            Ok(Ok(snapshot)) => return snapshot,
-            Ok(Err(error)) => tracing::debug!(%error, "the snapshot cannot be read yet"),
-            Err(_) => {}
-        }
-        tokio::select! {
-            () = tokio::time::sleep(SNAPSHOT_PAUSE) => {}
-            () = shutdown.asked() => {}
-        }
-    }
-    None
-}
+impl Decider for Orchestrator {
+    const AGENT: &'static str = AGENT;
+    const SNAPSHOT: bool = true;
+    const STORE: Option<Store> = Some(Store::Missions);
+    const VERBS: &'static [&'static str] = &VERBS;
+    type Settings = Settings;
+    type Action = Action;
+    type Outcome = Outcome;
+    type Source = Nothing;
 
-impl Orchestrator {
-    fn now(&self) -> Now {
-        Now { mono: self.began.elapsed(), wall: SystemTime::now() }
+    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start {
+        self.snapshot = snapshot;
+        Start::Beginning
     }
 
-    /// Waits for an input, folds it and what else is there, then decides once. False: the end.
-    async fn turn(&mut self, sources: &mut Sources) -> bool {
-        let deadline = self.state.next_deadline(self.now()).filter(|_| self.leads());
-        let timer = deadline.map_or(TICK_INTERVAL, |at| at.saturating_sub(self.began.elapsed()).min(TICK_INTERVAL));
-        let mut input = Some(sources.next(self.leads(), timer).await);
-        let mut folded = 0;
-        while let Some(next) = input {
-            if matches!(next, Input::Stop | Input::Closed) {
-                return false;
-            }
-            self.handle(next, sources).await;
-            folded += 1;
-            input = if folded < INPUTS_IN_A_ROW { sources.next(self.leads(), TICK_INTERVAL).now_or_never() } else { None };
-        }
-        self.agent.ticker.tick();
-        self.ask_heads();
-        self.numbers.leads.set(i64::from(self.leads()));
-        if self.leads() {
-            let now = self.now();
-            for action in self.state.decide(now) {
-                self.perform(action, now);
-            }
-        }
-        true
-    }
-
-    /// Whether decisions may be made: under the lease, with everything read up to where it was when the lease was taken.
-    fn leads(&self) -> bool {
-        self.authority.may_decide() && self.missions_head.is_some_and(|head| self.missions_applied >= head) && self.lease.holds()
-    }
-
-    async fn handle(&mut self, input: Input, sources: &mut Sources) {
-        match input {
-            Input::Event(item) => self.fold_event(item),
-            Input::Intent(item) => self.fold_intent(item),
-            Input::Mission(item) => self.fold_mission(item),
-            Input::Command(item) => self.take_command(item),
-            Input::Query(query) => self.answer_query(&query).await,
-            Input::Lease => self.lease_changed(sources),
-            Input::Connection => self.connection_changed(sources),
-            Input::Done(done) => self.finish(*done),
-            Input::Timer | Input::Stop | Input::Closed => {}
+    fn apply_reset(&mut self, epoch: &str, now: Now) {
+        self.state.apply_reset();
+        if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
+            self.state.apply_snapshot(snapshot, now);
         }
     }
 
-    fn fold_event(&mut self, item: FoldItem) {
-        match item {
-            FoldItem::Reset { epoch } => {
-                tracing::info!(epoch, "events are folded from their beginning");
-                self.state.apply_reset();
-                if std::mem::replace(&mut self.folds, true) {
-                    // A stream made anew under a running agent does not know that it runs.
-                    self.agent.announce();
-                }
-                if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
-                    self.state.apply_snapshot(snapshot, self.now());
-                }
-                self.authority.events_reset();
-                self.agent.health.hold("events", "events are not folded to the head yet");
-            }
-            FoldItem::Event { sequence, event, pending, .. } => {
-                self.state.apply_event(sequence, &event, self.now());
-                if self.leads() {
-                    self.teller.folded(&event);
-                }
-                self.authority.events_applied(sequence);
-                self.agent.ticker.applied(sequence);
-                self.numbers.folded.inc();
-                self.numbers.lag.set(i64::try_from(pending).unwrap_or(i64::MAX));
-            }
-            // The registry tells of it; here it is counted and passed over.
-            FoldItem::DeadLetter { sequence, subject, why, .. } => {
-                tracing::warn!(sequence, subject, why, "a message of the stream is no event");
-                self.authority.events_applied(sequence);
-                self.numbers.dead_letters.inc();
-            }
-            FoldItem::CaughtUp { sequence } => {
-                self.authority.events_applied(sequence);
-                self.numbers.lag.set(0);
-                self.agent.health.release("events");
-            }
+    fn apply_event(&mut self, folded: &Folded<'_>, now: Now) {
+        self.state.apply_event(folded.sequence, folded.event, now);
+        if folded.leads {
+            self.teller.folded(folded.event);
         }
     }
 
-    fn fold_intent(&mut self, item: IntentItem) {
-        match item {
-            IntentItem::Epoch(epoch) => {
-                self.state.apply_intents_epoch(&epoch);
-                self.authority.intents_reset();
-                self.agent.health.hold("intents", "intents are not read yet");
-            }
-            IntentItem::Record { key, revision, record, settled } => {
-                match record {
-                    IntentRecord::Known { key: IntentKey::Desired(instance), intent } => {
-                        self.state.apply_record(&instance, revision, Arc::from(intent));
-                    }
-                    IntentRecord::Known { key: IntentKey::Mark(writer), intent } if writer == QUARANTINE => {
-                        if let Some(v1::intent::Want::Mark(mark)) = &intent.want {
-                            self.state.apply_mark(&mark.bucket_epoch);
-                        }
-                    }
-                    IntentRecord::Known { .. } | IntentRecord::Foreign => {}
-                    IntentRecord::Deleted => self.spoiled(&key, revision),
-                    IntentRecord::Undecodable { why, .. } => {
-                        tracing::warn!(key, why, "a record cannot be read");
-                        self.numbers.dead_letters.inc();
-                        self.spoiled(&key, revision);
-                    }
-                }
-                if settled {
-                    self.authority.intents_applied(revision);
+    fn apply_intents_epoch(&mut self, epoch: &str, _now: Now) {
+        self.state.apply_intents_epoch(epoch);
+    }
+
+    fn apply_intent(&mut self, key: &IntentKey, revision: u64, intent: Option<Arc<v1::Intent>>, _now: Now) {
+        match (key, intent) {
+            (IntentKey::Desired(instance), Some(intent)) => self.state.apply_record(instance, revision, intent),
+            (IntentKey::Desired(instance), None) => self.state.apply_spoiled(instance, revision),
+            (IntentKey::Mark(writer), Some(intent)) if writer == QUARANTINE => {
+                if let Some(v1::intent::Want::Mark(mark)) = &intent.want {
+                    self.state.apply_mark(&mark.bucket_epoch);
                 }
             }
-            IntentItem::Settled { revision } => {
-                self.authority.intents_applied(revision);
-                self.agent.health.release("intents");
-            }
+            _ => {}
         }
     }
 
-    fn spoiled(&mut self, key: &str, revision: u64) {
-        if let Some(IntentKey::Desired(instance)) = IntentKey::parse(key) {
-            self.state.apply_spoiled(&instance, revision);
-        }
-    }
-
-    fn fold_mission(&mut self, item: WatchItem) {
+    fn apply_store(&mut self, item: WatchItem, shell: &Shell<Self>, now: Now) {
         match item {
             WatchItem::Epoch(_) => {
                 self.state.apply_missions_epoch();
-                self.missions_applied = 0;
-                // The head that was read is of the bucket before it.
-                self.authority.store_reset();
-                self.agent.health.hold("missions", "the plan is not read yet");
+                shell.agent.health.hold(MISSIONS, "the plan is not read yet");
             }
-            WatchItem::Entry { key, revision, value, settled, .. } => {
+            WatchItem::Entry { key, revision, value, .. } => {
                 let read = value.as_ref().and_then(|bytes| actions::decode(&key, bytes));
                 if value.is_some() && read.is_none() {
                     tracing::warn!(key, "a record of missions cannot be read");
-                    self.numbers.dead_letters.inc();
+                    shell.numbers.dead_letter();
                 }
-                self.state.apply_missions(&key, revision, read, self.now());
-                if settled {
-                    self.missions_applied = self.missions_applied.max(revision);
-                }
+                self.state.apply_missions(&key, revision, read, now);
             }
-            WatchItem::Settled { revision } => {
-                self.missions_applied = self.missions_applied.max(revision);
-                self.agent.health.release("missions");
-            }
+            WatchItem::Settled { .. } => shell.agent.health.release(MISSIONS),
         }
     }
 
-    fn take_command(&mut self, item: CommandItem) {
-        match item {
-            CommandItem::Command(received) => {
-                self.tokens += 1;
-                let pending = Pending {
-                    token: self.tokens,
-                    id: received.command.command_id.clone(),
-                    verb: received.verb.clone(),
-                    target: received.target.clone(),
-                    expires: received.command.expires_at.as_ref().map_or_else(|| self.now().wall, system_time),
-                    command: received.command.clone(),
-                    verdict: None,
-                };
-                tracing::info!(command = pending.id, verb = pending.verb, target = pending.target, repeated = received.repeated, "command");
-                self.held.insert(self.tokens, (*received, SystemTime::now()));
-                self.state.apply_command(pending);
-            }
-            CommandItem::Refused { subject, code, why, bytes, sequence } => {
-                tracing::warn!(subject, code, why, sequence, "a command was put aside");
-                self.numbers.dead_letters.inc();
-                self.numbers.answered("other", false);
-                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-                let fact = Fact::DeadLettered(v1::DeadLettered { why, subject, bytes, stream_sequence: sequence });
-                self.tell_of_mesh(fact, &format!("command/{sequence}"));
-            }
-        }
-    }
-
-    fn tell_of_mesh(&mut self, fact: Fact, cause: &str) {
-        let config = &self.agent.config;
-        let event = razar_agent_kit::event::mesh_event(&config.mesh, AGENT, &config.replica, fact, cause, SystemTime::now());
-        self.offer(&event);
-    }
-
-    async fn answer_query(&self, query: &Query) {
-        let answered = match query.read::<v1::PlanRequest>() {
-            Ok(_) => query.answer(&self.state.plan_reply()).await,
-            Err(error) => query.refuse(400, &error.to_string()).await,
-        };
-        if let Err(error) = answered {
-            tracing::debug!(%error, "a question was not answered");
-        }
-    }
-
-    fn lease_changed(&mut self, sources: &mut Sources) {
-        let state = *sources.lease.borrow_and_update();
-        match state {
-            LeaseState::Held { fence, .. } => {
-                tracing::info!(fence, "took the shard");
-                self.authority.lease_taken(fence);
-            }
-            LeaseState::Waiting => {
-                self.authority.lease_lost();
-                self.stand_down(sources);
-            }
-        }
-    }
-
-    fn connection_changed(&mut self, sources: &mut Sources) {
-        let up = sources.connection.borrow_and_update().is_up();
-        if up {
-            self.authority.connected();
-        } else {
-            self.authority.disconnected();
-            self.stand_down(sources);
-        }
-    }
-
-    /// Commands that are not answered come again, to whoever may decide then.
-    fn stand_down(&mut self, sources: &mut Sources) {
-        sources.commands.pause();
-        self.state.stand_down();
-        self.held.clear();
-    }
-
-    fn ask_heads(&mut self) {
-        let Some(wanted) = self.authority.wants_heads() else { return };
-        if self.heads_asked.as_ref().is_some_and(|(asked, at)| *asked == wanted && at.elapsed() < razar_bus::REQUEST_LIMIT) {
-            return;
-        }
-        self.heads_asked = Some((wanted, Instant::now()));
-        self.missions_head = None;
-        let (bus, done) = (self.agent.bus.clone(), self.done.clone());
-        tokio::spawn(async move {
-            let read = async { Ok([bus.head(Store::Events).await?, bus.head(Store::Intents).await?, bus.head(Store::Missions).await?]) };
-            let heads = read.await;
-            if heads.is_err() {
-                tokio::time::sleep(HEADS_PAUSE).await;
-            }
-            let _ = done.send(Done::Heads(wanted, heads)).await;
+    fn apply_command(&mut self, token: u64, received: &ReceivedCommand, now: Now) {
+        self.state.apply_command(Pending {
+            token,
+            id: received.command.command_id.clone(),
+            verb: received.verb.clone(),
+            target: received.target.clone(),
+            expires: received.command.expires_at.as_ref().map_or(now.wall, system_time),
+            command: received.command.clone(),
+            verdict: None,
         });
     }
 
-    fn finish(&mut self, done: Done) {
-        match done {
-            Done::Outcome(outcome) => self.state.apply_outcome(outcome, self.now()),
-            Done::Heads(wanted, Ok([events, intents, missions])) => {
-                if self.authority.wants_heads() == Some(wanted) {
-                    self.missions_head = Some(missions);
-                    self.authority.heads_read(wanted, events, intents);
-                }
-            }
-            Done::Heads(_, Err(error)) => {
-                tracing::debug!(%error, "the heads cannot be read yet");
-                self.heads_asked = None;
-            }
-        }
+    fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
+        self.state.apply_outcome(outcome, now);
     }
 
-    fn perform(&mut self, action: Action, now: Now) {
-        let bus = self.agent.bus.clone();
+    fn stand_down(&mut self) {
+        self.state.stand_down();
+    }
+
+    fn next_deadline(&self, now: Now) -> Option<Duration> {
+        self.state.next_deadline(now)
+    }
+
+    fn decide(&mut self, now: Now) -> Vec<Action> {
+        self.state.decide(now)
+    }
+
+    fn perform(&mut self, action: Action, shell: &mut Shell<Self>, now: Now) {
+        let bus = shell.agent.bus.clone();
         match action {
             Action::Load { revision, profile } => {
-                self.numbers.decided("load");
-                self.spawn(actions::load(bus, revision, profile));
+                shell.numbers.decided("load");
+                shell.spawn(actions::load(bus, revision, profile));
             }
             Action::WriteDesired(writes) => {
-                self.numbers.decided("desired");
+                shell.numbers.decided("desired");
                 tracing::info!(records = writes.len(), "writing what is desired");
-                self.spawn(actions::write_desired(bus, writes));
+                shell.spawn(actions::write_desired(bus, writes));
             }
             Action::WriteMissions { writes, ended } => {
-                self.numbers.decided("plan");
+                shell.numbers.decided("plan");
                 if let Some(ended) = ended {
                     tracing::info!(mission = ended.completed.mission_id, outcome = ended.completed.outcome, "mission ended");
                     self.teller.ended(&ended);
                 }
-                self.spawn(actions::write_missions(bus, writes));
+                shell.spawn(actions::write_missions(bus, writes));
             }
             Action::Publish(event) => {
-                self.numbers.decided("event");
+                shell.numbers.decided("event");
                 if matches!(event.fact, Some(Fact::MissionCompleted(_))) {
                     self.teller.completes(&event);
                 }
                 self.teller.published(&event);
-                let stored = self.offer(&event);
+                let stored = shell.offer(&event);
                 if !stored {
                     self.state.apply_outcome(Outcome::Published { id: event.id, stored }, now);
                 }
             }
-            Action::Answer { token, verb, receipt } => {
-                self.numbers.answered(&verb, receipt.accepted);
-                if let Some((received, taken)) = self.held.remove(&token) {
-                    self.teller.answered(&received, &receipt, taken);
-                    tokio::spawn(async move {
-                        if let Err(error) = received.settle(*receipt).await {
-                            tracing::debug!(%error, "a command will come again");
-                        }
-                    });
+            Action::Answer { token, receipt, .. } => {
+                if let Some((received, taken)) = shell.command(token) {
+                    self.teller.answered(received, &receipt, taken);
                 }
+                shell.settle(token, *receipt);
             }
         }
     }
 
-    /// Hands an event to the publisher; it is stored when it comes back with the fold. False: not taken.
-    fn offer(&mut self, event: &v1::Event) -> bool {
-        self.offered += 1;
-        let traceparent = event.trace.as_ref().map_or("", |t| t.traceparent.as_str());
-        match self.publisher.offer(self.offered, event, traceparent) {
-            Ok(taken) => taken,
-            Err(error) => {
-                tracing::error!(%error, event = event.id, "an event cannot be told");
-                false
-            }
+    async fn answer(&self, query: &Query, _shell: &Shell<Self>) -> Result<(), BusError> {
+        match query.read::<v1::PlanRequest>() {
+            Ok(_) => query.answer(&self.state.plan_reply()).await,
+            Err(error) => query.refuse(400, &error.to_string()).await,
         }
-    }
-
-    fn spawn(&self, task: impl Future<Output = Outcome> + Send + 'static) {
-        let done = self.done.clone();
-        tokio::spawn(async move {
-            let outcome = task.await;
-            let _ = done.send(Done::Outcome(outcome)).await;
-        });
     }
 }

@@ -14,7 +14,7 @@ mod restore;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use razar_bus_schema::{bucket, ids::Instance, v1};
@@ -25,6 +25,7 @@ pub use self::{
     facts::{CommandFacts, Facts, MissionFacts, NodeView, View},
 };
 use crate::blueprint::Blueprint;
+pub use razar_agent_kit::Now;
 
 /// Instances that one plan may have: the broker stores at most so many records as one batch.
 pub const INSTANCES_MAX: usize = 1000;
@@ -40,15 +41,6 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Pause after a stack revision could not be read.
 const LOAD_PAUSE: Duration = Duration::from_secs(5);
-
-/// The two clocks at one instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic, from any origin; all durations are measured by it.
-    pub mono: Duration,
-    /// Wall clock, for what people read and for the expiry of commands.
-    pub wall: SystemTime,
-}
 
 /// Who decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

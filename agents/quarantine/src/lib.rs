@@ -8,7 +8,6 @@
 mod actions;
 pub mod agent;
 pub mod config;
-mod numbers;
 pub mod policy;
 
 pub use policy::AGENT;

@@ -11,7 +11,7 @@ mod moves;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use razar_bus_schema::{
@@ -25,6 +25,7 @@ pub use self::{
     events::AGENT,
     facts::{CommandFacts, Facts, RecoveryFailed, View},
 };
+pub use razar_agent_kit::Now;
 
 /// Command ids that a record remembers as settled.
 pub const RECORD_SETTLED_MAX: usize = 16;
@@ -41,15 +42,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Records to be written all or none, each over the revision given.
 pub type Writes = Vec<(IntentKey, v1::Intent, u64)>;
-
-/// The two clocks at one instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic, from any origin; all durations are measured by it.
-    pub mono: Duration,
-    /// Wall clock, for what people read and for the expiry of commands.
-    pub wall: SystemTime,
-}
 
 /// Who decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

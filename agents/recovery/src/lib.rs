@@ -5,9 +5,9 @@
 //! An order names the incarnation that it wants replaced; a record is overwritten only when the event that tells of it is in EVENTS; a try
 //! counts only if each dependency kept its condition in one incarnation; what a quarantine has settled gets no rung.
 
+mod actions;
 pub mod agent;
 pub mod config;
-mod numbers;
 pub mod policy;
 mod spans;
 

@@ -25,6 +25,7 @@ pub use self::{
     facts::{Brake, Facts, Failure, NodeView, View},
     incident::{Closed, IncidentFacts, Tried},
 };
+pub use razar_agent_kit::Now;
 
 /// A published event is published again when it has not come back by then.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
@@ -32,15 +33,6 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a failed action, so that a broker in trouble is not hammered.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
-
-/// The two clocks at one instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic, from any origin; all durations are measured by it.
-    pub mono: Duration,
-    /// Wall clock, for what people read.
-    pub wall: SystemTime,
-}
 
 /// Who decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

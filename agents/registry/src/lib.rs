@@ -3,11 +3,11 @@
 //! In: `razar.event.>`, `razar.query.registry.*`. Out: the bucket `observed`, snapshots in the object store, dead_lettered.
 //! It decides nothing about components. Its projection, wiped and folded anew, is the same byte for byte.
 
+mod actions;
 pub mod agent;
 pub mod config;
 pub mod policy;
 pub mod projection;
-mod snapshot;
 
 /// Kind of this agent.
 pub const AGENT: &str = "registry";

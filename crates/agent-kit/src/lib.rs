@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod config;
+pub mod deciding;
 pub mod event;
 pub mod health;
 pub mod heartbeat;
@@ -11,11 +12,13 @@ pub mod metrics;
 mod process;
 pub mod run;
 pub mod shutdown;
+pub mod snapshot;
 pub mod telemetry;
 pub mod tick;
 
 pub use authority::{Authority, HeadsWanted};
 pub use config::{AgentConfig, ConfigError, NoSettings};
+pub use deciding::{Decider, Entry, Folded, Nothing, Now, Shell};
 pub use health::Health;
 pub use metrics::Metrics;
 pub use run::{Agent, run, run_once};

@@ -1,0 +1,457 @@
+//! An agent that decides: it folds EVENTS and whatever else it reads to the head, decides under the lease of its shard, and is told what
+//! came of it. Here is the wiring that all of them share, with the only `select!`; what is folded how, and what is decided, is the
+//! [`Decider`]'s, and it is plain code without IO.
+
+mod numbers;
+mod shell;
+mod sources;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures::FutureExt as _;
+use razar_bus::{BusError, CommandItem, FoldItem, IntentItem, IntentRecord, Lease, LeaseState, Query, ReceivedCommand, Start, WatchItem};
+use razar_bus_schema::{
+    bucket::{IntentKey, lease_key},
+    stream::Store,
+    v1::{self, event::Fact},
+};
+use tokio::sync::mpsc;
+
+pub use self::{numbers::Numbers, shell::Shell};
+use self::{
+    shell::Done,
+    sources::{Input, Sources},
+};
+use crate::{Agent, Authority, HeadsWanted, health::STARTING, snapshot, tick::TICK_INTERVAL};
+
+/// Outcomes of actions that wait to be folded; there are never more actions under way than commands and one write for each instance.
+const OUTCOMES_MAX: usize = 256;
+/// Inputs folded in a row before the next decision: a burst is decided on once.
+const INPUTS_IN_A_ROW: usize = 512;
+/// The lease is given back within this time at the end.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+/// Keys of `/readyz`.
+const EVENTS: &str = "events";
+const INTENTS: &str = "intents";
+
+/// The two clocks at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic, from any origin; all durations are measured by it.
+    pub mono: Duration,
+    /// Wall clock, for what people read and for the expiry of commands.
+    pub wall: SystemTime,
+}
+
+/// An event of the fold.
+#[derive(Debug)]
+pub struct Folded<'e> {
+    /// Sequence in EVENTS.
+    pub sequence: u64,
+    /// The event.
+    pub event: &'e v1::Event,
+    /// Events behind it.
+    pub pending: u64,
+    /// When the broker stored it.
+    pub stored: SystemTime,
+    /// Whether this replica may decide now.
+    pub leads: bool,
+}
+
+/// Another source of inputs than the mesh's streams.
+pub trait Source {
+    /// What comes from it.
+    type Item;
+
+    /// The next item; `None`: there is nothing more. Cancel-safe.
+    fn next(&mut self) -> impl Future<Output = Option<Self::Item>>;
+}
+
+/// No further source.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nothing;
+
+impl Source for Nothing {
+    type Item = std::convert::Infallible;
+
+    fn next(&mut self) -> impl Future<Output = Option<Self::Item>> {
+        std::future::pending()
+    }
+}
+
+/// What an agent folds and decides. Folds (`apply_…`) emit nothing; `decide` is called only by who may decide, after every burst of inputs
+/// and at [`Decider::next_deadline`].
+pub trait Decider: Sized {
+    /// Kind of the agent.
+    const AGENT: &'static str;
+    /// Whether the fold begins at the registry's snapshot.
+    const SNAPSHOT: bool = false;
+    /// Whether it decides by intents.
+    const INTENTS: bool = true;
+    /// Another bucket that it folds, and writes to.
+    const STORE: Option<Store> = None;
+    /// Verbs of the commands that it takes; none: it takes no commands.
+    const VERBS: &'static [&'static str] = &[];
+
+    /// Its settings.
+    type Settings;
+    /// What it decides.
+    type Action;
+    /// What came of an action.
+    type Outcome: Send + 'static;
+    /// A source of its own.
+    type Source: Source;
+
+    /// Where the fold of EVENTS begins, given the registry's newest snapshot (`None`: there is none, or none is asked for).
+    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start;
+    /// Forget what was folded of EVENTS; `epoch` begins.
+    fn apply_reset(&mut self, epoch: &str, now: Now);
+    /// Folds an event.
+    fn apply_event(&mut self, folded: &Folded<'_>, now: Now);
+    /// Passes over a message of EVENTS that is no event; `item` is a [`FoldItem::DeadLetter`].
+    fn apply_dead_letter(&mut self, _item: &FoldItem, _shell: &Shell<Self>) {}
+    /// Everything that was there is folded.
+    fn apply_caught_up(&mut self, _sequence: u64, _now: Now) {}
+    /// Forget what was folded of `intents`; `epoch` begins.
+    fn apply_intents_epoch(&mut self, _epoch: &str, _now: Now) {}
+    /// Folds a record; `None`: it was deleted or cannot be read, which says nothing but that the key has this revision.
+    fn apply_intent(&mut self, _key: &IntentKey, _revision: u64, _intent: Option<Arc<v1::Intent>>, _now: Now) {}
+    /// Folds an item of [`Self::STORE`].
+    fn apply_store(&mut self, _item: WatchItem, _shell: &Shell<Self>, _now: Now) {}
+    /// Takes a command; it is held under `token` until [`Shell::settle`].
+    fn apply_command(&mut self, _token: u64, _received: &ReceivedCommand, _now: Now) {}
+    /// Takes an item of its own source.
+    fn apply_item(&mut self, _item: <Self::Source as Source>::Item, _shell: &Shell<Self>, _now: Now) {}
+    /// The connection to the broker came up or was lost.
+    fn apply_connection(&mut self, _up: bool, _now: Now) {}
+    /// Folds what came of an action.
+    fn apply_outcome(&mut self, outcome: Self::Outcome, now: Now);
+    /// It may no longer decide: what was under way is for others to finish.
+    fn stand_down(&mut self);
+    /// It may decide from now on.
+    fn take_over(&mut self) {}
+    /// When to decide again if nothing happens, by [`Now::mono`].
+    fn next_deadline(&self, now: Now) -> Option<Duration>;
+    /// Decides.
+    fn decide(&mut self, now: Now) -> Vec<Self::Action>;
+    /// Carries an action out, or begins to.
+    fn perform(&mut self, action: Self::Action, shell: &mut Shell<Self>, now: Now);
+    /// Answers a question.
+    fn answer(&self, query: &Query, _shell: &Shell<Self>) -> impl Future<Output = Result<(), BusError>> {
+        query.refuse(404, "nobody is asked here")
+    }
+}
+
+/// How an agent enters the mesh.
+#[derive(Debug)]
+pub struct Entry<S> {
+    /// What it is for, in a few words: its line in the list of services.
+    pub purpose: &'static str,
+    /// Questions that it answers: verb and subject.
+    pub endpoints: Vec<(&'static str, String)>,
+    /// How long the lease of its shard holds without renewal: whole seconds, at least 2.
+    pub lease_ttl: Duration,
+    /// Its own source.
+    pub source: S,
+}
+
+/// Runs a deciding agent until it is asked to end.
+///
+/// # Errors
+/// When the settings are wrong, or the client refuses to listen.
+pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: Entry<D::Source>) -> Result<(), BusError> {
+    let bus = agent.bus.clone();
+    agent.health.hold(EVENTS, "events are not folded to the head yet");
+    if D::INTENTS {
+        agent.health.hold(INTENTS, "intents are not read yet");
+    }
+    agent.health.release(STARTING);
+    let _beating = agent.beat();
+    agent.announce();
+    let (done, outcomes) = mpsc::channel(OUTCOMES_MAX);
+    let lease = bus.lease(lease_key(D::AGENT, 0), agent.config.replica.clone(), entry.lease_ttl)?;
+    let queries = bus.serve(D::AGENT, agent.version, entry.purpose, &entry.endpoints).await?;
+    let commands = if D::VERBS.is_empty() { None } else { Some(bus.serve_commands(D::AGENT).await?) };
+    let snapshot = if D::SNAPSHOT { snapshot::soon(&agent).await } else { None };
+    let start = decider.begin(snapshot);
+    let folds = matches!(start, Start::After { .. });
+    let mut sources = Sources {
+        events: bus.fold_events(start),
+        intents: D::INTENTS.then(|| bus.watch_intents()),
+        store: D::STORE.map(|store| bus.bucket(store).watch()),
+        commands,
+        queries,
+        answers: !entry.endpoints.is_empty(),
+        lease: lease.state(),
+        connection: bus.connection(),
+        done: outcomes,
+        shutdown: agent.shutdown.clone(),
+        further: Some(entry.source),
+    };
+    let mut running = Running {
+        shell: Shell::new(agent, done),
+        decider,
+        authority: Authority::new(),
+        lease,
+        store_applied: 0,
+        store_head: None,
+        heads_asked: None,
+        folds,
+        led: false,
+    };
+    running.connection_changed(&mut sources);
+    running.lease_changed(&mut sources);
+    while running.turn(&mut sources).await {}
+    running.lease.release(RELEASE_LIMIT).await;
+    Ok(())
+}
+
+/// A decider in its shell.
+struct Running<D: Decider> {
+    shell: Shell<D>,
+    decider: D,
+    authority: Authority,
+    lease: Lease,
+    store_applied: u64,
+    /// Head of [`Decider::STORE`] when the heads were read.
+    store_head: Option<u64>,
+    heads_asked: Option<(HeadsWanted, Instant)>,
+    /// A fold has begun before.
+    folds: bool,
+    /// Whether it might decide at the end of the last turn.
+    led: bool,
+}
+
+impl<D: Decider> Running<D> {
+    /// Waits for an input, folds it and what else is there, then decides once. False: the end.
+    async fn turn(&mut self, sources: &mut Sources<D>) -> bool {
+        let deadline = self.decider.next_deadline(self.shell.now()).filter(|_| self.leads());
+        let timer = deadline.map_or(TICK_INTERVAL, |at| at.saturating_sub(self.shell.now().mono).min(TICK_INTERVAL));
+        let mut input = Some(sources.next(self.leads(), timer).await);
+        let mut folded = 0;
+        while let Some(next) = input {
+            if matches!(next, Input::Stop | Input::Closed) {
+                return false;
+            }
+            self.handle(next, sources).await;
+            folded += 1;
+            input = if folded < INPUTS_IN_A_ROW { sources.next(self.leads(), TICK_INTERVAL).now_or_never() } else { None };
+        }
+        self.shell.agent.ticker.tick();
+        self.ask_heads();
+        self.decide();
+        true
+    }
+
+    /// Whether decisions may be made: under the lease, with everything read up to where it was when the lease was taken.
+    fn leads(&self) -> bool {
+        let stored = D::STORE.is_none() || self.store_head.is_some_and(|head| self.store_applied >= head);
+        self.authority.may_decide() && stored && self.lease.holds()
+    }
+
+    fn decide(&mut self) {
+        let leads = self.leads();
+        self.shell.numbers.leads(leads);
+        if leads && !self.led {
+            self.decider.take_over();
+        }
+        self.led = leads;
+        if leads {
+            let now = self.shell.now();
+            for action in self.decider.decide(now) {
+                self.decider.perform(action, &mut self.shell, now);
+            }
+        }
+    }
+
+    async fn handle(&mut self, input: Input<D>, sources: &mut Sources<D>) {
+        let now = self.shell.now();
+        match input {
+            Input::Event(item) => self.fold_event(item, now),
+            Input::Intent(item) => self.fold_intent(item, now),
+            Input::Store(item) => self.fold_store(item, now),
+            Input::Command(item) => self.take_command(item, now),
+            Input::Query(query) => {
+                if let Err(error) = self.decider.answer(&query, &self.shell).await {
+                    tracing::debug!(%error, "a question was not answered");
+                }
+            }
+            Input::Item(item) => self.decider.apply_item(item, &self.shell, now),
+            Input::Lease => self.lease_changed(sources),
+            Input::Connection => self.connection_changed(sources),
+            Input::Done(Done::Outcome(outcome)) => self.decider.apply_outcome(outcome, now),
+            Input::Done(Done::Heads(wanted, heads)) => self.heads_read(wanted, heads),
+            Input::Timer | Input::Stop | Input::Closed => {}
+        }
+    }
+
+    fn fold_event(&mut self, item: FoldItem, now: Now) {
+        match item {
+            FoldItem::Reset { epoch } => {
+                tracing::info!(epoch, "events are folded from their beginning");
+                self.decider.apply_reset(&epoch, now);
+                if std::mem::replace(&mut self.folds, true) {
+                    // A stream made anew under a running agent does not know that it runs.
+                    self.shell.agent.announce();
+                }
+                self.authority.events_reset();
+                self.shell.agent.health.hold(EVENTS, "events are not folded to the head yet");
+            }
+            FoldItem::Event { sequence, event, pending, stored, .. } => {
+                let folded = Folded { sequence, event: &event, pending, stored, leads: self.leads() };
+                self.decider.apply_event(&folded, now);
+                self.shell.numbers.folded(pending);
+                self.progressed(sequence);
+            }
+            FoldItem::DeadLetter { sequence, ref subject, ref why, .. } => {
+                tracing::warn!(sequence, subject, why, "a message of the stream is no event");
+                self.decider.apply_dead_letter(&item, &self.shell);
+                self.shell.numbers.dead_letter();
+                self.progressed(sequence);
+            }
+            FoldItem::CaughtUp { sequence } => {
+                self.decider.apply_caught_up(sequence, now);
+                self.shell.numbers.caught_up();
+                self.progressed(sequence);
+                self.shell.agent.health.release(EVENTS);
+            }
+        }
+    }
+
+    fn progressed(&mut self, sequence: u64) {
+        self.authority.events_applied(sequence);
+        self.shell.agent.ticker.applied(sequence);
+    }
+
+    fn fold_intent(&mut self, item: IntentItem, now: Now) {
+        match item {
+            IntentItem::Epoch(epoch) => {
+                self.decider.apply_intents_epoch(&epoch, now);
+                self.authority.intents_reset();
+                self.shell.agent.health.hold(INTENTS, "intents are not read yet");
+            }
+            IntentItem::Record { key, revision, record, settled } => {
+                match record {
+                    IntentRecord::Known { key, intent } => self.decider.apply_intent(&key, revision, Some(Arc::from(intent)), now),
+                    IntentRecord::Foreign => {}
+                    IntentRecord::Deleted => self.spoiled(&key, revision, now),
+                    IntentRecord::Undecodable { why, .. } => {
+                        tracing::warn!(key, why, "a record cannot be read");
+                        self.shell.numbers.dead_letter();
+                        self.spoiled(&key, revision, now);
+                    }
+                }
+                if settled {
+                    self.authority.intents_applied(revision);
+                }
+            }
+            IntentItem::Settled { revision } => {
+                self.authority.intents_applied(revision);
+                self.shell.agent.health.release(INTENTS);
+            }
+        }
+    }
+
+    fn spoiled(&mut self, key: &str, revision: u64, now: Now) {
+        if let Some(key) = IntentKey::parse(key) {
+            self.decider.apply_intent(&key, revision, None, now);
+        }
+    }
+
+    fn fold_store(&mut self, item: WatchItem, now: Now) {
+        match &item {
+            WatchItem::Epoch(_) => {
+                self.store_applied = 0;
+                // The head that was read is of the bucket before it.
+                self.authority.store_reset();
+            }
+            WatchItem::Entry { revision, settled: true, .. } | WatchItem::Settled { revision } => {
+                self.store_applied = self.store_applied.max(*revision);
+            }
+            WatchItem::Entry { .. } => {}
+        }
+        self.decider.apply_store(item, &self.shell, now);
+    }
+
+    fn take_command(&mut self, item: CommandItem, now: Now) {
+        match item {
+            CommandItem::Command(received) => {
+                let token = self.shell.next_token();
+                let (command, verb, target) = (&received.command.command_id, &received.verb, &received.target);
+                tracing::info!(command, verb, target, repeated = received.repeated, "command");
+                self.decider.apply_command(token, &received, now);
+                self.shell.hold(token, *received);
+            }
+            CommandItem::Refused { subject, code, why, bytes, sequence } => {
+                tracing::warn!(subject, code, why, sequence, "a command was put aside");
+                self.shell.numbers.dead_letter();
+                self.shell.numbers.answered("other", false);
+                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+                let fact = Fact::DeadLettered(v1::DeadLettered { why, subject, bytes, stream_sequence: sequence });
+                self.shell.tell_of_mesh(fact, &format!("command/{sequence}"));
+            }
+        }
+    }
+
+    fn lease_changed(&mut self, sources: &mut Sources<D>) {
+        let state = *sources.lease.borrow_and_update();
+        match state {
+            LeaseState::Held { fence, .. } => {
+                tracing::info!(fence, "took the shard");
+                self.authority.lease_taken(fence);
+            }
+            LeaseState::Waiting => {
+                self.authority.lease_lost();
+                self.stand_down(sources);
+            }
+        }
+    }
+
+    fn connection_changed(&mut self, sources: &mut Sources<D>) {
+        let up = sources.connection.borrow_and_update().is_up();
+        self.decider.apply_connection(up, self.shell.now());
+        if up {
+            self.authority.connected();
+        } else {
+            self.authority.disconnected();
+            self.stand_down(sources);
+        }
+    }
+
+    /// Commands that are not answered come again, to whoever may decide then.
+    fn stand_down(&mut self, sources: &mut Sources<D>) {
+        if let Some(commands) = &mut sources.commands {
+            commands.pause();
+        }
+        self.decider.stand_down();
+        self.shell.forget_commands();
+    }
+
+    fn ask_heads(&mut self) {
+        let Some(wanted) = self.authority.wants_heads() else { return };
+        if self.heads_asked.as_ref().is_some_and(|(asked, at)| *asked == wanted && at.elapsed() < razar_bus::REQUEST_LIMIT) {
+            return;
+        }
+        self.heads_asked = Some((wanted, Instant::now()));
+        self.store_head = None;
+        self.shell.read_heads(wanted);
+    }
+
+    fn heads_read(&mut self, wanted: HeadsWanted, heads: Result<[u64; 3], BusError>) {
+        match heads {
+            Ok([events, intents, store]) => {
+                if self.authority.wants_heads() == Some(wanted) {
+                    self.store_head = Some(store);
+                    self.authority.heads_read(wanted, events, intents);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the heads cannot be read yet");
+                self.heads_asked = None;
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a decider carries its actions out with: tasks whose outcome comes back as an input, events that are told, commands that are held
+//! until they are answered.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use razar_bus::{BusError, EventPublisher, ReceivedCommand};
+use razar_bus_schema::{
+    stream::Store,
+    v1::{self, event::Fact},
+};
+use tokio::sync::mpsc;
+
+use super::{Decider, Now, Numbers};
+use crate::{Agent, HeadsWanted, event::mesh_event};
+
+/// Pause after the heads could not be read.
+const HEADS_PAUSE: Duration = Duration::from_millis(200);
+
+/// What came of a task.
+pub(super) enum Done<O> {
+    Outcome(O),
+    /// Of EVENTS, of `intents`, of the agent's own bucket; 0 for what is not read.
+    Heads(HeadsWanted, Result<[u64; 3], BusError>),
+}
+
+/// The agent around its decider.
+#[derive(Debug)]
+pub struct Shell<D: Decider> {
+    /// The agent.
+    pub agent: Agent<D::Settings>,
+    /// Its numbers.
+    pub numbers: Numbers,
+    publisher: EventPublisher,
+    offered: u64,
+    held: HashMap<u64, (ReceivedCommand, SystemTime)>,
+    tokens: u64,
+    done: mpsc::Sender<Done<D::Outcome>>,
+    began: Instant,
+}
+
+impl<D: Decider> Shell<D> {
+    pub(super) fn new(agent: Agent<D::Settings>, done: mpsc::Sender<Done<D::Outcome>>) -> Self {
+        Self {
+            numbers: Numbers::new(&agent.metrics, D::VERBS),
+            publisher: agent.bus.event_publisher(),
+            offered: 0,
+            held: HashMap::new(),
+            tokens: 0,
+            done,
+            began: Instant::now(),
+            agent,
+        }
+    }
+
+    /// The two clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        Now { mono: self.began.elapsed(), wall: SystemTime::now() }
+    }
+
+    /// Hands an event to the publisher; it is stored when it comes back with the fold. False: not taken.
+    pub fn offer(&mut self, event: &v1::Event) -> bool {
+        self.offered += 1;
+        let traceparent = event.trace.as_ref().map_or("", |t| t.traceparent.as_str());
+        match self.publisher.offer(self.offered, event, traceparent) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::error!(%error, event = event.id, "an event cannot be told");
+                false
+            }
+        }
+    }
+
+    /// Tells an event about the agent itself; `cause` makes its id.
+    pub fn tell_of_mesh(&mut self, fact: Fact, cause: &str) {
+        let config = &self.agent.config;
+        let event = mesh_event(&config.mesh, D::AGENT, &config.replica, fact, cause, SystemTime::now());
+        self.offer(&event);
+    }
+
+    /// Runs a task; its outcome comes to [`Decider::apply_outcome`].
+    pub fn spawn(&self, task: impl Future<Output = D::Outcome> + Send + 'static) {
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            let outcome = task.await;
+            // A loop that has ended wants no outcome.
+            let _ = done.send(Done::Outcome(outcome)).await;
+        });
+    }
+
+    /// A held command, and when it was taken. `None`: it is not held, and comes again to whoever may decide then.
+    #[must_use]
+    pub fn command(&self, token: u64) -> Option<(&ReceivedCommand, SystemTime)> {
+        self.held.get(&token).map(|(received, taken)| (received, *taken))
+    }
+
+    /// Answers a held command and settles it with the broker.
+    pub fn settle(&mut self, token: u64, receipt: v1::Receipt) {
+        let Some((received, _)) = self.held.remove(&token) else { return };
+        self.numbers.answered(&received.verb, receipt.accepted);
+        tokio::spawn(async move {
+            if let Err(error) = received.settle(receipt).await {
+                tracing::debug!(%error, "a command will come again");
+            }
+        });
+    }
+
+    pub(super) fn next_token(&mut self) -> u64 {
+        self.tokens += 1;
+        self.tokens
+    }
+
+    pub(super) fn hold(&mut self, token: u64, received: ReceivedCommand) {
+        self.held.insert(token, (received, SystemTime::now()));
+    }
+
+    pub(super) fn forget_commands(&mut self) {
+        self.held.clear();
+    }
+
+    pub(super) fn read_heads(&self, wanted: HeadsWanted) {
+        let (bus, done) = (self.agent.bus.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let read = async {
+                let intents = if D::INTENTS { bus.head(Store::Intents).await? } else { 0 };
+                let store = if let Some(store) = D::STORE { bus.head(store).await? } else { 0 };
+                Ok([bus.head(Store::Events).await?, intents, store])
+            };
+            let heads = read.await;
+            if heads.is_err() {
+                tokio::time::sleep(HEADS_PAUSE).await;
+            }
+            let _ = done.send(Done::Heads(wanted, heads)).await;
+        });
+    }
+}
