@@ -8,8 +8,9 @@
 
 pub mod agent;
 pub mod config;
+mod ears;
 mod numbers;
-mod questions;
 pub mod policy;
+mod questions;
 
 pub use policy::AGENT;

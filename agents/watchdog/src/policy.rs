@@ -20,13 +20,14 @@ use razar_bus_schema::{
     v1::{self, RunMode, event::Fact, intent::Want, probe::Check},
 };
 
-use self::{facts::About, usage::Usages};
 pub use self::{
     currency::{Currency, TURN_MAX},
     events::AGENT,
     facts::{Down, Facts, Seen, View},
     watch::{Question, Rhythm, Watch},
 };
+use self::{facts::About, usage::Usages};
+pub use razar_agent_kit::Now;
 
 /// A published event is published again when it has not come back by then.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
@@ -34,15 +35,6 @@ const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Subjects that are watched.
 const WATCHES_MAX: usize = 65_536;
-
-/// The two clocks at one instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic, from any origin; all durations are measured by it.
-    pub mono: Duration,
-    /// Wall clock, for what people read.
-    pub wall: SystemTime,
-}
 
 /// Who decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

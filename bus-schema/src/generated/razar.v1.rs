@@ -3749,6 +3749,9 @@ pub struct StatusReply {
     /// registry leaves it empty, and `razar status` fills it in.
     #[prost(message, repeated, tag = "4")]
     pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+    /// How the mesh is, in numbers, by the watchdog: the registry leaves it empty, and `razar status` fills it in. Absent: it did not answer.
+    #[prost(message, optional, tag = "5")]
+    pub health: ::core::option::Option<HealthReply>,
 }
 impl ::prost::Name for StatusReply {
     const NAME: &'static str = "StatusReply";

@@ -78,7 +78,7 @@ impl Mesh {
     /// # Errors
     /// When a program or the broker is missing.
     pub fn new() -> Result<Self> {
-        let agents = ["razar-orchestrator", "razar-recovery", "razar-registry", "razar-quarantine", "razar-provision"];
+        let agents = ["razar-orchestrator", "razar-recovery", "razar-registry", "razar-quarantine", "razar-watchdog", "razar-provision"];
         for program in ["razar", "razar-node", "razar-demo-service"].into_iter().chain(agents) {
             binary(program)?;
         }
@@ -430,7 +430,7 @@ impl Mesh {
     /// When somebody did.
     pub fn nobody_panicked(&self) -> Result<()> {
         let by_hand = fs::read_to_string(self.state().join("by-hand.log")).unwrap_or_default();
-        let agents = ["registry", "orchestrator", "recovery", "quarantine"].map(|name| (name, self.log_of(name)));
+        let agents = ["registry", "orchestrator", "recovery", "quarantine", "watchdog"].map(|name| (name, self.log_of(name)));
         for (who, text) in [("node", self.log()), ("an agent by hand", by_hand)].into_iter().chain(agents) {
             ensure!(!text.contains("panicked at"), "{who} panicked:\n{}", tail(&text));
         }

@@ -92,7 +92,7 @@ fn blueprint(revision: &str, profile: &str, specs: &[&v1::ComponentSpec], parall
     let mut rank = 1;
     for (wave, _, spec) in order {
         let spec_hash = sha256_hex(&spec.encode_to_vec());
-        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash });
+        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash, chakra_threshold: 0.0 });
         rank += spec.replicas.max(1);
     }
     Blueprint {

@@ -10,6 +10,7 @@ use prost::Message as _;
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
+    presence::{self, Presence},
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
@@ -26,6 +27,8 @@ const COMMANDS_MAX: usize = 4096;
 pub(super) struct NodeView {
     epoch: String,
     lost: bool,
+    /// By which event it is so.
+    presence: Presence,
     /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
     pub(super) inventory_of: Option<String>,
     /// Quarantine records on its disk.
@@ -123,6 +126,7 @@ impl Facts {
         } else if is_ours(event) && !self.note_told(&event.id, sequence) {
             return;
         }
+        self.note_presence(event);
         if let Some(fact) = &event.fact {
             self.fold(sequence, event, fact, now);
         }
@@ -148,21 +152,22 @@ impl Facts {
         }
         let view = self.nodes.entry(node.to_owned()).or_default();
         if view.epoch != epoch {
-            *view = NodeView { epoch: epoch.to_owned(), ..NodeView::default() };
+            *view = NodeView { epoch: epoch.to_owned(), presence: view.presence.clone(), ..NodeView::default() };
         }
-        view.lost = false;
+    }
+
+    /// Whether the node that an event is about counts as lost.
+    fn note_presence(&mut self, event: &v1::Event) {
+        if let Some(view) = presence::node_of(event).and_then(|name| self.nodes.get_mut(name)) {
+            view.presence.fold(event);
+            view.lost = view.presence.is_away();
+        }
     }
 
     fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact, now: Now) {
         let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
         match (fact, instance) {
             (Fact::NodeInventory(inventory), _) => self.fold_inventory(sequence, event, inventory, now),
-            (Fact::NodeLost(_), _) => {
-                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
-                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
-                    node.lost = true;
-                }
-            }
             (Fact::OperatorCommand(told), _) if is_ours(event) => self.fold_command(event, told, now),
             (Fact::RecoveryFailed(failed), Some(instance)) => self.fold_recovery_failed(instance, event, failed),
             (Fact::Quarantined(told), Some(instance)) if is_ours(event) => self.keep_last(instance, event, told.issue_type == MANUAL),

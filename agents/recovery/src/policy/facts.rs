@@ -9,6 +9,7 @@ use std::{
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
+    presence::{self, Presence},
     v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
 };
 
@@ -157,6 +158,8 @@ pub struct Brake {
 pub struct NodeView {
     /// Lost, by the watchdog's verdict.
     pub lost: bool,
+    /// By which event it is so.
+    pub presence: Presence,
     /// When it was seen again after that, monotonic: what waits for it counts from then.
     pub back_since: Duration,
 }
@@ -181,7 +184,10 @@ impl Facts {
     /// the snapshot alone. The whole stream is folded over it.
     pub(super) fn seed(&mut self, snapshot: &v1::Observed) {
         for node in snapshot.nodes.iter().take(ENTITIES_MAX) {
-            self.nodes.insert(node.name.clone(), NodeView { lost: node.lost, ..NodeView::default() });
+            self.nodes.insert(
+                node.name.clone(),
+                NodeView { lost: node.lost, presence: Presence::restore(&node.presence_by, node.lost), ..NodeView::default() },
+            );
         }
         for component in snapshot.components.iter().take(ENTITIES_MAX) {
             let Some(instance) = component.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
@@ -212,18 +218,13 @@ impl Facts {
             if matches!(places.see(&place.epoch, place.sequence, joins), Sight::Again | Sight::Former) {
                 return;
             }
-            self.seen_again(&place.node, now);
+            self.known_node(&place.node);
         } else if !event.id.is_empty() && !self.note_told(event) {
             return;
         }
+        self.note_presence(event, now);
         match &event.fact {
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(event, inventory, now),
-            Some(Fact::NodeLost(_)) => {
-                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
-                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
-                    node.lost = true;
-                }
-            }
             Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
@@ -262,12 +263,17 @@ impl Facts {
         true
     }
 
-    fn seen_again(&mut self, node: &str, now: Now) {
-        if self.nodes.len() >= ENTITIES_MAX && !self.nodes.contains_key(node) {
-            return;
+    fn known_node(&mut self, node: &str) {
+        if self.nodes.len() < ENTITIES_MAX {
+            self.nodes.entry(node.to_owned()).or_default();
         }
-        let view = self.nodes.entry(node.to_owned()).or_default();
-        if std::mem::take(&mut view.lost) {
+    }
+
+    /// Whether the node that an event is about counts as lost.
+    fn note_presence(&mut self, event: &v1::Event, now: Now) {
+        let Some(view) = presence::node_of(event).and_then(|name| self.nodes.get_mut(name)) else { return };
+        view.presence.fold(event);
+        if std::mem::replace(&mut view.lost, view.presence.is_away()) && !view.lost {
             view.back_since = now.mono;
         }
     }

@@ -105,7 +105,8 @@ impl State {
 
     fn chakra_down(&self, name: &str, chakra: &Chakra, below: Duration, now: Now) -> Box<v1::Event> {
         let missing: Vec<String> = chakra.missing.iter().map(ToString::to_string).collect();
-        let text = format!("{} of {} serve, {:.0} % must; missing: {}", chakra.ready, chakra.total, chakra.threshold * 100.0, missing.join(" "));
+        let text =
+            format!("{} of {} serve, {:.0} % must; missing: {}", chakra.ready, chakra.total, chakra.threshold * 100.0, missing.join(" "));
         let fact = Fact::ChakraDown(v1::ChakraDown { delay: Some(time::duration(below)), missing });
         self.about_chakra(name, fact, Said { code: "below_threshold", text, cause: chakra.broken_by.1.clone() }, now)
     }

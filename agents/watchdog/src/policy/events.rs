@@ -75,7 +75,13 @@ impl State {
     }
 
     /// An event about an instance; `detail` tells two apart that follow from one event.
-    pub(super) fn about_instance(&self, (id, view): (&Instance, &View), fact: Fact, (said, detail): (Said, &str), now: Now) -> Box<v1::Event> {
+    pub(super) fn about_instance(
+        &self,
+        (id, view): (&Instance, &View),
+        fact: Fact,
+        (said, detail): (Said, &str),
+        now: Now,
+    ) -> Box<v1::Event> {
         let cause = if detail.is_empty() { short(&said.cause) } else { format!("{detail}:{}", short(&said.cause)) };
         let chakra = self.desired(id).map(|(_, spec)| spec.chakra.clone()).unwrap_or_default();
         Box::new(v1::Event {

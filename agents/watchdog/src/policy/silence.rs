@@ -162,11 +162,8 @@ impl State {
         };
         let Some(seen) = seen.filter(|seen| sign > seen.changed_at) else { return again };
         let away = sign.saturating_sub(seen.changed_at);
-        let said = Said {
-            code: "heard",
-            text: format!("heard again {} after the verdict", spoken(away)),
-            cause: seen.presence.by().to_owned(),
-        };
+        let said =
+            Said { code: "heard", text: format!("heard again {} after the verdict", spoken(away)), cause: seen.presence.by().to_owned() };
         let away = Some(time::duration(away));
         let event = match subject {
             Subject::Node(name) => self.about_node(name, Fact::NodeReturned(v1::NodeReturned { away }), said, now),
@@ -193,8 +190,7 @@ impl State {
             evidence.probe = format!("no beat for {}", spoken(silent_for));
             let text = format!("no beat for {}, and by its node's view it hangs", spoken(silent_for));
             let said = Said { code: "silent", text, cause: view.changed_by.1.clone() };
-            let incident =
-                Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: reply.signs_of_life };
+            let incident = Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: reply.signs_of_life };
             let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
             let event = self.of_incident(self.about_instance((instance, view), fact, (said, ""), now), &incident);
             return Next { action: Some(Action::Publish(event)), ..again };
@@ -248,4 +244,3 @@ impl State {
         }
     }
 }
-

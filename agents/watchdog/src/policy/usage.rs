@@ -114,7 +114,11 @@ impl State {
                 let Level { used, limit, over, within } = *level;
                 let (fact, code, text) = if told.is_none() && over >= self.limits.measures {
                     let fact = v1::LimitExceeded { resource: (*resource).to_owned(), used, limit };
-                    (Fact::LimitExceeded(fact), "over_limit", format!("{} is over its limit {}", shown(resource, used), shown(resource, limit)))
+                    (
+                        Fact::LimitExceeded(fact),
+                        "over_limit",
+                        format!("{} is over its limit {}", shown(resource, used), shown(resource, limit)),
+                    )
                 } else if told.is_some() && within >= self.limits.measures {
                     let fact = v1::LimitRestored { resource: (*resource).to_owned(), used, limit };
                     let text = format!("{} is within its limit {} again", shown(resource, used), shown(resource, limit));
