@@ -64,6 +64,14 @@ pub struct Said {
 #[derive(Debug)]
 pub struct ByHand(Child);
 
+impl ByHand {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for ByHand {
     fn drop(&mut self) {
         drop((self.0.kill(), self.0.wait()));
@@ -370,6 +378,21 @@ impl Mesh {
         let mut command = Command::new(binary(program)?);
         self.environment(&mut command);
         command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).env("RAZAR_REPLICA", replica).stdout(log.try_clone()?).stderr(log);
+        Ok(ByHand(command.spawn()?))
+    }
+
+    /// A second node by hand, without a guard, with a state directory of its own; `port` of the loopback leads to the broker.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn node_by_hand(&self, node: &str, port: u16) -> Result<ByHand> {
+        let state = self.dir().join(node);
+        fs::create_dir_all(&state)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.state().join("by-hand.log"))?;
+        let mut command = Command::new(binary("razar-node")?);
+        self.environment(&mut command);
+        command.arg("agent").env("RAZAR_NODE", node).env("RAZAR_STATE_DIR", &state);
+        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).stdout(log.try_clone()?).stderr(log);
         Ok(ByHand(command.spawn()?))
     }
 
