@@ -2705,7 +2705,7 @@ pub struct Desired {
     #[prost(bool, tag = "15")]
     pub fresh: bool,
     /// Share of the chakra's instances that must be well, 0–1, below which the chakra is down. Absent or 0: the default of its name.
-    #[prost(double, tag = "16")]
+    #[prost(double, tag = "24")]
     pub chakra_threshold: f64,
 }
 impl ::prost::Name for Desired {

@@ -55,6 +55,8 @@ pub struct View {
     pub started_by: String,
     /// Id of the event since which it serves without a break; empty: not known.
     pub served_by: String,
+    /// Id of the event that changed its state, or ended an incident of it, last; a verdict on its silence names it, or is void.
+    pub changed_by: String,
     /// Ready since when, monotonic, by receipt.
     pub ready_since: Option<Duration>,
     /// When that was, by its node's clock.
@@ -87,6 +89,7 @@ impl Default for View {
             chakra: String::new(),
             started_by: String::new(),
             served_by: String::new(),
+            changed_by: String::new(),
             ready_since: None,
             ready_at: None,
             failed: None,
@@ -124,6 +127,9 @@ impl View {
 
     fn enter(&mut self, state: InstanceState, event: &v1::Event, now: Now) {
         let served = self.serves();
+        if self.state != state {
+            self.changed_by.clone_from(&event.id);
+        }
         self.state = state;
         if !self.serves() {
             (self.ready_since, self.ready_at) = (None, None);
@@ -236,6 +242,9 @@ impl Facts {
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
+                    if silence(fact, event) && event.cause_id != view.changed_by {
+                        return;
+                    }
                     fold_instance(view, event, fact, stored, now);
                     fold_incident(view, &instance, event, fact);
                     fold_end(view, &instance, event, fact, &End { limits, stored, live, now });
@@ -299,6 +308,7 @@ impl Facts {
                 view.incarnation = told;
                 view.started_by.clone_from(&event.id);
                 view.enter(item.state(), event, now);
+                view.changed_by.clone_from(&event.id);
             }
         }
     }
@@ -349,6 +359,11 @@ fn is_a_nodes(event: &v1::Event) -> bool {
     event.source.as_ref().is_some_and(|s| s.kind == "node")
 }
 
+/// A verdict on silence: not of the node, which would have acted on it.
+fn silence(fact: &Fact, event: &v1::Event) -> bool {
+    matches!(fact, Fact::ComponentUnresponsive(_)) && !is_a_nodes(event)
+}
+
 fn told_incarnation(event: &v1::Event) -> Option<Incarnation> {
     event.incarnation.as_ref().map(Incarnation::from)
 }
@@ -362,6 +377,7 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         if is_a_nodes(event) {
             if told > view.incarnation {
                 view.started_by.clone_from(&event.id);
+                view.changed_by.clone_from(&event.id);
             }
             view.incarnation = told;
         }
@@ -378,6 +394,7 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         }
     }
     match fact {
+        Fact::IncidentWithdrawn(_) | Fact::Recovered(_) => view.changed_by.clone_from(&event.id),
         Fact::ComponentBlocked(blocked) => view.blocked = !blocked.by.is_empty(),
         Fact::ComponentStarted(_) | Fact::ComponentStopped(_) => view.blocked = false,
         Fact::ComponentFailed(failed) => {
@@ -433,6 +450,7 @@ fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Event, fact: 
     }
     let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
     match fact {
+        Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent = Some(known.id.signs_of_life),
         Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
         Fact::RungTried(tried) => known.try_told(tried),
         Fact::RecoveryFailed(_) => known.given_up = true,

@@ -120,7 +120,8 @@ impl State {
         let Some((desired, spec)) = self.desired(instance) else { return Step::Wait(None) };
         let current = desired.mode() == RunMode::Run && desired.generation <= view.incarnation.generation;
         let failed = view.failed.as_ref().is_some_and(|f| !BY_POLICY.contains(&f.cause.as_str()));
-        let fails = view.state == InstanceState::Failed && failed || incident.flapping;
+        let silent = incident.silent.is_some() && view.incarnation == incident.id.incarnation && view.lives();
+        let fails = view.state == InstanceState::Failed && failed || incident.flapping || silent;
         if !current || !fails || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
             return Step::Wait(None);
         }
@@ -129,6 +130,8 @@ impl State {
         }
         let rung = match incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
+            // Whatever its ladder is: this takes the place of its node's own restart.
+            None if silent => RESTART.to_owned(),
             _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
             _ => rung_after(spec, incident.after.as_deref()),
         };
@@ -148,13 +151,14 @@ impl State {
         let failure = view.failed.as_ref().filter(|f| f.incarnation >= incident.id.incarnation).map(|f| f.id.clone());
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
-        let backoff = if rung == RESTART { backoff(&incident.id, attempt) } else { Duration::ZERO };
+        let silent = incident.silent.filter(|_| view.incarnation == incident.id.incarnation && attempt == 1);
+        let backoff = if rung == RESTART && silent.is_none() { backoff(&incident.id, attempt) } else { Duration::ZERO };
         let why = match rung {
             RESTART => format!("restart in {:.2}s, try {attempt} of {}", backoff.as_secs_f64(), incident.id),
             _ => format!("clear its state and start it, try {attempt} of {}", incident.id),
         };
         let (replaces, limit) = (view.incarnation, self.limit(spec));
-        let asked = Asked { instance, incident: &incident.id, rung, attempt, replaces, evidence, backoff, limit, why };
+        let asked = Asked { instance, incident: &incident.id, rung, attempt, replaces, evidence, silent, backoff, limit, why };
         Step::Order(self.order(asked, now.wall))
     }
 

@@ -6,3 +6,4 @@ mod brake;
 mod course;
 mod rules;
 mod sequences;
+mod silent;

@@ -253,11 +253,13 @@ impl Facts {
         let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { return };
         let Some(view) = self.view_mut(&instance) else { return };
         let is_a_nodes = event.source.as_ref().is_some_and(|s| s.kind == "node");
+        let mut is_new = false;
         if let Some(told) = event.incarnation.as_ref().map(Incarnation::from) {
             if told < view.incarnation {
                 return;
             }
             if is_a_nodes && told > view.incarnation {
+                is_new = true;
                 view.incarnation = told;
                 view.over.clear();
                 view.within.clear();
@@ -285,16 +287,17 @@ impl Facts {
                 view.within.insert(limit.resource.clone(), event.id.clone());
                 return;
             }
-            // A sign after a verdict: from now on it may be judged anew.
-            Fact::IncidentWithdrawn(_) | Fact::Recovered(_) if !view.judged_by.is_empty() => {
-                let state = view.state;
-                enter(view, state, sequence, event, now);
+            // The end of an incident: from now on it may be judged anew.
+            Fact::IncidentWithdrawn(_) | Fact::Recovered(_) => {
+                changed(view, sequence, event, now);
                 return;
             }
             _ => {}
         }
         let Some(state) = state_after(fact, view.state) else { return };
-        enter(view, state, sequence, event, now);
+        if is_new || view.state != state {
+            enter(view, state, sequence, event, now);
+        }
         if matches!(fact, Fact::ComponentStarted(started) if !started.adopted && view.incarnation.start > 1) && view.stack != "system" {
             self.note_restart(stored);
         }
@@ -337,11 +340,15 @@ impl Facts {
     }
 }
 
-fn enter(view: &mut View, state: State, sequence: u64, event: &v1::Event, now: Duration) {
-    view.state = state;
+fn changed(view: &mut View, sequence: u64, event: &v1::Event, now: Duration) {
     view.changed_by = (sequence, event.id.clone());
     view.changed_at = now;
     view.judged_by.clear();
+}
+
+fn enter(view: &mut View, state: State, sequence: u64, event: &v1::Event, now: Duration) {
+    view.state = state;
+    changed(view, sequence, event, now);
     if view.serves() {
         view.served_in = view.served_in.max(view.incarnation.generation);
     }
