@@ -25,6 +25,7 @@ fn hung(incarnation: Incarnation, signs: u64) -> v1::SilenceReply {
 fn one_that_does_not_beat_and_hangs_by_its_nodes_view_is_unresponsive() {
     let (mut w, db) = beating(1_000);
     w.beater("db").silent = true;
+    w.looks.insert(db.clone(), v1::SilenceReply { hung: false, ..hung(Incarnation::new(1, 1), 0) });
     w.pass(ms(5_000));
     assert_eq!(w.told(), [""; 0], "missing beats alone are no evidence");
     w.looks.insert(db.clone(), hung(Incarnation::new(1, 1), 2));

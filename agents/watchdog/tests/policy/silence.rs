@@ -142,6 +142,23 @@ fn a_broker_that_stands_makes_nobody_silent() {
     assert_eq!((w.told(), w.offered.iter().filter(|e| e.kind != "great_spiral").count()), (vec![], 0));
 }
 
+/// The broker is late by less than what suspends verdicts, and has a beat that is not handed on yet.
+#[test]
+fn a_beat_that_is_on_its_way_is_waited_for() {
+    let mut w = mesh(1);
+    let next = w.beater("a-registry").next;
+    w.pass(next - w.now + ms(10));
+    w.beater("a-registry").silent = true;
+    w.pass(ms(2_800));
+    w.broker_stands = true;
+    let now = w.now;
+    (w.beater("a-registry").silent, w.beater("a-registry").next) = (false, now);
+    w.pass(ms(380));
+    w.broker_stands = false;
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), [""; 0]);
+}
+
 /// Fault 50: an observer that was not scheduled has heard nothing.
 #[test]
 fn an_observer_that_was_stopped_gives_no_verdict_on_what_it_did_not_hear() {
