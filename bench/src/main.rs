@@ -11,6 +11,7 @@ mod programs;
 mod report;
 mod schedule;
 mod silence;
+mod story;
 mod system;
 mod unified;
 
@@ -60,6 +61,8 @@ enum Section {
     Silence,
     /// Memory and CPU of the mesh while it watches 77 components; status queries
     Watch,
+    /// The story of one incident from a stream of a million events
+    Story,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -113,6 +116,9 @@ async fn measure(args: &Args) -> Result<()> {
     if asked(Section::Unified) || asked(Section::Watch) {
         let parts = unified::Parts { boot: asked(Section::Unified), watch: asked(Section::Watch).then_some(args.watch) };
         report.take("unified", unified::measure(&programs, &parts).await);
+    }
+    if asked(Section::Story) {
+        report.take("story", story::measure(&programs).await);
     }
     report.finish()
 }

@@ -337,6 +337,10 @@ pub(crate) struct IncidentArgs {
     /// The newest that is not over
     #[arg(long)]
     pub(crate) open: bool,
+    /// Decide it once more, by the policies of this `razar`, and show where they would decide otherwise (exit 1); with `--json` the events
+    /// as they would be told
+    #[arg(long)]
+    pub(crate) replay: bool,
 }
 
 /// Options of `logs`.

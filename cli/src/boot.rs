@@ -228,9 +228,11 @@ impl Boot {
                 lane.told_blocked = true;
                 event::news(event).map(|text| line(offset, &text)).into_iter().collect()
             }
-            Fact::ComponentUnresponsive(_) | Fact::ComponentUnready(_) | Fact::ComponentUnkillable(_) => {
-                event::news(event).map(|text| line(offset, &text)).into_iter().collect()
-            }
+            Fact::ComponentUnresponsive(_)
+            | Fact::ComponentUnready(_)
+            | Fact::ComponentUnkillable(_)
+            | Fact::RungTried(_)
+            | Fact::Released(_) => event::news(event).map(|text| line(offset, &text)).into_iter().collect(),
             _ => Vec::new(),
         }
     }

@@ -15,8 +15,10 @@ mod mesh;
 mod outcome;
 mod ports;
 mod render;
+mod replay;
 mod spans;
 mod stack_file;
+mod story;
 mod waterfall;
 
 use std::process::ExitCode;

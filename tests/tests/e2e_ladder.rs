@@ -57,7 +57,8 @@ fn web_was_blocked_and_cost_nothing(mesh: &Mesh) -> Result<()> {
 #[test]
 fn what_fails_until_its_state_is_cleared_is_cured_by_the_second_rung() -> Result<()> {
     let mesh = Mesh::new()?;
-    mesh.up(&stack(&mesh, &["restart", "clear_state"])?)?.is(1)?;
+    // The boot waits for the ladder, and is well in the end.
+    mesh.up(&stack(&mesh, &["restart", "clear_state"])?)?.is(0)?;
     let recovered = wait_event(&mesh, "store", "recovered")?;
     let Some(Fact::Recovered(fact)) = &recovered.fact else { anyhow::bail!("no fact") };
     ensure!(fact.rung == "clear_state" && fact.starts >= 4, "{fact:?}");
@@ -76,6 +77,8 @@ fn what_fails_until_its_state_is_cleared_is_cured_by_the_second_rung() -> Result
     let story = mesh.razar(&["incident", "store"])?.ok()?.out;
     in_order(&story, &["component_exited", "component_failed", "recovery_started", "rung_tried", "recovered", "healed in"])?;
     ensure!(story.contains("restart failed; next clear_state") && story.contains("blocked web"), "{story}");
+    let replayed = mesh.razar(&["incident", "store", "--replay"])?.ok()?.out;
+    ensure!(replayed.contains("4 decisions replayed: the same"), "{replayed}");
     let line = mesh.razar(&["incidents", "--since", "1h"])?.ok()?.out;
     ensure!(line.contains("recovered") && line.contains("clear_state") && line.contains("JSONDecodeError"), "{line}");
     ensure!(mesh.razar(&["incidents", "--open"])?.ok()?.out.is_empty());
@@ -92,7 +95,7 @@ fn kill_both(mesh: &Mesh) -> Result<()> {
 #[test]
 fn a_ladder_goes_on_whoever_dies() -> Result<()> {
     let mesh = Mesh::new()?;
-    mesh.up(&stack(&mesh, &["restart", "clear_state"])?)?.is(1)?;
+    mesh.up_with(&stack(&mesh, &["restart", "clear_state"])?, &["--no-wait"])?.ok()?;
     wait_event(&mesh, "store", "recovery_started")?;
     kill_both(&mesh)?;
     wait_for("the second rung to be ready", LADDER, || Ok((mesh.component("store")?.state() == v1::InstanceState::Ready).then_some(())))?;
@@ -132,6 +135,9 @@ fn what_no_rung_heals_is_told_so_and_the_rest_runs_on() -> Result<()> {
         &mesh.razar(&["incident", "store@1.1"])?.ok()?.out,
         &["recovery_started", "restart failed; next quarantine", "recovery_failed"],
     )?;
+    // Rung, its failure, the end of the ladder, and the isolation are decided the same again.
+    let replayed = mesh.razar(&["incident", "store@1.1", "--replay"])?.ok()?.out;
+    ensure!(replayed.contains("4 decisions replayed: the same"), "{replayed}");
     ensure!(mesh.component("other")?.state() == v1::InstanceState::Ready);
     ensure!(mesh.events_of("web", "component_started")?.is_empty());
     mesh.end()

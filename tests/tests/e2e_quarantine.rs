@@ -83,8 +83,8 @@ fn what_was_isolated_for_a_short_time_is_released_by_a_passing_probe() -> Result
 #[test]
 fn one_failure_on_probation_sends_it_back() -> Result<()> {
     let mesh = Mesh::start(stack)?;
-    mesh.razar(&["quarantine", "cache", "--note", "odd", "--for", "1s"])?.ok()?;
     let first = mesh.events_of("cache", "component_ready")?.len();
+    mesh.razar(&["quarantine", "cache", "--note", "odd", "--for", "1s"])?.ok()?;
     wait_for("cache on probation", SOON, || Ok((mesh.events_of("cache", "component_ready")?.len() > first).then_some(())))?;
     signal(mesh.pid("cache")?, Signal::KILL)?;
     wait_for("cache isolated again", SOON, || Ok((mesh.events_of("cache", "quarantined")?.len() == 2).then_some(())))?;

@@ -16,6 +16,7 @@ use super::{
     text::{count, escape},
     time::{Zone, clock, span},
 };
+use crate::replay::{Decision, lead};
 
 /// Events of one story that are shown; a flapper's go on for days.
 const EVENTS_MAX: usize = 1000;
@@ -139,11 +140,15 @@ impl Book {
 
     fn fold_blocked(&mut self, event: &v1::Event) {
         let (Some(Fact::ComponentBlocked(blocked)), Some(about)) = (&event.fact, &event.instance) else { return };
-        for told in self.told.values_mut().filter(|told| told.standing.is_open()) {
-            let by = blocked.by.iter().any(|b| b.component == told.id.instance.component);
-            if by && !told.blocked.contains(&about.component) {
-                told.blocked.push(about.component.clone());
-            }
+        self.told.values_mut().filter(|told| told.standing.is_open()).for_each(|told| told.holds_up(blocked, about));
+    }
+
+    /// Folds who was held up, of a `component_blocked` that comes after all else: by when it happened.
+    pub(crate) fn fold_held_up(&mut self, event: &v1::Event, stored: SystemTime) {
+        let (Some(Fact::ComponentBlocked(blocked)), Some(about)) = (&event.fact, &event.instance) else { return };
+        let at = event.time.as_ref().map_or(stored, system_time);
+        for told in self.told.values_mut().filter(|told| told.opened <= at && told.ended.is_none_or(|ended| at <= ended)) {
+            told.holds_up(blocked, about);
         }
     }
 
@@ -173,6 +178,13 @@ impl Told {
             rung: String::new(),
             starts: 0,
             blocked: Vec::new(),
+        }
+    }
+
+    fn holds_up(&mut self, blocked: &v1::ComponentBlocked, about: &v1::InstanceId) {
+        let by = blocked.by.iter().any(|b| b.component == self.id.instance.component);
+        if by && !self.blocked.contains(&about.component) {
+            self.blocked.push(about.component.clone());
         }
     }
 
@@ -206,6 +218,11 @@ impl Told {
             self.standing = end;
             self.ended = Some(at);
         }
+    }
+
+    /// Whether nothing more is told of it: an isolation goes on until somebody ends it.
+    pub(crate) const fn is_settled(&self) -> bool {
+        matches!(self.standing, Standing::Recovered | Standing::Withdrawn)
     }
 
     /// Whether anything of it happened at or after `since`.
@@ -280,6 +297,35 @@ fn words(event: &v1::Event, last_exit: &mut String) -> String {
         Some(Fact::RecoveryStarted(_)) => event.reason.as_ref().map_or(told, |r| escape(&r.text)),
         _ => told,
     }
+}
+
+/// A line for each decision up to the first that differs, then how many there were.
+pub(crate) fn replayed(decisions: &[Decision], otherwise: Option<usize>) -> Vec<String> {
+    let shown = otherwise.map_or(decisions.len(), |at| at + 1);
+    let row = |decision: &Decision| {
+        let told = |event: &v1::Event| summary(event);
+        let event = decision.recorded.as_ref().or(decision.decided.as_ref()).map(|(event, _)| event);
+        let kind = event.map_or_else(String::new, |e| escape(&e.kind));
+        let who = event.and_then(|e| e.source.as_ref()).map_or_else(|| "-".to_owned(), |s| escape(&s.kind));
+        let verdict = match (&decision.recorded, &decision.decided) {
+            (Some(_), Some(_)) if decision.agrees() => {
+                let by = lead(decision).map_or_else(String::new, |(by, word)| format!(", {} {word}", span(by)));
+                format!("the same{by}")
+            }
+            (Some(_), Some((event, _))) => format!("OTHERWISE: {}", told(event)),
+            (Some(_), None) => "OTHERWISE: nothing of the kind".to_owned(),
+            (None, _) => "OTHERWISE: this, where nothing was told".to_owned(),
+        };
+        [who, kind, event.map_or_else(String::new, told), verdict]
+    };
+    let mut lines = columns(&decisions.iter().take(shown).map(row).collect::<Vec<_>>());
+    let all = count(decisions.len(), "decision");
+    lines.push(match otherwise {
+        None if decisions.is_empty() => "nothing was for recovery or quarantine to decide".to_owned(),
+        None => format!("{all} replayed: the same"),
+        Some(at) => format!("{all} replayed: otherwise from number {} on; what would have followed is another story", at + 1),
+    });
+    lines
 }
 
 /// A line for each incident.

@@ -6,13 +6,14 @@ use super::{Breach, Rule};
 pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "imports-go-one-way",
-        why: "bus-schema < stack < bus < agent-kit < agents and cli < tests, and os < node: what is below can be understood, built and \
+        why: "bus-schema < stack < bus < agent-kit < agents < cli < tests, and os < node: what is below can be understood, built and \
               tested without what is above",
         check: imports_go_one_way,
     },
     Rule {
         name: "agents-are-apart",
-        why: "agents talk only through the bus, so that each can be run, killed and replaced alone",
+        why: "agents talk only through the bus, so that each can be run, killed and replaced alone; the command line has the policies of \
+              recovery and quarantine, to decide recorded incidents once more",
         check: agents_are_apart,
     },
     Rule { name: "one-owner", why: "one crate knows each outside system, so that changing it touches one place", check: one_owner },
@@ -32,6 +33,8 @@ const CONTRACT: &[&str] = &["razar-bus-schema"];
 const BELOW_BUS: &[&str] = &["razar-bus-schema", "razar-stack"];
 const BELOW_KIT: &[&str] = &["razar-bus-schema", "razar-stack", "razar-bus"];
 const BELOW_AGENTS: &[&str] = &["razar-bus-schema", "razar-stack", "razar-bus", "razar-agent-kit"];
+/// The policies of the agents whose decisions `razar incident --replay` makes once more.
+const BELOW_CLI: &[&str] = &["razar-bus-schema", "razar-stack", "razar-bus", "razar-agent-kit", "razar-recovery", "razar-quarantine"];
 const BELOW_NODE: &[&str] = &["razar-bus-schema", "razar-stack", "razar-bus", "razar-agent-kit", "razar-os"];
 
 /// What a folder's crate may build on, among ours. `None`: on anything.
@@ -42,7 +45,7 @@ fn may_use(folder: &str) -> Result<Option<&'static [&'static str]>, String> {
         "crates/bus" => Some(BELOW_BUS),
         "crates/agent-kit" => Some(BELOW_KIT),
         "agents/node" => Some(BELOW_NODE),
-        "cli" => Some(BELOW_AGENTS),
+        "cli" => Some(BELOW_CLI),
         "tests" | "bench" => None,
         agent if agent.starts_with("agents/") => Some(BELOW_AGENTS),
         _ => return Err(format!("{folder} has no layer yet: give it one in xtask/src/tidy/layers.rs")),
@@ -127,7 +130,8 @@ fn agents_are_apart(tree: &Tree) -> Vec<Breach> {
         .collect();
     each_dependency(tree, |folder, dependency| {
         let tests_all = matches!(folder, "tests" | "bench");
-        (!tests_all && agents.contains(&dependency.name))
+        let replays = folder == "cli" && BELOW_CLI.contains(&dependency.name.as_str());
+        (!tests_all && !replays && agents.contains(&dependency.name))
             .then(|| format!("{folder} imports the agent {}; say it over the bus", dependency.name))
     })
 }

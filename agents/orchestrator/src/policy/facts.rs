@@ -73,6 +73,12 @@ pub struct View {
     pub why: String,
     /// End of its isolation by quarantine's clock, for people; `None`: it is not isolated, or without an end.
     pub isolated_until: Option<SystemTime>,
+    /// When this replica folded that it entered the state.
+    pub entered: Duration,
+    /// Recovery is on it, by what it told since the instance was well.
+    pub tended: bool,
+    /// When this replica folded that no rung had helped it; `None`: that was not told since it was well.
+    pub given_up: Option<Duration>,
 }
 
 impl Default for View {
@@ -86,6 +92,9 @@ impl Default for View {
             ready_sequence: 0,
             why: String::new(),
             isolated_until: None,
+            entered: Duration::ZERO,
+            tended: false,
+            given_up: None,
         }
     }
 }
@@ -148,6 +157,8 @@ pub struct Facts {
     missions: VecDeque<MissionFacts>,
     /// Ends that were told before their beginnings: a stream that was lost on the way is told of again out of order.
     early_ends: VecDeque<(v1::MissionCompleted, Option<prost_types::Timestamp>)>,
+    /// Recovery holds all ladders back.
+    brake: bool,
     commands: BTreeMap<String, CommandFacts>,
     command_order: VecDeque<String>,
     told: BTreeSet<String>,
@@ -175,8 +186,8 @@ impl Facts {
                 self.seeded.insert(instance.clone(), desired.clone());
             }
             let why = component.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
-            let view =
-                View { incarnation, state: component.state(), since: component.since, took: component.last_took, why, ..View::default() };
+            let (state, since, took) = (component.state(), component.since, component.last_took);
+            let view = View { incarnation, state, since, took, why, entered: now.mono, ..View::default() };
             self.views.insert(instance, view);
         }
         for mission in &snapshot.missions {
@@ -251,7 +262,7 @@ impl Facts {
         let instance = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
         match fact {
             Fact::NodeJoined(joined) => self.fold_joined(event, joined),
-            Fact::NodeInventory(inventory) => self.fold_inventory(sequence, event, inventory),
+            Fact::NodeInventory(inventory) => self.fold_inventory(sequence, event, inventory, now),
             Fact::DesiredChanged(desired) => {
                 if let Some(instance) = instance {
                     self.note_generation(&instance, desired.generation);
@@ -280,11 +291,26 @@ impl Facts {
                 }
             }
             Fact::OperatorCommand(told) if is_ours(event) => self.fold_command(event, told, now),
+            Fact::BrakeEngaged(_) => self.brake = true,
+            Fact::BrakeReleased(_) => self.brake = false,
             _ => {
                 if let Some(instance) = instance {
-                    self.fold_instance(sequence, event, &instance, fact);
+                    self.fold_ladder(&instance, fact, now);
+                    self.fold_instance(sequence, event, &instance, fact, now);
                 }
             }
+        }
+    }
+
+    /// What recovery tells of an instance.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
+    fn fold_ladder(&mut self, instance: &Instance, fact: &Fact, now: Now) {
+        let Some(view) = self.views.get_mut(instance) else { return };
+        match fact {
+            Fact::RecoveryStarted(_) | Fact::RungTried(_) => view.tended = true,
+            Fact::RecoveryFailed(_) => view.given_up = Some(now.mono),
+            Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => (view.tended, view.given_up) = (false, None),
+            _ => {}
         }
     }
 
@@ -297,7 +323,7 @@ impl Facts {
         }
     }
 
-    fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory) {
+    fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
         let Some(source) = &event.source else { return };
         if let Some(node) = self.nodes.get_mut(&source.id)
             && node.epoch == inventory.node_epoch
@@ -312,7 +338,7 @@ impl Facts {
             let view = self.views.entry(instance).or_default();
             if told >= view.incarnation && (told > view.incarnation || view.state != item.state()) {
                 view.incarnation = told;
-                enter(view, item.state(), sequence, event);
+                enter(view, item.state(), sequence, event, now);
             }
         }
     }
@@ -340,7 +366,7 @@ impl Facts {
         }
     }
 
-    fn fold_instance(&mut self, sequence: u64, event: &v1::Event, instance: &Instance, fact: &Fact) {
+    fn fold_instance(&mut self, sequence: u64, event: &v1::Event, instance: &Instance, fact: &Fact, now: Now) {
         if self.views.len() >= ENTITIES_MAX && !self.views.contains_key(instance) {
             return;
         }
@@ -349,6 +375,9 @@ impl Facts {
         if let Some(told) = event.incarnation.as_ref().map(Incarnation::from) {
             if told < view.incarnation {
                 return;
+            }
+            if told.generation > view.incarnation.generation {
+                (view.tended, view.given_up) = (false, None);
             }
             view.incarnation = told;
         }
@@ -361,7 +390,7 @@ impl Facts {
         // How it was stopped tells less than why it is isolated.
         let stays_isolated = view.state == InstanceState::Quarantined && matches!(fact, Fact::ComponentStopped(_));
         if !stays_isolated {
-            enter(view, state, sequence, event);
+            enter(view, state, sequence, event, now);
         }
         if let Fact::Quarantined(isolated) = fact {
             let end = |at: &prost_types::Timestamp| Some(time::system_time(at) + isolated.duration.as_ref().map(time::std_duration)?);
@@ -407,6 +436,12 @@ impl Facts {
     /// Id of the event that told it; `None`: it is known by the snapshot alone.
     pub(super) fn told_desired_by(&self, instance: &Instance) -> Option<&str> {
         self.desired.get(instance).map(|(id, _)| id.as_str())
+    }
+
+    /// Whether recovery holds all ladders back.
+    #[must_use]
+    pub const fn braked(&self) -> bool {
+        self.brake
     }
 
     /// Missions, oldest first.
@@ -463,8 +498,9 @@ fn is_ours(event: &v1::Event) -> bool {
     event.source.as_ref().is_some_and(|s| s.kind == super::events::AGENT)
 }
 
-fn enter(view: &mut View, state: InstanceState, sequence: u64, event: &v1::Event) {
+fn enter(view: &mut View, state: InstanceState, sequence: u64, event: &v1::Event, now: Now) {
     if view.state != state {
+        view.entered = now.mono;
         view.state = state;
         view.since_sequence = sequence;
         view.since = event.time;

@@ -16,6 +16,11 @@ use crate::blueprint::Blueprint;
 const TAKES_KEPT: usize = 5;
 /// Lines of a brief: the priority map and the open issues are for people.
 const BRIEF_LINES_MAX: usize = 200;
+/// A component that its node gave up and that no recovery takes up within this time has failed: longer than its cooldown (60 s) and the
+/// warm-up after its own restart.
+const UNTENDED_LIMIT: Duration = Duration::from_secs(90);
+/// One that no rung helped and that no quarantine isolates within this time has failed.
+const UNISOLATED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a component stands in its mission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +62,22 @@ impl State {
 
     pub(super) fn mission_deadline(&self) -> Option<Duration> {
         let (plan, mission) = self.running()?;
-        if mission.completed.is_some() { None } else { Self::timeout_at(plan, mission) }
+        if mission.completed.is_some() {
+            return None;
+        }
+        let healing = self.records.keys().filter_map(|i| self.healed_until(i));
+        healing.chain(Self::timeout_at(plan, mission)).min()
+    }
+
+    /// Until when others are expected to do something about an instance that its node gave up; `Duration::MAX`: they are at it. `None`:
+    /// its node did not give it up.
+    fn healed_until(&self, instance: &Instance) -> Option<Duration> {
+        let view = self.facts.view(instance).filter(|v| v.state == InstanceState::Failed)?;
+        Some(match view.given_up {
+            Some(at) => at + UNISOLATED_LIMIT,
+            None if view.tended || self.facts.braked() => Duration::MAX,
+            None => view.entered + UNTENDED_LIMIT,
+        })
     }
 
     fn completed(&self, plan: &v1::Mission, mission: &MissionFacts, now: Now) -> Option<v1::Event> {
@@ -142,7 +162,7 @@ impl State {
         }
         for (instance, part) in blueprint.instances() {
             let differs = differing.iter().any(|(i, _, _)| *i == instance);
-            let mut standing = if differs { Standing::Pending } else { self.standing(plan, &instance) };
+            let mut standing = if differs { Standing::Pending } else { self.standing(plan, &instance, part.spec.required, now) };
             let lives = self.facts.view(&instance).is_some_and(super::View::lives);
             if standing == Standing::Pending && !differs && !lives && self.waits_in_vain(part, &standings, blueprint) {
                 standing = Standing::Blocked;
@@ -157,7 +177,7 @@ impl State {
         !self.records.is_empty()
     }
 
-    fn standing(&self, plan: &v1::Mission, instance: &Instance) -> Standing {
+    fn standing(&self, plan: &v1::Mission, instance: &Instance, required: bool, now: Now) -> Standing {
         if stopped_by_hand(plan, instance) {
             return Standing::ByHand;
         }
@@ -172,6 +192,8 @@ impl State {
         }
         match view.state {
             InstanceState::Ready | InstanceState::Completed => Standing::Ready,
+            // The mission waits for whoever heals or isolates what it cannot do without.
+            InstanceState::Failed if required && self.healed_until(instance).is_some_and(|at| at > now.mono) => Standing::Pending,
             InstanceState::Failed => Standing::Failed,
             InstanceState::Unspecified
             | InstanceState::Waiting
@@ -198,14 +220,24 @@ impl State {
         })
     }
 
-    /// People are told of a component that ended so many boots in a row failed. (It is launched all the same until quarantine exists.)
+    /// Components that this mission started in vain, whether or not they were isolated for it.
+    fn lost<'a>(&'a self, completed: &'a v1::MissionCompleted) -> impl Iterator<Item = &'a String> {
+        let began = self.facts.mission(&completed.mission_id).map_or(u64::MAX, |m| m.sequence);
+        let isolated_in_it = move |component: &&String| {
+            let mut replicas = self.records.keys().filter(|i| i.component == **component).filter_map(|i| self.facts.view(i));
+            replicas.any(|v| v.given_up.is_some() && v.since_sequence > began)
+        };
+        completed.failed.iter().chain(completed.quarantined.iter().filter(isolated_in_it))
+    }
+
+    /// People are told of a component that ended so many boots in a row failed.
     fn escalations(&self, completed: &v1::MissionCompleted, at: std::time::SystemTime) -> Vec<v1::Event> {
         let Some(blueprint) = self.blueprint() else { return Vec::new() };
         if completed.outcome == "superseded" {
             return Vec::new();
         }
         let mut events = Vec::new();
-        for component in &completed.failed {
+        for component in self.lost(completed) {
             let boots = self.history(component).failed_boots.saturating_add(1);
             let Some(part) = blueprint.parts.get(component) else { continue };
             if boots < blueprint.failed_boots.max(1) {
@@ -240,7 +272,7 @@ impl State {
         let mut writes = vec![(MissionsValue::Plan(v1::Mission { ended: true, ..plan.clone() }), self.plan.revision)];
         if completed.outcome != "superseded" {
             writes.extend(completed.ready.iter().map(|c| self.good_boot(c, mission)));
-            writes.extend(completed.failed.iter().map(|c| self.failed_boot(c)));
+            writes.extend(self.lost(completed).map(|c| self.failed_boot(c)));
         }
         let decided = self.records.values().filter(|r| r.desired().is_some_and(|d| d.mission_id == plan.mission_id));
         let planned = decided.filter_map(|r| r.intent.decided_at).map(|t| (t.seconds, t.nanos)).max();

@@ -7,7 +7,12 @@ mod rules;
 #[path = "../world/mod.rs"]
 mod world;
 
+use std::time::Duration;
+
 use world::{World, blueprint};
+
+/// Longer than a mission waits for somebody to take up what its node gave up.
+const UNTENDED: Duration = Duration::from_secs(91);
 
 /// A chain of three.
 const THREE: [&str; 3] = ["db", "api>db", "web>api"];

@@ -6,9 +6,10 @@ use razar_bus_schema::{
     ids::Instance,
     v1::{self, RunMode, event::Fact},
 };
+use razar_orchestrator::blueprint::Blueprint;
 
 use crate::{
-    THREE, booted,
+    THREE, UNTENDED, booted,
     world::{World, blueprint, long_ago},
 };
 
@@ -202,19 +203,75 @@ fn commands_that_make_no_sense_are_refused_with_a_code() {
     assert_eq!(world.receipt("c11").code, "expired");
 }
 
-#[test]
-fn a_failure_blocks_its_dependents_and_ends_the_mission() {
+/// A mission whose `api` its node has given up, and nobody else yet.
+fn given_up_by_its_node() -> World {
     let mut world = World::with_node();
     world.bad.insert("api".to_owned());
-    let revision = world.store(&blueprint("demo", "", &["db", "api>db", "web>api", "far>web"]));
+    let patient = Blueprint { timeout: Duration::from_secs(3_600), ..blueprint("demo", "", &["db", "api>db", "web>api", "far>web"]) };
+    let revision = world.store(&patient);
     world.apply("c1", "demo", &revision);
-    world.run();
-    let end = &world.completions()[0];
-    assert_eq!(
-        (end.outcome.as_str(), end.ready.join(" "), end.failed.join(" "), end.blocked.join(" ")),
-        ("incomplete", "db".to_owned(), "api".to_owned(), "far web".to_owned())
-    );
+    world.run_for(Duration::from_secs(1));
+    assert!(world.completions().is_empty());
+    world
+}
+
+/// How the mission ended: outcome, ready, failed, quarantined, blocked.
+fn end_of(world: &World) -> String {
+    let completions = world.completions();
+    let end = completions.first().unwrap();
+    let lists = [&end.ready, &end.failed, &end.quarantined, &end.blocked].map(|names| names.join(" "));
+    format!("{}: {}", end.outcome, lists.join(" | "))
+}
+
+#[test]
+fn a_failure_blocks_its_dependents_and_ends_the_mission_when_nobody_takes_it_up() {
+    let mut world = given_up_by_its_node();
+    world.run_for(Duration::from_secs(88));
+    assert!(world.completions().is_empty());
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(end_of(&world), "incomplete: db | api |  | far web");
     assert_eq!(world.results("c1"), ["accepted", "failed"]);
+}
+
+/// Mutation: let a failed component end the mission although recovery is on it.
+#[test]
+fn a_mission_waits_for_the_ladder() {
+    let mut world = given_up_by_its_node();
+    world.agent_tells("api", Fact::RecoveryStarted(v1::RecoveryStarted::default()));
+    world.run_for(Duration::from_secs(1_000));
+    assert!(world.completions().is_empty());
+    world.bad.clear();
+    world.component_is_healed("api");
+    world.agent_tells("api", Fact::Recovered(v1::Recovered::default()));
+    world.run();
+    assert_eq!(end_of(&world), "complete: api db far web |  |  | ");
+}
+
+#[test]
+fn a_mission_waits_for_quarantine_when_no_rung_helped() {
+    let mut world = given_up_by_its_node();
+    world.agent_tells("api", Fact::RecoveryFailed(v1::RecoveryFailed::default()));
+    world.run_for(Duration::from_secs(9));
+    assert!(world.completions().is_empty());
+    world.agent_tells("api", Fact::Quarantined(v1::Quarantined::default()));
+    world.run();
+    assert_eq!(end_of(&world), "incomplete: db |  | api | far web");
+    assert_eq!(world.history("api").failed_boots, 1, "it was started in vain");
+    let mut world = given_up_by_its_node();
+    world.agent_tells("api", Fact::RecoveryFailed(v1::RecoveryFailed::default()));
+    world.run_for(Duration::from_secs(11));
+    assert_eq!(end_of(&world), "incomplete: db | api |  | far web", "nobody isolates");
+}
+
+#[test]
+fn a_mission_waits_for_the_brake() {
+    let mut world = given_up_by_its_node();
+    world.agent_tells("api", Fact::BrakeEngaged(v1::BrakeEngaged::default()));
+    world.run_for(Duration::from_secs(200));
+    assert!(world.completions().is_empty());
+    world.agent_tells("api", Fact::BrakeReleased(v1::BrakeReleased::default()));
+    world.run_for(Duration::from_secs(1));
+    assert_eq!(end_of(&world), "incomplete: db | api |  | far web");
 }
 
 #[test]
@@ -252,7 +309,7 @@ fn failed_boots_are_counted_and_people_are_told_at_the_third() {
         world.apply(&format!("c{boot}"), "demo", &revision);
         // Whatever effect it dies after, a boot counts once.
         world.dies_after = Some(usize::try_from(boot).unwrap() * 7);
-        world.run();
+        world.run_for(UNTENDED);
         assert_eq!(world.desired("api").generation, u64::from(boot), "an operator who applies again asks for the failed one again");
         assert_eq!(world.desired("db").generation, 1);
         assert_eq!(world.history("api").failed_boots, boot);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use razar_bus_schema::v1::{self, RunMode, event::Fact};
 
 use crate::{
-    THREE, booted,
+    THREE, UNTENDED, booted,
     world::{World, blueprint},
 };
 
@@ -406,12 +406,14 @@ fn a_boot_is_not_remembered_before_people_are_told_of_it() {
     let revision = world.store(&blueprint("demo", "", &["db"]));
     for boot in 1..=2 {
         world.apply(&format!("c{boot}"), "demo", &revision);
-        world.run();
+        world.run_for(UNTENDED);
     }
     world.apply("c3", "demo", &revision);
     while world.completions().len() < 3 {
         world.step();
-        world.nodes_act();
+        if !world.nodes_act() {
+            world.tick(Duration::from_secs(1));
+        }
     }
     world.deaf = true;
     world.run_for(Duration::from_secs(1));

@@ -193,6 +193,34 @@ impl World {
         self.nodes.insert(at, node);
     }
 
+    /// Another agent tells of an instance that its node gave up.
+    pub(crate) fn agent_tells(&mut self, component: &str, fact: Fact) {
+        let instance = Instance::new(component, 0);
+        let held = self.nodes.iter().find_map(|n| n.held.get(&instance)).unwrap();
+        self.events.push(v1::Event {
+            id: format!("{component}/{}/{}", fact.kind(), self.events.len()),
+            kind: fact.kind().to_owned(),
+            time: Some(razar_bus_schema::time::timestamp(self.now.wall)),
+            instance: Some((&instance).into()),
+            incarnation: Some(Incarnation::new(held.0, held.1).into()),
+            fact: Some(fact),
+            ..Default::default()
+        });
+    }
+
+    /// An instance that its node gave up is ready again.
+    pub(crate) fn component_is_healed(&mut self, component: &str) {
+        let instance = Instance::new(component, 0);
+        let at = self.nodes.iter().position(|n| n.held.contains_key(&instance)).unwrap();
+        let mut node = self.nodes.remove(at);
+        let held = node.held.get_mut(&instance).unwrap();
+        *held = (held.0, held.1 + 1, true);
+        let incarnation = Incarnation::new(held.0, held.1);
+        self.tell(&mut node, Some((&instance, incarnation)), Fact::ComponentStarted(v1::ComponentStarted::default()));
+        self.tell(&mut node, Some((&instance, incarnation)), Fact::ComponentReady(v1::ComponentReady::default()));
+        self.nodes.insert(at, node);
+    }
+
     pub(crate) fn holds(&self, component: &str) -> bool {
         self.nodes.iter().any(|n| n.held.contains_key(&Instance::new(component, 0)))
     }
