@@ -65,7 +65,8 @@ impl Presence {
 
     /// Folds an event about this node or agent that was not folded before. A verdict counts only if its cause is the last change.
     pub fn fold(&mut self, event: &v1::Event) -> Turn {
-        let current = event.cause_id == self.by;
+        // Of one whose beginning is no longer told a verdict is believed.
+        let current = self.by.is_empty() || event.cause_id == self.by;
         let (turn, away) = match &event.fact {
             Some(Fact::NodeLost(_) | Fact::AgentDown(_)) if !current || self.away => return Turn::Void,
             Some(Fact::NodeReturned(_) | Fact::AgentReturned(_)) if !current || !self.away => return Turn::Void,
@@ -130,6 +131,13 @@ mod tests {
         assert_eq!(node.fold(&told), Turn::Here);
         assert_eq!(node.fold(&lost("l2", "j1")), Turn::Void, "it has spoken since");
         assert_eq!(node.fold(&lost("l3", "n:a:e:7")), Turn::Away);
+    }
+
+    #[test]
+    fn a_verdict_on_one_whose_beginning_is_forgotten_is_believed() {
+        let mut node = Presence::default();
+        assert_eq!(node.fold(&lost("l1", "j1")), Turn::Away);
+        assert_eq!(node.fold(&lost("l2", "j1")), Turn::Void);
     }
 
     #[test]

@@ -487,6 +487,9 @@ pub struct ResourceLimits {
     /// Open files; also the soft limit at start. Default 1024 watched, not set.
     #[prost(uint32, tag = "3")]
     pub open_files: u32,
+    /// Replace it, through recovery, when it is told over one of them. Absent: it is told, and nothing else.
+    #[prost(bool, tag = "4")]
+    pub restart: bool,
 }
 impl ::prost::Name for ResourceLimits {
     const NAME: &'static str = "ResourceLimits";

@@ -211,7 +211,9 @@ impl Node {
         match inst.state {
             State::Starting | State::Ready | State::Unready => {
                 let order = self.running_order(inst).filter(|_| *cause == Cause::Rung);
-                if order.is_some_and(|o| o.order.evidence.as_ref().is_some_and(|e| e.missing_sign)) {
+                let missing = order.is_some_and(|o| o.order.evidence.as_ref().is_some_and(|e| e.missing_sign));
+                // Another's word that it is silent is no evidence for a kill: what is seen of its processes here has to agree.
+                if missing && inst.suspect.is_some() {
                     self.kill_silent(id, now);
                 } else {
                     self.begin_stop(id, "replaced", now);

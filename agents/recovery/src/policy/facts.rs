@@ -242,7 +242,7 @@ impl Facts {
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
-                    if silence(fact, event) && event.cause_id != view.changed_by {
+                    if silence(fact, event) && !view.changed_by.is_empty() && event.cause_id != view.changed_by {
                         return;
                     }
                     fold_instance(view, event, fact, stored, now);
@@ -450,6 +450,7 @@ fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Event, fact: 
     }
     let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
     match fact {
+        Fact::LimitExceeded(_) => known.over = true,
         Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent = Some(known.id.signs_of_life),
         Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
         Fact::RungTried(tried) => known.try_told(tried),

@@ -120,8 +120,9 @@ impl State {
         let Some((desired, spec)) = self.desired(instance) else { return Step::Wait(None) };
         let current = desired.mode() == RunMode::Run && desired.generation <= view.incarnation.generation;
         let failed = view.failed.as_ref().is_some_and(|f| !BY_POLICY.contains(&f.cause.as_str()));
-        let silent = incident.silent.is_some() && view.incarnation == incident.id.incarnation && view.lives();
-        let fails = view.state == InstanceState::Failed && failed || incident.flapping || silent;
+        // Lives that the watchdog wants replaced: they do not beat, or stay over their limits.
+        let judged = (incident.silent.is_some() || incident.over) && view.incarnation == incident.id.incarnation && view.lives();
+        let fails = view.state == InstanceState::Failed && failed || incident.flapping || judged;
         if !current || !fails || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
             return Step::Wait(None);
         }
@@ -131,7 +132,7 @@ impl State {
         let rung = match incident.tried.last() {
             Some(last) if !last.next.is_empty() => last.next.clone(),
             // Whatever its ladder is: this takes the place of its node's own restart.
-            None if silent => RESTART.to_owned(),
+            None if judged => RESTART.to_owned(),
             _ if view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
             _ => rung_after(spec, incident.after.as_deref()),
         };
@@ -152,7 +153,8 @@ impl State {
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
         let silent = incident.silent.filter(|_| view.incarnation == incident.id.incarnation && attempt == 1);
-        let backoff = if rung == RESTART && silent.is_none() { backoff(&incident.id, attempt) } else { Duration::ZERO };
+        let at_once = silent.is_some() || incident.over && attempt == 1;
+        let backoff = if rung == RESTART && !at_once { backoff(&incident.id, attempt) } else { Duration::ZERO };
         let why = match rung {
             RESTART => format!("restart in {:.2}s, try {attempt} of {}", backoff.as_secs_f64(), incident.id),
             _ => format!("clear its state and start it, try {attempt} of {}", incident.id),

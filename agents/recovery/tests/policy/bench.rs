@@ -311,10 +311,14 @@ impl Bench {
     /// The watchdog's verdict on the node.
     /// The watchdog's verdict that `name` does not beat and hangs; `cause` is the change of its state that it goes by.
     pub(crate) fn silent(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str) {
-        let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default());
+        self.judged(name, incarnation, signs, cause, Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+    }
+
+    /// A verdict of the watchdog's on `name`, in an incident.
+    pub(crate) fn judged(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str, fact: Fact) {
         let incident = Incident { instance: id(name), incarnation: inc(incarnation), signs_of_life: signs };
         let event = v1::Event {
-            id: format!("a:watchdog:component_unresponsive:{name}.0:{incarnation}:{cause}"),
+            id: format!("a:watchdog:{}:{name}.0:{incarnation}:{cause}", fact.kind()),
             kind: fact.kind().to_owned(),
             source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "w1".to_owned() }),
             chakra: "heart".to_owned(),

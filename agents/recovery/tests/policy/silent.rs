@@ -50,3 +50,18 @@ fn a_sign_given_before_the_order_was_carried_out_ends_it() {
     b.pass(3_600);
     assert_eq!(b.take(), [""; 0]);
 }
+
+#[test]
+fn one_over_its_limits_is_replaced_at_once_and_not_for_a_missing_sign() {
+    let mut b = ready();
+    b.judged("api", "1.1", 0, "", Fact::LimitExceeded(v1::LimitExceeded::default()));
+    assert_eq!(b.take().first().map(String::as_str), Some("order restart#1 of api@1.1: 1.1"));
+    let Some(Want::Recovery(order)) = b.orders.last().and_then(|o| o.want.clone()) else { unreachable!() };
+    assert_eq!((order.evidence.unwrap().missing_sign, order.backoff), (false, None));
+    b.tell("api", "1.1", Fact::ComponentStopped(v1::ComponentStopped::default()));
+    b.started("api", "1.2");
+    b.ready("api", "1.2");
+    b.take();
+    b.pass(6);
+    assert!(b.take().contains(&"recovered restart 1.2".to_owned()));
+}

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use razar_bus_schema::{
-    ids::{Incarnation, Instance},
+    ids::{Incarnation, Incident, Instance},
     v1::{self, event::Fact},
 };
 
@@ -53,9 +53,15 @@ impl State {
             memory_bytes: self.limits.memory_bytes,
             cpu_millis: self.limits.cpu_millis,
             open_files: self.limits.open_files,
+            restart: false,
         });
         let all = [("memory", limits.memory_bytes), ("cpu", limits.cpu_millis.into()), ("open_files", limits.open_files.into())];
         all.into_iter().filter(|(_, limit)| *limit > 0).collect()
+    }
+
+    /// Whether its specification wants it replaced when it is over a limit.
+    fn is_replaced_for_limits(&self, instance: &Instance) -> bool {
+        self.desired(instance).and_then(|(_, spec)| spec.resources).is_some_and(|limits| limits.restart)
     }
 
     pub(super) fn decide_usage(&mut self, now: Now, actions: &mut Vec<Action>) {
@@ -127,7 +133,10 @@ impl State {
                     continue;
                 };
                 let cause = told.cloned().unwrap_or_else(|| view.turned(resource));
-                owed.push(self.about_instance((instance, view), fact, (Said { code, text, cause }, resource), now));
+                let replaces = matches!(fact, Fact::LimitExceeded(_)) && self.is_replaced_for_limits(instance);
+                let event = self.about_instance((instance, view), fact, (Said { code, text, cause }, resource), now);
+                let incident = Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: 0 };
+                owed.push(if replaces { self.of_incident(event, &incident) } else { event });
             }
         }
         owed

@@ -76,3 +76,13 @@ fn a_new_incarnation_begins_anew() {
     w.pass(ms(11_000));
     assert_eq!(w.told(), ["limit_exceeded"; 2]);
 }
+
+#[test]
+fn one_that_is_to_be_replaced_for_its_limits_is_told_in_an_incident() {
+    for restart in [false, true] {
+        let (mut w, db) = watched(Some(v1::ResourceLimits { memory_bytes: 512 << 20, restart, ..Default::default() }));
+        uses(&mut w, &db, 1, 600, 0);
+        w.pass(ms(11_000));
+        assert_eq!(w.only("limit_exceeded").incident.is_some(), restart);
+    }
+}

@@ -82,3 +82,13 @@ fn a_beat_clears_the_suspicion_and_counts() {
     b.order(incarnation, 1, Some(v1::OrderEvidence { missing_sign: true, ..Default::default() }));
     assert_eq!(b.take(), ["order_void api@1.1", "incident_withdrawn api@1.1"]);
 }
+
+#[test]
+fn an_order_for_silence_that_is_not_seen_here_stops_and_does_not_kill() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.take();
+    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
+    b.order(incarnation, 1, Some(v1::OrderEvidence { missing_sign: true, ..Default::default() }));
+    assert_eq!(b.take(), ["signal 15 api@1.1"]);
+}
