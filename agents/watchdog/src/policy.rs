@@ -129,8 +129,8 @@ pub enum Action {
 /// How a node answered a ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pinged {
-    /// It did; the age of its loop's last turn.
-    Answered(Duration),
+    /// It did.
+    Answered,
     /// Nobody listens there: the broker says so at once.
     NoResponders,
     /// No answer in time.

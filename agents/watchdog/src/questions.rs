@@ -5,7 +5,6 @@ use std::time::Duration;
 use razar_bus::{Bus, BusError};
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    time::duration_or,
     v1,
 };
 
@@ -19,7 +18,7 @@ pub(crate) async fn ping(bus: Bus, node: String, limit: Duration) -> Outcome {
     let subject = bus.subjects().node(&node, "ping");
     let answer = bus.ask::<_, v1::PingReply>(&subject, &v1::PingRequest {}, limit).await;
     let how = match answer {
-        Ok(reply) => Pinged::Answered(duration_or(reply.loop_age.as_ref(), Duration::ZERO)),
+        Ok(_) => Pinged::Answered,
         Err(BusError::NoResponders { .. }) => Pinged::NoResponders,
         Err(_) => Pinged::Silent,
     };

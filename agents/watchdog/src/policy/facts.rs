@@ -170,11 +170,7 @@ impl Facts {
         let turned = self.fold_presence(event, now);
         match &event.fact {
             Some(Fact::MissionStarted(started)) => self.mission = Some(started.mission_id.clone()),
-            Some(Fact::MissionCompleted(ended)) => {
-                if self.mission.as_ref() == Some(&ended.mission_id) {
-                    self.mission = None;
-                }
-            }
+            Some(Fact::MissionCompleted(ended)) if self.mission.as_ref() == Some(&ended.mission_id) => self.mission = None,
             Some(Fact::ChakraDown(_)) => {
                 self.down.insert(event.chakra.clone(), Down { id: event.id.clone(), stored });
             }

@@ -70,7 +70,8 @@ impl State {
         if self.is_away(subject) {
             return self.judge_return(subject, watch, rhythm, now);
         }
-        if watch.stands(rhythm).is_some() {
+        // Whether a node's loop turns its guard and its health endpoint see; here it is there as long as it is heard or answers.
+        if watch.stands(rhythm).is_some() && !matches!(subject, Subject::Node(_)) {
             return self.verdict_standing(subject, watch, rhythm, now);
         }
         let Some(current) = self.currency.since(rhythm.interval) else { return Next::at(now.mono + rhythm.interval) };
@@ -145,7 +146,6 @@ impl State {
     /// Its beats say themselves that its loop stands.
     fn verdict_standing(&self, subject: &Subject, watch: &Watch, rhythm: &Rhythm, now: Now) -> Next {
         match subject {
-            // It is there, and whether its loop turns its guard and its health endpoint say as well: nothing is moved for it.
             Subject::Node(_) => Next::at(now.mono + rhythm.interval),
             Subject::Agent(kind, id) => self.lost_agent(kind, id, watch, "loop_stands", now),
             Subject::Component(instance) => self.judge_instance(instance, watch, rhythm, now),
@@ -219,12 +219,10 @@ impl State {
 
     pub(super) fn apply_pinged(&mut self, node: &str, how: Pinged, now: Now) {
         let subject = Subject::Node(node.to_owned());
-        let stands_after = self.limits.stands_after;
         let Some(watch) = self.watches.get_mut(&subject) else { return };
         match how {
-            Pinged::Answered(age) if age < stands_after => watch.signs(now.mono),
-            // It answers, and so it is there, whatever its loop does.
-            Pinged::Answered(_) => watch.question = Question::None,
+            // It answers, and so it is there, whatever its beats say of its loop.
+            Pinged::Answered => watch.signs(now.mono),
             Pinged::NoResponders | Pinged::Silent => {
                 if let Question::Put(put) = watch.question {
                     watch.question = Question::Unanswered { put, no_responders: how == Pinged::NoResponders };

@@ -76,7 +76,7 @@ impl State {
             }
         }
         for event in self.owed_limits(now) {
-            self.publish(event, now, actions);
+            self.publish(Box::new(event), now, actions);
         }
     }
 
@@ -111,7 +111,7 @@ impl State {
         self.usages.levels.retain(|instance, (incarnation, _)| views.get(instance).is_some_and(|v| v.incarnation == *incarnation));
     }
 
-    fn owed_limits(&self, now: Now) -> Vec<Box<v1::Event>> {
+    fn owed_limits(&self, now: Now) -> Vec<v1::Event> {
         let mut owed = Vec::new();
         for (instance, (incarnation, levels)) in &self.usages.levels {
             let Some(view) = self.facts.view(instance).filter(|v| v.incarnation == *incarnation) else { continue };
@@ -136,7 +136,7 @@ impl State {
                 let replaces = matches!(fact, Fact::LimitExceeded(_)) && self.is_replaced_for_limits(instance);
                 let event = self.about_instance((instance, view), fact, (Said { code, text, cause }, resource), now);
                 let incident = Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: 0 };
-                owed.push(if replaces { self.of_incident(event, &incident) } else { event });
+                owed.push(if replaces { *self.of_incident(event, &incident) } else { *event });
             }
         }
         owed

@@ -112,6 +112,31 @@ fn a_loop_that_stands_behind_beats_is_found() {
     assert_eq!(w.told(), ["agent_down", "agent_returned"]);
 }
 
+/// Its loop stands, and so its beats are no signs; it is lost when it is gone, and not before.
+#[test]
+fn a_node_whose_loop_stands_is_lost_only_when_it_answers_no_more() {
+    let mut w = mesh(1);
+    let now = w.now;
+    w.beater("b").stands = Some(now);
+    w.pass(ms(20_000));
+    assert_eq!(w.told(), [""; 0]);
+    assert!(w.pings < 40, "it is asked once a beat: {}", w.pings);
+    w.beater("b").silent = true;
+    w.answering.remove("b");
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), ["node_lost"]);
+}
+
+#[test]
+fn a_new_process_of_an_agent_is_there_before_it_beats() {
+    let mut w = mesh(1);
+    w.beater("a-registry").silent = true;
+    w.pass(ms(5_000));
+    w.agent("registry", "a-registry");
+    w.pass(ms(3_000));
+    assert_eq!(w.told(), ["agent_down"], "its start says that it is back");
+}
+
 #[test]
 fn one_beat_of_a_loop_that_has_just_woken_says_nothing() {
     let mut w = mesh(1);

@@ -149,7 +149,8 @@ impl World {
     /// An agent starts and beats.
     pub(crate) fn agent(&mut self, kind: &str, id: &str) {
         let fact = v1::AgentStarted { kind: kind.to_owned(), id: id.to_owned(), ..Default::default() };
-        self.agent_tells(&format!("a:{kind}:agent_started:_:_:{id}"), Fact::AgentStarted(fact));
+        self.sequence += 1;
+        self.agent_tells(&format!("a:{kind}:agent_started:_:_:{id}:{}", self.sequence), Fact::AgentStarted(fact));
         let beat = v1::Heartbeat { kind: "agent".to_owned(), id: id.to_owned(), agent: kind.to_owned(), ..Default::default() };
         self.beats(id, beat, ms(1000));
     }
@@ -288,7 +289,7 @@ impl World {
                 self.pings += 1;
                 let (after, how) = match () {
                     () if self.mute.contains(&node) || self.broker_stands => (limit, Pinged::Silent),
-                    () if self.answering.contains(&node) => (ms(1), Pinged::Answered(Duration::ZERO)),
+                    () if self.answering.contains(&node) => (ms(1), Pinged::Answered),
                     () => (ms(1), Pinged::NoResponders),
                 };
                 self.outcomes.push((self.now + after, n, Outcome::Pinged(node, how)));
