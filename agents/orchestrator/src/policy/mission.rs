@@ -191,6 +191,8 @@ impl State {
             return Standing::Pending;
         }
         match view.state {
+            // A rung made it ready; whether it stays so is seen after the soak.
+            InstanceState::Ready if required && view.tended => Standing::Pending,
             InstanceState::Ready | InstanceState::Completed => Standing::Ready,
             // The mission waits for whoever heals or isolates what it cannot do without.
             InstanceState::Failed if required && self.healed_until(instance).is_some_and(|at| at > now.mono) => Standing::Pending,

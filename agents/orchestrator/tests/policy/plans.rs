@@ -242,6 +242,8 @@ fn a_mission_waits_for_the_ladder() {
     assert!(world.completions().is_empty());
     world.bad.clear();
     world.component_is_healed("api");
+    world.run();
+    assert!(world.completions().is_empty(), "it is ready, and soaks");
     world.agent_tells("api", Fact::Recovered(v1::Recovered::default()));
     world.run();
     assert_eq!(end_of(&world), "complete: api db far web |  |  | ");
