@@ -32,6 +32,8 @@ const HEARD: Duration = Duration::from_secs(5);
 /// Agents that are watched, and beats of each in a second.
 const AGENTS: usize = 1_000;
 const RATE: usize = 10;
+/// Beats sent in a row, before others have their turn.
+const BURST_MAX: usize = 200;
 /// Events that are under way at once.
 const AT_ONCE: usize = 64;
 /// Time over which the watchdog's CPU is added up.
@@ -151,7 +153,8 @@ async fn hearing(mesh: &Mesh) -> Result<Line> {
     loop {
         tick.tick().await;
         let due = usize::try_from(began.elapsed().as_millis())? * AGENTS * RATE / 1_000;
-        while sent < due {
+        // A machine that cannot send as much in time sends less, and says so.
+        for _ in 0..due.saturating_sub(sent).min(BURST_MAX) {
             let name = names.get(sent % AGENTS).context("a name")?;
             send(&mesh.bus, &beat("agent", name, "beater", u64::try_from(sent / AGENTS + 1)?)).await?;
             sent += 1;
@@ -163,7 +166,7 @@ async fn hearing(mesh: &Mesh) -> Result<Line> {
             }
             Some(before) if began.elapsed() >= OVER => {
                 let used = (system::ticks(pid)? - before) / system::TICKS_PER_SECOND / began.elapsed().as_secs_f64() * 100.0;
-                let what = format!("the watchdog at {} beats a second, CPU", AGENTS * RATE);
+                let what = format!("the watchdog at {} beats a second, CPU", u128::try_from(sent)? * 1_000 / began.elapsed().as_millis());
                 return Ok(Line::figure(what, "% of a core", used, 10.0));
             }
             _ => {}
