@@ -181,6 +181,8 @@ fn a_beat_that_is_on_its_way_is_waited_for() {
     w.pass(ms(380));
     w.broker_stands = false;
     w.pass(ms(5_000));
+    // What is given while the broker stands is not stored, and given all the same.
+    assert_eq!(w.offered.iter().filter(|e| e.kind == "agent_down").count(), 0);
     assert_eq!(w.told(), [""; 0]);
 }
 
