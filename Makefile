@@ -25,7 +25,7 @@ build: tools ## release build, linked as ./razar
 	@started=$$SECONDS; cargo build --release --locked $(PROGRAMS); took=$$((SECONDS - started)); \
 	  [ $$took -lt 5 ] || echo "built in $$((took / 60))m$$((took % 60))s (this once)"
 	@mkdir -p bin
-	@for program in razar razar-node razar-orchestrator razar-recovery razar-registry razar-quarantine razar-provision razar-demo-service; do \
+	@for program in razar razar-node razar-orchestrator razar-recovery razar-registry razar-quarantine razar-watchdog razar-provision razar-demo-service; do \
 	  if [ -x "$(TARGET)/release/$$program" ]; then \
 	    cmp -s "$(TARGET)/release/$$program" "bin/$$program" || { cp "$(TARGET)/release/$$program" "bin/.$$program" && mv -f "bin/.$$program" "bin/$$program"; }; \
 	  fi; \

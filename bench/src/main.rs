@@ -10,6 +10,7 @@ mod mesh;
 mod programs;
 mod report;
 mod schedule;
+mod silence;
 mod story;
 mod system;
 mod unified;
@@ -56,6 +57,8 @@ enum Section {
     Layers,
     /// examples/unified-77, profile full, beside the best schedule
     Unified,
+    /// A node that falls silent until it is told; the watchdog's CPU at ten thousand beats a second
+    Silence,
     /// Memory and CPU of the mesh while it watches 77 components; status queries
     Watch,
     /// The story of one incident from a stream of a million events
@@ -103,6 +106,9 @@ async fn measure(args: &Args) -> Result<()> {
     }
     if asked(Section::Hang) {
         report.take("hang", hang::measure(&programs, args.hangs).await);
+    }
+    if asked(Section::Silence) {
+        report.take("silence", silence::measure(&programs).await);
     }
     if asked(Section::Layers) {
         report.take("layers", layers::measure(&programs).await);

@@ -40,6 +40,7 @@ impl Programs {
             "razar-recovery",
             "razar-registry",
             "razar-quarantine",
+            "razar-watchdog",
             "razar-provision",
             "razar-demo-service",
         ] {

@@ -19,7 +19,7 @@ const CALM: Duration = Duration::from_secs(3);
 /// Questions asked on the bus, and by the command line.
 const QUESTIONS: (usize, usize) = (200, 20);
 /// Clock ticks of `/proc/PID/stat` in a second: fixed by the kernel's interface.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Memory and CPU of the mesh's own processes, with a line per process for comparison.
 ///
@@ -84,6 +84,15 @@ async fn own(mesh: &Mesh) -> Result<Vec<(String, u32)>> {
     Ok(processes)
 }
 
+/// Pid of one of the mesh's own processes.
+///
+/// # Errors
+/// When none of that name lives.
+pub(crate) async fn pid_of(mesh: &Mesh, name: &str) -> Result<u32> {
+    let found = own(mesh).await?.into_iter().find(|(known, _)| known == name);
+    Ok(found.with_context(|| format!("no {name} lives"))?.1)
+}
+
 fn children(of: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
@@ -101,7 +110,10 @@ fn pss_mib(pid: u32) -> Result<f64> {
 }
 
 /// CPU of all threads, user and system, in clock ticks.
-fn ticks(pid: u32) -> Result<f64> {
+///
+/// # Errors
+/// When the process cannot be looked at.
+pub(crate) fn ticks(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("CPU of {pid}"))?;
     let fields: Vec<_> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let field = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).with_context(|| format!("no CPU of {pid}"));

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Names of all facts, in the order of the contract.
-pub const KINDS: [&str; 52] = [
+pub const KINDS: [&str; 55] = [
     "component_started",
     "component_ready",
     "component_unready",
@@ -60,6 +60,9 @@ pub const KINDS: [&str; 52] = [
     "agent_started",
     "limit_exceeded",
     "hook_ran",
+    "node_returned",
+    "agent_returned",
+    "limit_restored",
 ];
 
 /// Names a fact as subjects and [`v1::Event::kind`] do.
@@ -123,6 +126,9 @@ impl Kind for Fact {
             Fact::AgentStarted(_) => "agent_started",
             Fact::LimitExceeded(_) => "limit_exceeded",
             Fact::HookRan(_) => "hook_ran",
+            Fact::NodeReturned(_) => "node_returned",
+            Fact::AgentReturned(_) => "agent_returned",
+            Fact::LimitRestored(_) => "limit_restored",
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod event;
 pub mod ids;
 pub mod json;
 pub mod places;
+pub mod presence;
 pub mod startup;
 pub mod stream;
 pub mod subject;

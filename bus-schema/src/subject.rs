@@ -102,6 +102,12 @@ impl Subjects {
         format!("{}.heartbeat.component.>", self.mesh)
     }
 
+    /// Every beat.
+    #[must_use]
+    pub fn heartbeats(&self) -> String {
+        format!("{}.heartbeat.>", self.mesh)
+    }
+
     /// Log lines of a component.
     #[must_use]
     pub fn log(&self, chakra: &str, component: &str) -> String {
@@ -206,6 +212,14 @@ pub fn catalogue() -> &'static [Entry] {
         entry("razar.node.<node>.logs", "query", "LogTailRequest", "LogTailReply", "last log lines; following them"),
         entry("razar.node.<node>.inventory", "query", "InventoryRequest", "InventoryReply", "what the node holds, and what it uses"),
         entry("razar.node.<node>.ping", "query", "PingRequest", "PingReply", "a sign of life"),
+        entry(
+            "razar.node.<node>.silence",
+            "query",
+            "SilenceRequest",
+            "SilenceReply",
+            "what the node makes of an instance that does not beat",
+        ),
+        entry("razar.query.watchdog.health", "query", "HealthRequest", "HealthReply", "how the mesh is, in numbers"),
         entry("razar.heartbeat.<kind>.<id>", "heartbeat", "Heartbeat", "-", "a beat of a node, an agent or a component"),
         entry("razar.log.<chakra>.<component>", "log", "LogLine", "-", "log lines while somebody follows"),
     ];

@@ -152,6 +152,12 @@ impl Link {
         answers.into_iter().flatten().flat_map(|answer| answer.troubles).collect()
     }
 
+    /// How the mesh is in numbers, by the watchdog; one that does not answer is not waited for with a status that is known.
+    pub(crate) async fn health(&self) -> Option<v1::HealthReply> {
+        let subject = self.bus.subjects().query("watchdog", "health");
+        self.bus.ask(&subject, &v1::HealthRequest {}, PING_LIMIT).await.ok()
+    }
+
     /// Last log lines, by the instance's node.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub(crate) const BROKER_VERSION: (u64, u64, u64) = (2, 15, 1);
 const NODE_DEFAULT: &str = "a";
 
 /// Agents of an embedded mesh.
-const AGENTS: [&str; 4] = ["registry", "orchestrator", "recovery", "quarantine"];
+const AGENTS: [&str; 5] = ["registry", "orchestrator", "recovery", "quarantine", "watchdog"];
 
 /// Kinds of the agents that an embedded mesh is started with: as `RAZAR_AGENTS` says, else one of each.
 pub(crate) fn embedded() -> Vec<String> {

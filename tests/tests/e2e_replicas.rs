@@ -205,7 +205,7 @@ fn projections_agree(mesh: &Mesh) -> Result<()> {
 fn holders_killed_at_any_moment_repeat_and_lose_nothing() -> Result<()> {
     let mesh = Mesh::new()?;
     mesh.up_with(&pair(&mesh)?, &["--replicas", "3"])?.ok()?;
-    let replicas = || Ok((mesh.observed()?.agents.iter().filter(|a| !a.down).count() >= 4 * REPLICAS).then_some(()));
+    let replicas = || Ok((mesh.observed()?.agents.iter().filter(|a| !a.down).count() >= 5 * REPLICAS).then_some(()));
     wait_for("three replicas of each", SOON, replicas)?;
     let mut chance = Chance::new();
     let (before, stack) = (mesh.pids()?, more(&mesh, "one")?);

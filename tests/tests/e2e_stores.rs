@@ -49,7 +49,7 @@ fn works(mesh: &Mesh, before: &BTreeMap<String, u32>, lost: &str) -> Result<BTre
     })?;
     wait_for(&format!("all well after the loss of {lost}"), WITHIN, || {
         let said = mesh.razar(&["status", "--check"])?;
-        Ok((said.code == 0 && said.out.contains("pair: 2/2 ready") && said.out.contains("4 agents, 1 node")).then_some(()))
+        Ok((said.code == 0 && said.out.contains("pair: 2/2 ready") && said.out.contains("5 agents, 1 node")).then_some(()))
     })?;
     let after = wait_for("everybody known again", WITHIN, || Ok(Some(pids(mesh)?).filter(|after| after.len() == before.len())))?;
     for (who, pid) in &after {

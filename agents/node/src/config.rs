@@ -57,7 +57,7 @@ pub enum ConfigError {
 }
 
 /// Agents of an embedded mesh, one replica each, when none are named.
-const AGENTS: [&str; 4] = ["registry", "orchestrator", "recovery", "quarantine"];
+const AGENTS: [&str; 5] = ["registry", "orchestrator", "recovery", "quarantine", "watchdog"];
 /// Replicas of one agent on one node; more serve nothing there.
 const REPLICAS_MAX: u32 = 16;
 

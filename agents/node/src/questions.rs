@@ -20,13 +20,14 @@ const LOG_BYTES_MAX: usize = 160 * 1024;
 /// Longest time that one question keeps log lines flowing.
 const FOLLOW_MAX: Duration = Duration::from_secs(60);
 /// Verbs that a node answers.
-pub(crate) const VERBS: [&str; 4] = ["why", "logs", "inventory", "ping"];
+pub(crate) const VERBS: [&str; 5] = ["why", "logs", "inventory", "silence", "ping"];
 
 impl Agent {
     pub(crate) fn on_query(&mut self, query: Query) {
         match query.verb {
             "why" => self.answer_why(query),
             "logs" => self.answer_logs(query),
+            "silence" => self.answer_silence(query),
             "inventory" => {
                 let inventory = self.policy.inventory();
                 let of = |item: &v1::InventoryItem| item.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
@@ -72,6 +73,16 @@ impl Agent {
             spec: inst.spec().map(|s| (**s).clone()),
             usage: self.usages.get(&id),
         };
+        answer(query, reply);
+    }
+
+    fn answer_silence(&mut self, query: Query) {
+        let request: v1::SilenceRequest = match query.read() {
+            Ok(request) => request,
+            Err(error) => return refuse(query, error.to_string()),
+        };
+        let id = request.instance.as_ref().and_then(|i| Instance::try_from(i).ok());
+        let reply = id.map(|id| self.policy.silence(&id)).unwrap_or_default();
         answer(query, reply);
     }
 

@@ -53,6 +53,8 @@ pub struct Part {
     pub spec: v1::ComponentSpec,
     /// Hash of the specification.
     pub spec_hash: String,
+    /// Share of its chakra's instances that must be well; 0: the default of its name.
+    pub chakra_threshold: f64,
 }
 
 impl Blueprint {
@@ -70,8 +72,10 @@ impl Blueprint {
         let parts = specs.into_iter().map(|spec| {
             let (rank, wave) = order.get(&spec.name).copied().unwrap_or_default();
             let spec_hash = razar_stack::spec_hash(&spec);
-            (spec.name.clone(), Part { rank, wave, spec, spec_hash })
+            let chakra_threshold = resolved.threshold(&spec.chakra);
+            (spec.name.clone(), Part { rank, wave, spec, spec_hash, chakra_threshold })
         });
+        let parts: BTreeMap<String, Part> = parts.collect();
         Ok(Self {
             stack: resolved.name,
             revision: revision.to_owned(),
@@ -82,7 +86,7 @@ impl Blueprint {
             chakra_hooks: hooks.collect(),
             escalation_hook: resolved.escalation_hook.as_ref().map(razar_stack::HookSpec::to_hook),
             known_errors: resolved.known_errors.iter().map(razar_stack::KnownErrorSpec::to_known).collect(),
-            parts: parts.collect(),
+            parts,
         })
     }
 }

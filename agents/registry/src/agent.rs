@@ -209,6 +209,7 @@ impl Decider for Registry {
                         replica: shell.agent.config.replica.clone(),
                         lag: self.lag,
                         troubles: Vec::new(),
+                        health: None,
                     };
                     query.answer(&reply).await
                 }

@@ -36,6 +36,8 @@ pub enum Key {
     Agent(String, String),
     /// `missions.<id>`
     Mission(String),
+    /// `chakras.<chakra>`
+    Chakra(String),
 }
 
 impl std::fmt::Display for Key {
@@ -45,6 +47,7 @@ impl std::fmt::Display for Key {
             Self::Node(node) => write!(f, "nodes.{node}"),
             Self::Agent(kind, id) => write!(f, "agents.{kind}.{id}"),
             Self::Mission(id) => write!(f, "missions.{id}"),
+            Self::Chakra(chakra) => write!(f, "chakras.{chakra}"),
         }
     }
 }
@@ -62,6 +65,7 @@ impl Key {
             "nodes" => Some(Self::Node(rest.to_owned())),
             "agents" => rest.split_once('.').map(|(kind, id)| Self::Agent(kind.to_owned(), id.to_owned())),
             "missions" => Some(Self::Mission(rest.to_owned())),
+            "chakras" => Some(Self::Chakra(rest.to_owned())),
             _ => None,
         }
     }
@@ -92,6 +96,8 @@ pub struct Projection {
     agents: BTreeMap<(String, String), v1::ObservedAgent>,
     /// By the stream sequence of their beginning, so oldest first.
     missions: BTreeMap<u64, v1::ObservedMission>,
+    /// Those that are down.
+    chakras: BTreeMap<String, v1::ObservedChakra>,
     unknown_events: u64,
     dead_letters: u64,
     seen: SeenIds,
@@ -122,6 +128,7 @@ impl Projection {
             }
         }
         projection.nodes.extend(snapshot.nodes.into_iter().map(|n| (n.name.clone(), n)));
+        projection.chakras.extend(snapshot.chakras.into_iter().map(|c| (c.name.clone(), c)));
         for agent in snapshot.agents {
             let key = agent.started.as_ref().map(|s| (s.kind.clone(), s.id.clone())).unwrap_or_default();
             projection.agents.insert(key, agent);
@@ -150,6 +157,12 @@ impl Projection {
             Some(false) => return Folded::Duplicate,
             None => return Folded::Stale,
         }
+        // Whatever a lost node tells says that it is there.
+        if event.node_sequence.is_some()
+            && let Some(node) = event.source.as_ref().filter(|s| self.nodes.contains_key(&s.id)).map(|s| s.id.clone())
+        {
+            self.fold_presence(stream_sequence, event, &node);
+        }
         let Some(fact) = &event.fact else {
             self.unknown_events = self.unknown_events.saturating_add(1);
             return Folded::Unknown;
@@ -172,8 +185,11 @@ impl Projection {
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     fn fold(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
         match fact {
-            Fact::NodeJoined(_) | Fact::NodeInventory(_) | Fact::NodeLost(_) => self.fold_node(sequence, event, fact),
-            Fact::AgentStarted(_) | Fact::AgentDown(_) => self.fold_agent(sequence, event, fact),
+            Fact::NodeJoined(_) | Fact::NodeInventory(_) | Fact::NodeLost(_) | Fact::NodeReturned(_) => {
+                self.fold_node(sequence, event, fact)
+            }
+            Fact::AgentStarted(_) | Fact::AgentDown(_) | Fact::AgentReturned(_) => self.fold_agent(sequence, event, fact),
+            Fact::ChakraDown(_) | Fact::ChakraRecovered(_) => self.fold_chakra(sequence, event, fact),
             Fact::MissionStarted(_) | Fact::MissionCompleted(_) => self.fold_mission(sequence, event, fact),
             _ if event.instance.is_some() => self.fold_component(sequence, event, fact),
             _ if needs_instance(fact) => Folded::Incomplete,
@@ -193,7 +209,8 @@ impl Projection {
         let nodes = self.nodes.keys().cloned().map(Key::Node);
         let agents = self.agents.keys().cloned().map(|(kind, id)| Key::Agent(kind, id));
         let missions = self.missions.values().map(|m| Key::Mission(mission_id(m).to_owned()));
-        components.chain(nodes).chain(agents).chain(missions).collect()
+        let chakras = self.chakras.keys().cloned().map(Key::Chakra);
+        components.chain(nodes).chain(agents).chain(missions).chain(chakras).collect()
     }
 
     /// The bytes that belong under `key` in the bucket; `None`: the key belongs deleted.
@@ -204,6 +221,7 @@ impl Projection {
             Key::Component(instance) => self.components.get(instance).map(|c| c.encode_to_vec()),
             Key::Node(node) => self.nodes.get(node).map(|n| n.encode_to_vec()),
             Key::Agent(kind, id) => self.agents.get(&(kind.clone(), id.clone())).map(|a| a.encode_to_vec()),
+            Key::Chakra(chakra) => self.chakras.get(chakra).map(|c| c.encode_to_vec()),
             Key::Mission(id) => self.missions.values().find(|m| mission_id(m) == id).map(|m| m.encode_to_vec()),
         }
     }
@@ -220,6 +238,7 @@ impl Projection {
             missions: self.missions.values().cloned().collect(),
             unknown_events: self.unknown_events,
             dead_letters: self.dead_letters,
+            chakras: self.chakras.values().cloned().collect(),
         }
     }
 

@@ -487,6 +487,9 @@ pub struct ResourceLimits {
     /// Open files; also the soft limit at start. Default 1024 watched, not set.
     #[prost(uint32, tag = "3")]
     pub open_files: u32,
+    /// Replace it, through recovery, when it is told over one of them. Absent: it is told, and nothing else.
+    #[prost(bool, tag = "4")]
+    pub restart: bool,
 }
 impl ::prost::Name for ResourceLimits {
     const NAME: &'static str = "ResourceLimits";
@@ -994,7 +997,7 @@ pub struct Event {
     /// What happened. Absent: a kind from a newer version; it is counted, shown by `kind` and otherwise passed over.
     #[prost(
         oneof = "event::Fact",
-        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71"
+        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 80, 81, 82"
     )]
     pub fact: ::core::option::Option<event::Fact>,
 }
@@ -1159,6 +1162,15 @@ pub mod event {
         /// A hook ended, was ended, or could not be started.
         #[prost(message, tag = "71")]
         HookRan(super::HookRan),
+        /// A lost node is heard again.
+        #[prost(message, tag = "80")]
+        NodeReturned(super::NodeReturned),
+        /// An agent that was down is heard again.
+        #[prost(message, tag = "81")]
+        AgentReturned(super::AgentReturned),
+        /// A component is within its limit again.
+        #[prost(message, tag = "82")]
+        LimitRestored(super::LimitRestored),
     }
 }
 impl ::prost::Name for Event {
@@ -2005,9 +2017,12 @@ pub struct AgentDown {
     /// Replica's id.
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
-    /// Time since its last sign.
+    /// Time since its last sign: a beat of a loop that turns.
     #[prost(message, optional, tag = "3")]
     pub silent_for: ::core::option::Option<::prost_types::Duration>,
+    /// What was seen (`no_beats`, `loop_stands`).
+    #[prost(string, repeated, tag = "4")]
+    pub evidence: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 impl ::prost::Name for AgentDown {
     const NAME: &'static str = "AgentDown";
@@ -2017,6 +2032,46 @@ impl ::prost::Name for AgentDown {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.AgentDown".into()
+    }
+}
+/// A lost node is heard again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeReturned {
+    /// Time from the verdict on its silence to its next sign.
+    #[prost(message, optional, tag = "1")]
+    pub away: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for NodeReturned {
+    const NAME: &'static str = "NodeReturned";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.NodeReturned".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.NodeReturned".into()
+    }
+}
+/// An agent that was down is heard again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentReturned {
+    /// Kind of agent.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Replica's id.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Time from the verdict on its silence to its next sign.
+    #[prost(message, optional, tag = "3")]
+    pub away: ::core::option::Option<::prost_types::Duration>,
+}
+impl ::prost::Name for AgentReturned {
+    const NAME: &'static str = "AgentReturned";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.AgentReturned".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.AgentReturned".into()
     }
 }
 /// A patch was proposed.
@@ -2533,6 +2588,29 @@ impl ::prost::Name for LimitExceeded {
         "/razar.v1.LimitExceeded".into()
     }
 }
+/// A component is within its limit again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LimitRestored {
+    /// `memory`, `cpu` or `open_files`.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// Used, in the limit's unit.
+    #[prost(uint64, tag = "2")]
+    pub used: u64,
+    /// Limit (bytes, thousandths of a core, files).
+    #[prost(uint64, tag = "3")]
+    pub limit: u64,
+}
+impl ::prost::Name for LimitRestored {
+    const NAME: &'static str = "LimitRestored";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.LimitRestored".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.LimitRestored".into()
+    }
+}
 /// What one failed liveness probe's window was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2647,6 +2725,9 @@ pub struct Heartbeat {
     /// See `generation`.
     #[prost(uint64, tag = "7")]
     pub start: u64,
+    /// Kind of agent that beats (`orchestrator`); empty for nodes and components.
+    #[prost(string, tag = "8")]
+    pub agent: ::prost::alloc::string::String,
 }
 impl ::prost::Name for Heartbeat {
     const NAME: &'static str = "Heartbeat";
@@ -2781,6 +2862,9 @@ pub struct Desired {
     /// The stack's own entries of the error registry, in order; they are asked before the built-in ones. Empty: none.
     #[prost(message, repeated, tag = "18")]
     pub known_errors: ::prost::alloc::vec::Vec<KnownError>,
+    /// Share of the chakra's instances that must be well, 0–1, below which the chakra is down. Absent or 0: the default of its name.
+    #[prost(double, tag = "24")]
+    pub chakra_threshold: f64,
 }
 impl ::prost::Name for Desired {
     const NAME: &'static str = "Desired";
@@ -3695,6 +3779,9 @@ pub struct ObservedNode {
     /// Journals that it had before, oldest first, at most 8.
     #[prost(message, repeated, tag = "8")]
     pub former_journals: ::prost::alloc::vec::Vec<FormerJournal>,
+    /// Id of the event that told last of its presence; a verdict on its silence names it as its cause, or is void.
+    #[prost(string, tag = "9")]
+    pub presence_by: ::prost::alloc::string::String,
 }
 impl ::prost::Name for ObservedNode {
     const NAME: &'static str = "ObservedNode";
@@ -3741,6 +3828,9 @@ pub struct ObservedAgent {
     /// Stream sequence of the last event folded into it.
     #[prost(uint64, tag = "4")]
     pub last_sequence: u64,
+    /// Id of the event that told last of its presence; a verdict on its silence names it as its cause, or is void.
+    #[prost(string, tag = "5")]
+    pub presence_by: ::prost::alloc::string::String,
 }
 impl ::prost::Name for ObservedAgent {
     const NAME: &'static str = "ObservedAgent";
@@ -3750,6 +3840,32 @@ impl ::prost::Name for ObservedAgent {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.ObservedAgent".into()
+    }
+}
+/// A chakra that was told down. Key `chakras.<chakra>`; one that is well has no record.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedChakra {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What was told of it.
+    #[prost(message, optional, tag = "2")]
+    pub down: ::core::option::Option<ChakraDown>,
+    /// When.
+    #[prost(message, optional, tag = "3")]
+    pub down_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Stream sequence of the last event folded into it.
+    #[prost(uint64, tag = "4")]
+    pub last_sequence: u64,
+}
+impl ::prost::Name for ObservedChakra {
+    const NAME: &'static str = "ObservedChakra";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.ObservedChakra".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.ObservedChakra".into()
     }
 }
 /// A mission as the events tell it. Key `missions.<id>`; the newest 20 are kept.
@@ -3805,6 +3921,9 @@ pub struct Observed {
     /// Messages put aside.
     #[prost(uint64, tag = "8")]
     pub dead_letters: u64,
+    /// Chakras that are down, in order of name.
+    #[prost(message, repeated, tag = "9")]
+    pub chakras: ::prost::alloc::vec::Vec<ObservedChakra>,
 }
 impl ::prost::Name for Observed {
     const NAME: &'static str = "Observed";
@@ -3852,6 +3971,9 @@ pub struct StatusReply {
     /// registry leaves it empty, and `razar status` fills it in.
     #[prost(message, repeated, tag = "4")]
     pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+    /// How the mesh is, in numbers, by the watchdog: the registry leaves it empty, and `razar status` fills it in. Absent: it did not answer.
+    #[prost(message, optional, tag = "5")]
+    pub health: ::core::option::Option<HealthReply>,
 }
 impl ::prost::Name for StatusReply {
     const NAME: &'static str = "StatusReply";
@@ -4253,5 +4375,125 @@ impl ::prost::Name for PlannedInstance {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.PlannedInstance".into()
+    }
+}
+/// `razar.node.<node>.silence`: what the node makes of an instance that does not beat.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SilenceRequest {
+    /// Instance.
+    #[prost(message, optional, tag = "1")]
+    pub instance: ::core::option::Option<InstanceId>,
+}
+impl ::prost::Name for SilenceRequest {
+    const NAME: &'static str = "SilenceRequest";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.SilenceRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.SilenceRequest".into()
+    }
+}
+/// The node's answer: its own view of the process, beside what the asker has heard.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SilenceReply {
+    /// Its newest incarnation; absent: not known here, or nothing lives.
+    #[prost(message, optional, tag = "1")]
+    pub incarnation: ::core::option::Option<Incarnation>,
+    /// How often that incarnation had shown life after a failure.
+    #[prost(uint64, tag = "2")]
+    pub signs_of_life: u64,
+    /// By the kernel's view of its process tree it hangs.
+    #[prost(bool, tag = "3")]
+    pub hung: bool,
+    /// What the kernel's view said; absent: nothing yet.
+    #[prost(message, optional, tag = "4")]
+    pub evidence: ::core::option::Option<HangEvidence>,
+}
+impl ::prost::Name for SilenceReply {
+    const NAME: &'static str = "SilenceReply";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.SilenceReply".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.SilenceReply".into()
+    }
+}
+/// `razar.query.watchdog.health`: how the mesh is, in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthRequest {}
+impl ::prost::Name for HealthRequest {
+    const NAME: &'static str = "HealthRequest";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.HealthRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.HealthRequest".into()
+    }
+}
+/// The watchdog's answer, from memory.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HealthReply {
+    /// Score of the whole, 0–1: half by what is required and serves, the rest by restarts.
+    #[prost(double, tag = "1")]
+    pub score: f64,
+    /// Required instances that serve.
+    #[prost(uint32, tag = "2")]
+    pub essential_up: u32,
+    /// Required instances.
+    #[prost(uint32, tag = "3")]
+    pub essential_total: u32,
+    /// Restarts of the last ten minutes for each instance.
+    #[prost(double, tag = "4")]
+    pub restart_rate: f64,
+    /// Chakras, in order of name.
+    #[prost(message, repeated, tag = "5")]
+    pub chakras: ::prost::alloc::vec::Vec<ChakraHealth>,
+    /// Replica that answers.
+    #[prost(string, tag = "6")]
+    pub replica: ::prost::alloc::string::String,
+}
+impl ::prost::Name for HealthReply {
+    const NAME: &'static str = "HealthReply";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.HealthReply".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.HealthReply".into()
+    }
+}
+/// How a chakra is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChakraHealth {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Instances that serve.
+    #[prost(uint32, tag = "2")]
+    pub ready: u32,
+    /// Instances that count: wanted, and not on a lost node.
+    #[prost(uint32, tag = "3")]
+    pub total: u32,
+    /// Share that must serve, 0–1.
+    #[prost(double, tag = "4")]
+    pub threshold: f64,
+    /// It was told down.
+    #[prost(bool, tag = "5")]
+    pub down: bool,
+    /// Instances that are missing, in order.
+    #[prost(string, repeated, tag = "6")]
+    pub missing: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for ChakraHealth {
+    const NAME: &'static str = "ChakraHealth";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.ChakraHealth".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.ChakraHealth".into()
     }
 }

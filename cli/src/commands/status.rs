@@ -12,8 +12,9 @@ use crate::{
     lookup,
     render::{
         log,
+        mesh::trouble_line,
         spec::detail,
-        status::{Health, Line, Report, SYSTEM_STACK, name_of, report, state_word, trouble_line},
+        status::{Health, Line, Report, SYSTEM_STACK, name_of, report, state_word},
     },
 };
 
@@ -51,7 +52,7 @@ pub(crate) async fn run(args: &Status, console: &Console, global: &Global) -> Do
 async fn once(args: &Status, console: &Console, link: &Link) -> Done {
     let (mut reply, took) = link.status().await?;
     let nodes = reply.observed.as_ref().map(|o| o.nodes.as_slice()).unwrap_or_default();
-    reply.troubles = link.troubles(nodes).await;
+    (reply.troubles, reply.health) = tokio::join!(link.troubles(nodes), link.health());
     if reply.lag > 0 {
         console.note(&format!("the registry is {} events behind", reply.lag));
     }

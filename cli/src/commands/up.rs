@@ -27,7 +27,8 @@ use crate::{
     ports,
     render::{
         event::{evidence, exit_status, news, recovery_news, subject_name},
-        status::{SYSTEM_STACK, mesh_words, name_of},
+        mesh::mesh_words,
+        status::{SYSTEM_STACK, name_of},
         text::escape,
         time::{clock, seconds},
     },

@@ -81,7 +81,7 @@ fn list(names: &[String]) -> String {
 pub(crate) fn summary(event: &v1::Event) -> String {
     let reason = || event.reason.as_ref().map(|r| escape(&r.text)).unwrap_or_default();
     let told = match event.fact.as_ref() {
-        Some(fact) => process_fact(fact).or_else(|| healing_fact(fact)).or_else(|| mesh_fact(fact)).unwrap_or_default(),
+        Some(fact) => process_fact(fact).or_else(|| healing_fact(fact)).or_else(|| mesh_fact(event, fact)).unwrap_or_default(),
         None => "of a newer version".to_owned(),
     };
     match &event.fact {
@@ -117,7 +117,8 @@ fn process_fact(fact: &Fact) -> Option<String> {
         Fact::ComponentBlocked(b) => blockers_long(&b.by),
         Fact::ComponentFailed(f) => failed(f),
         Fact::ComponentStopped(s) => stopped(s),
-        Fact::LimitExceeded(l) => limit(l),
+        Fact::LimitExceeded(l) => limit(&l.resource, l.used, l.limit),
+        Fact::LimitRestored(l) => limit(&l.resource, l.used, l.limit),
         _ => return None,
     })
 }
@@ -213,11 +214,11 @@ fn stopped(s: &v1::ComponentStopped) -> String {
     if s.killed { format!("{why}killed after {}: it ignored the first signal", span(took)) } else { format!("{why}in {}", span(took)) }
 }
 
-fn limit(l: &v1::LimitExceeded) -> String {
-    match l.resource.as_str() {
-        "memory" => format!("memory {} of {}", bytes(l.used), bytes(l.limit)),
-        "cpu" => format!("cpu {} of {} cores", l.used as f64 / 1000.0, l.limit as f64 / 1000.0),
-        other => format!("{} {} of {}", word(other), l.used, l.limit),
+fn limit(resource: &str, used: u64, limit: u64) -> String {
+    match resource {
+        "memory" => format!("memory {} of {}", bytes(used), bytes(limit)),
+        "cpu" => format!("cpu {} of {} cores", used as f64 / 1000.0, limit as f64 / 1000.0),
+        other => format!("{} {used} of {limit}", word(other)),
     }
 }
 
@@ -264,13 +265,18 @@ fn healing_fact(fact: &Fact) -> Option<String> {
 }
 
 /// Facts about nodes, agents, missions and what is only planned for later agents.
-fn mesh_fact(fact: &Fact) -> Option<String> {
+fn mesh_fact(event: &v1::Event, fact: &Fact) -> Option<String> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts of agents that are not built yet are shown by their Reason")]
     Some(match fact {
         Fact::NodeJoined(n) => format!("{}, {}, {}", escape(&n.version), count(n.cpus as usize, "cpu"), bytes(n.memory_bytes)),
         Fact::NodeInventory(n) => count(n.items.len(), "instance"),
-        Fact::NodeLost(n) => format!("silent for {}", span(of(n.silent_for.as_ref()))),
+        Fact::NodeLost(n) => format!("node {} silent for {}", lost_node(event), span(of(n.silent_for.as_ref()))),
+        Fact::NodeReturned(n) => format!("node {} after {}", lost_node(event), span(of(n.away.as_ref()))),
+        Fact::AgentDown(a) if a.evidence.iter().any(|e| e == "loop_stands") => {
+            format!("{} stands, last turned before {}", escape(&a.id), span(of(a.silent_for.as_ref())))
+        }
         Fact::AgentDown(a) => format!("{} silent for {}", escape(&a.id), span(of(a.silent_for.as_ref()))),
+        Fact::AgentReturned(a) => format!("{} after {}", escape(&a.id), span(of(a.away.as_ref()))),
         Fact::AgentStarted(a) => format!("{} {}", escape(&a.id), escape(&a.version)),
         Fact::ProfileSwitched(p) => {
             format!("{} to {}: {} to start, {} to stop", profile(&p.from), profile(&p.to), p.started.len(), p.stopped.len())
@@ -286,6 +292,11 @@ fn mesh_fact(fact: &Fact) -> Option<String> {
         Fact::ComponentUnloaded(u) => word(&u.why),
         _ => return None,
     })
+}
+
+/// Node that a verdict is on.
+fn lost_node(event: &v1::Event) -> String {
+    razar_bus_schema::presence::node_of(event).map_or_else(|| "-".to_owned(), escape)
 }
 
 fn profile(name: &str) -> String {
@@ -311,7 +322,9 @@ pub(crate) fn recovery_news(event: &v1::Event, cause: &str) -> Option<String> {
 
 /// One line for `up` once the stack runs: `redis recovered 52ms local: signal 9`. `None` for what needs nobody's eye.
 pub(crate) fn news(event: &v1::Event) -> Option<String> {
-    let name = subject_name(event);
+    // Who gives a verdict on a node or an agent is not whom it is about.
+    let by_watchdog = matches!(event.fact, Some(Fact::NodeLost(_) | Fact::NodeReturned(_) | Fact::AgentDown(_) | Fact::AgentReturned(_)));
+    let name = if by_watchdog { String::new() } else { format!("{} ", subject_name(event)) };
     let what = summary(event);
     #[expect(clippy::wildcard_enum_match_arm, reason = "what is not news is left to `events`")]
     let verb = match event.fact.as_ref()? {
@@ -330,8 +343,11 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::ChakraRecovered(_) => "recovered",
         Fact::Quarantined(_) => "quarantined",
         Fact::Released(_) => "released",
+        Fact::LimitRestored(_) => "within its limit",
         Fact::NodeLost(_) => "lost",
+        Fact::NodeReturned(_) => "returned",
         Fact::AgentDown(_) => "agent down",
+        Fact::AgentReturned(_) => "agent returned",
         Fact::ProfileSwitched(_) => "profile switched",
         Fact::MissionStarted(_) => "mission started",
         Fact::MissionCompleted(_) => "mission",
@@ -340,7 +356,7 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::RungTried(_) => "rung",
         _ => return None,
     };
-    Some(if what.is_empty() { format!("{name} {verb}") } else { format!("{name} {verb} {what}") })
+    Some(if what.is_empty() { format!("{name}{verb}") } else { format!("{name}{verb} {what}") })
 }
 
 #[cfg(test)]
@@ -470,6 +486,10 @@ mod tests {
         let mut newer = event(Fact::GreatSpiral(v1::GreatSpiral {}));
         newer.reason = Some(v1::Reason { code: "x".to_owned(), text: "all in sync".to_owned() });
         assert_eq!(summary(&newer), "all in sync");
+        let mut lost = event(Fact::NodeLost(v1::NodeLost { silent_for: wire(3020), ..Default::default() }));
+        lost.source = Some(v1::Actor { kind: "watchdog".to_owned(), id: "w".to_owned() });
+        lost.incident = Some(v1::IncidentId { mesh_cause: "node_lost:b".to_owned(), ..Default::default() });
+        assert_eq!(news(&lost).unwrap(), "lost node b silent for 3.02s");
         newer.fact = None;
         assert_eq!(summary(&newer), "of a newer version");
     }

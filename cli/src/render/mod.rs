@@ -3,6 +3,7 @@
 pub(crate) mod event;
 pub(crate) mod incident;
 pub(crate) mod log;
+pub(crate) mod mesh;
 pub(crate) mod plan;
 pub(crate) mod spec;
 pub(crate) mod status;

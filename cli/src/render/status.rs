@@ -14,8 +14,9 @@ use razar_bus_schema::{
 
 use super::{
     event::{blockers, exit_status, incident_name},
+    mesh::{down_line, mesh_words, score_line, trouble_line, trouble_words},
     text::{columns, count, escape, quote},
-    time::{age, span},
+    time::age,
 };
 use crate::console::Tone;
 
@@ -225,7 +226,7 @@ impl Seen<'_> {
     }
 }
 
-fn since(at: &prost_types::Timestamp, now: SystemTime) -> Duration {
+pub(super) fn since(at: &prost_types::Timestamp, now: SystemTime) -> Duration {
     now.duration_since(system_time(at)).unwrap_or_default()
 }
 
@@ -255,7 +256,7 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
     unwell.sort_by_key(|s| s.severity());
     let sick_system: Vec<_> = system.iter().filter(|s| !s.is_ready()).collect();
     let health = match () {
-        () if wanted.iter().any(|s| s.is_critical()) => Health::Critical,
+        () if wanted.iter().any(|s| s.is_critical()) || !observed.chakras.is_empty() => Health::Critical,
         () if !unwell.is_empty() || !sick_system.is_empty() || reply.troubles.iter().any(|t| !t.warning) => Health::Degraded,
         () => Health::Well,
     };
@@ -263,31 +264,17 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
         let mut every: Vec<_> = own.iter().chain(&system).collect();
         every.sort_by_key(|s| s.severity());
         component_lines(&every, now)
-    } else if unwell.is_empty() && sick_system.is_empty() {
+    } else if unwell.is_empty() && sick_system.is_empty() && observed.chakras.is_empty() {
         chakra_lines(&wanted)
     } else {
         component_lines(&sick_system.iter().copied().chain(unwell.iter().copied()).collect::<Vec<_>>(), now)
     };
+    lines.extend(observed.chakras.iter().map(|c| down_line(c, now)));
     lines.extend(reply.troubles.iter().map(trouble_line));
+    lines.extend(reply.health.as_ref().filter(|_| all).map(score_line));
     let verdict = verdict(&Parts { reply, observed, wanted: &wanted, own: &own, unwell: &unwell, health }, now, bus);
     let worst = unwell.last().or(sick_system.last()).map(|s| s.name.clone());
     Report { lines, verdict, health, worst }
-}
-
-/// `node a: disk of /var/lib/razar is full, …`
-pub(crate) fn trouble_line(trouble: &v1::Trouble) -> Line {
-    let tone = if trouble.warning { Tone::Warn } else { Tone::Bad };
-    let word = format!("node {}", escape(&trouble.node));
-    Line { before: String::new(), word, tone, after: format!(": {}", escape(&trouble.text)) }
-}
-
-/// `; node a: disk full, broker store`, of what does not work.
-fn trouble_words(troubles: &[v1::Trouble]) -> String {
-    let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for trouble in troubles.iter().filter(|t| !t.warning) {
-        by_node.entry(&trouble.node).or_default().push(escape(&trouble.code).replace('_', " "));
-    }
-    by_node.iter().map(|(node, codes)| format!("; node {}: {}", escape(node), codes.join(", "))).collect()
 }
 
 /// What a verdict is made of.
@@ -360,10 +347,12 @@ fn verdict(parts: &Parts<'_>, now: SystemTime, bus: Duration) -> Line {
     }
     let total = wanted.len();
     let ready = wanted.iter().filter(|s| s.is_ready()).count();
-    if unwell.is_empty() && !troubles.is_empty() {
+    let down: Vec<_> = observed.chakras.iter().map(|c| escape(&c.name)).collect();
+    let down = if down.is_empty() { String::new() } else { format!(", down: {}", down.join(" ")) };
+    if unwell.is_empty() && down.is_empty() && !troubles.is_empty() {
         return line(format!("{stack}: "), "degraded", Tone::Warn, format!("; {ready}/{total} ready{aside}{troubles}; {mesh}"));
     }
-    if unwell.is_empty() {
+    if unwell.is_empty() && down.is_empty() {
         let long = wanted.iter().filter_map(|s| s.age(now)).min().map(|d| format!(" for {}", age(d))).unwrap_or_default();
         return line(format!("{stack}: {ready}/{total} "), "ready", Tone::Good, format!("{long}{aside}; {mesh}"));
     }
@@ -388,7 +377,7 @@ fn verdict(parts: &Parts<'_>, now: SystemTime, bus: Duration) -> Line {
     if !incidents.is_empty() {
         counts.push(format!("{} open", count(incidents.len(), "incident")));
     }
-    line(format!("{stack}: "), word, tone, format!("{long}; {}{aside}{troubles}", counts.join(", ")))
+    line(format!("{stack}: "), word, tone, format!("{long}; {}{down}{aside}{troubles}", counts.join(", ")))
 }
 
 /// The stack that a mission put in force last; `None`: the missions tell of none.
@@ -400,22 +389,6 @@ pub(crate) fn stack_in_force(observed: &v1::Observed) -> Option<&str> {
 fn mission_runs(observed: &v1::Observed, stack: &str) -> bool {
     let of_stack = |m: &&v1::ObservedMission| m.started.as_ref().is_some_and(|s| s.stack == stack);
     observed.missions.iter().rev().find(of_stack).is_some_and(|m| m.completed.is_none())
-}
-
-/// `mesh: 6 agents, 1 node, bus 0.2ms`, with who is down.
-pub(crate) fn mesh_words(observed: &v1::Observed, bus: Duration) -> String {
-    let is_agent = |a: &&v1::ObservedAgent| a.started.as_ref().is_some_and(|s| s.kind != "node");
-    let agents: Vec<_> = observed.agents.iter().filter(is_agent).collect();
-    let down = agents.iter().filter(|a| a.down).count();
-    let lost = observed.nodes.iter().filter(|n| n.lost).count();
-    let alive = |n: usize, down: usize, noun: &str, gone: &str| {
-        if down == 0 { count(n, noun) } else { format!("{}, {down} {gone}", count(n - down, noun)) }
-    };
-    let agents = alive(agents.len(), down, "agent", "down");
-    let nodes = alive(observed.nodes.len(), lost, "node", "lost");
-    let dead =
-        if observed.dead_letters > 0 { format!(", {}", count(observed.dead_letters as usize, "dead letter")) } else { String::new() };
-    format!("mesh: {agents}, {nodes}, bus {}{dead}", span(bus))
 }
 
 #[cfg(test)]
@@ -546,6 +519,24 @@ mod tests {
         assert_eq!(told(&report)[0], "redis unknown 9.0s node a is lost; it may run on");
         assert_eq!(told(&report)[1], "quickstart: degraded for 9.0s; 0/1 ready, 1 unknown");
         assert_eq!(report.health, Health::Degraded);
+    }
+
+    /// Mutation caught: a chakra that is down is not critical.
+    #[test]
+    fn a_chakra_that_is_down_is_critical_and_told_before_the_verdict() {
+        let mut reply = reply(vec![component("redis", "heart", State::Ready, 9000), component("db", "heart", State::Starting, 100)]);
+        let down = v1::ChakraDown { missing: vec!["db".to_owned()], ..Default::default() };
+        let chakra = v1::ObservedChakra { name: "heart".to_owned(), down: Some(down), down_at: ago(12_000), ..Default::default() };
+        reply.observed.as_mut().unwrap().chakras = vec![chakra];
+        reply.health = Some(v1::HealthReply { score: 0.6875, essential_up: 1, essential_total: 2, ..Default::default() });
+        let report = report(&reply, now(), BUS, false);
+        assert_eq!(
+            told(&report),
+            ["db starting 0.1s -", "chakra heart: down for 12s, missing db", "quickstart: critical for 0.1s; 1/2 ready, down: heart",]
+        );
+        assert_eq!(report.health, Health::Critical);
+        let all = super::report(&reply, now(), BUS, true);
+        assert!(told(&all).contains(&"score 0.69: 1 of 2 essential serve, 0.00 restarts each in 10m".to_owned()), "{:?}", told(&all));
     }
 
     #[test]

@@ -12,12 +12,12 @@ use crate::LoopTicker;
 /// One beat per second: three missed ones and a question without answer make a node lost.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Beats as `kind` (`agent`, `node`) with `id` until the handle is dropped.
+/// Beats as replica `id` of the agent `agent` until the handle is dropped.
 #[must_use]
-pub fn beat(bus: &Bus, kind: &'static str, id: String, ticker: LoopTicker) -> Beating {
+pub fn beat(bus: &Bus, agent: &'static str, id: String, ticker: LoopTicker) -> Beating {
     let bus = bus.clone();
     let task = tokio::spawn(async move {
-        let subject = bus.subjects().heartbeat(kind, &id);
+        let subject = bus.subjects().heartbeat("agent", &id);
         let mut every = tokio::time::interval(BEAT_INTERVAL);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cycle = 0;
@@ -25,8 +25,9 @@ pub fn beat(bus: &Bus, kind: &'static str, id: String, ticker: LoopTicker) -> Be
             every.tick().await;
             cycle += 1;
             let beat = v1::Heartbeat {
-                kind: kind.to_owned(),
+                kind: "agent".to_owned(),
                 id: id.clone(),
+                agent: agent.to_owned(),
                 cycle,
                 applied_sequence: ticker.applied_sequence(),
                 loop_age: Some(duration(ticker.age())),

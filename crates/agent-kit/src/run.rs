@@ -53,6 +53,8 @@ pub struct Agent<T> {
     pub shutdown: Shutdown,
     /// Address of `/healthz`, `/readyz` and `/metrics`; none for a one-shot.
     pub http: Option<SocketAddr>,
+    /// When this process began, which tells its `agent_started` from that of the one before.
+    pub began: SystemTime,
 }
 
 /// An error of any kind, with its chain.
@@ -148,17 +150,17 @@ async fn start<T>(
     register(&bus, &metrics);
     let http = if serves { Some(http::serve(config.http, health.clone(), metrics.clone()).await.map_err(StartError::Io)?) } else { None };
     tracing::info!(kind, version, replica = config.replica, http = http.map(|a| a.to_string()), spans = spans.is_on(), "started");
-    Ok(Agent { kind, version, config, settings, bus, spans, metrics, health, ticker, shutdown, http })
+    Ok(Agent { kind, version, config, settings, bus, spans, metrics, health, ticker, shutdown, http, began: SystemTime::now() })
 }
 
 impl<T> Agent<T> {
     /// Beats as `agent`, until the handle is dropped.
     #[must_use]
     pub fn beat(&self) -> Beating {
-        beat(&self.bus, "agent", self.config.replica.clone(), self.ticker.clone())
+        beat(&self.bus, self.kind, self.config.replica.clone(), self.ticker.clone())
     }
 
-    /// Tells `agent_started`, in the background, as soon as the bus takes it.
+    /// Tells `agent_started`, in the background, as soon as the bus takes it. Each process tells its own, and always the same one.
     pub fn announce(&self) {
         let fact = Fact::AgentStarted(v1::AgentStarted {
             kind: self.kind.to_owned(),
@@ -166,7 +168,9 @@ impl<T> Agent<T> {
             version: self.version.to_owned(),
             http: self.http.map(|a| a.to_string()).unwrap_or_default(),
         });
-        let event = mesh_event(&self.config.mesh, self.kind, &self.config.replica, fact, &self.config.replica, SystemTime::now());
+        let began = self.began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let cause = format!("{}:{began}", self.config.replica);
+        let event = mesh_event(&self.config.mesh, self.kind, &self.config.replica, fact, &cause, SystemTime::now());
         let (bus, mut shutdown) = (self.bus.clone(), self.shutdown.clone());
         tokio::spawn(async move {
             while let Err(error) = bus.publish_event(&event, "").await {

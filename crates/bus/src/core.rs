@@ -137,6 +137,11 @@ impl Subscription {
         }
     }
 
+    /// A message that is here already; `None`: there is none at present.
+    pub fn try_next(&mut self) -> Option<CoreMessage> {
+        self.queue.pop().ok().flatten()
+    }
+
     /// Messages dropped because the queue was full: an observer that dropped any was not current.
     #[must_use]
     pub fn dropped(&self) -> u64 {

@@ -364,6 +364,12 @@ impl Resolved {
         let chakra = &self.component(component)?.chakra;
         Some(self.chakras.get(chakra)?.heal_hook.as_ref()?.to_hook())
     }
+
+    /// Share of a chakra's instances that must be well; 0 for one that the stack does not know.
+    #[must_use]
+    pub fn threshold(&self, chakra: &str) -> f64 {
+        self.chakras.get(chakra).map_or(0.0, |chakra| chakra.health_threshold)
+    }
 }
 
 /// Lower-case hex SHA-256 of what a running instance is made of: one-shots are checkpointed by it, updates found by it.

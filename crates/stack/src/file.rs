@@ -393,6 +393,8 @@ pub struct Resources {
     pub cpu: Option<u32>,
     /// Open files; also its soft limit.
     pub open_files: Option<u32>,
+    /// Replace it when it stays over one of them. Default false: it is told.
+    pub restart: Option<bool>,
 }
 
 /// What must hold of a dependency.

@@ -106,6 +106,7 @@ pub(crate) fn component(name: &str, component: &Component, stack: &StackFile, di
             memory_bytes: r.memory.unwrap_or(0),
             cpu_millis: r.cpu.unwrap_or(0),
             open_files: r.open_files.unwrap_or(0),
+            restart: r.restart.unwrap_or(false),
         }),
         depends_on: component.depends_on.iter().map(|(name, on)| dependency(name, on)).collect(),
         restart: Some(restart(&component.restart, stack)),

@@ -388,6 +388,7 @@ impl Plan {
             chakra_hook: resolved.chakra_hook(&row.component),
             escalation_hook: resolved.escalation_hook.as_ref().map(crate::HookSpec::to_hook),
             known_errors: resolved.known_errors.iter().map(crate::KnownErrorSpec::to_known).collect(),
+            chakra_threshold: resolved.component(&row.component).map_or(0.0, |spec| resolved.threshold(&spec.chakra)),
         };
         self.rows.iter().map(record).collect()
     }

@@ -31,7 +31,7 @@ components:
     required: true
     on_node_loss: stay
     state: ["${DATA}/cache"]
-    resources: { memory: 512MiB, cpu: 1.5, open_files: 1024 }
+    resources: { memory: 512MiB, cpu: 1.5, open_files: 1024, restart: true }
 
   redis:
     chakra: heart
@@ -104,7 +104,7 @@ fn the_described_stack_is_resolved_as_described() {
     assert_eq!(postgres.state, ["/data/cache"]);
     assert_eq!(postgres.stop.unwrap().signal, 2);
     let limits = postgres.resources.unwrap();
-    assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.open_files), (512 << 20, 1500, 1024));
+    assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.open_files, limits.restart), (512 << 20, 1500, 1024, true));
     let Some(v1::probe::Check::Exec(alive)) = postgres.liveness.as_ref().unwrap().check.as_ref() else { panic!("no exec") };
     assert_eq!(alive.command, ["/srv/llm/alive.sh", "-p", "5433"]);
 

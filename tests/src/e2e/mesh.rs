@@ -64,6 +64,14 @@ pub struct Said {
 #[derive(Debug)]
 pub struct ByHand(Child);
 
+impl ByHand {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for ByHand {
     fn drop(&mut self) {
         drop((self.0.kill(), self.0.wait()));
@@ -78,7 +86,7 @@ impl Mesh {
     /// # Errors
     /// When a program or the broker is missing.
     pub fn new() -> Result<Self> {
-        let agents = ["razar-orchestrator", "razar-recovery", "razar-registry", "razar-quarantine", "razar-provision"];
+        let agents = ["razar-orchestrator", "razar-recovery", "razar-registry", "razar-quarantine", "razar-watchdog", "razar-provision"];
         for program in ["razar", "razar-node", "razar-demo-service"].into_iter().chain(agents) {
             binary(program)?;
         }
@@ -373,6 +381,21 @@ impl Mesh {
         Ok(ByHand(command.spawn()?))
     }
 
+    /// A second node by hand, without a guard, with a state directory of its own; `port` of the loopback leads to the broker.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn node_by_hand(&self, node: &str, port: u16) -> Result<ByHand> {
+        let state = self.dir().join(node);
+        fs::create_dir_all(&state)?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.state().join("by-hand.log"))?;
+        let mut command = Command::new(binary("razar-node")?);
+        self.environment(&mut command);
+        command.arg("agent").env("RAZAR_NODE", node).env("RAZAR_STATE_DIR", &state);
+        command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{port}")).stdout(log.try_clone()?).stderr(log);
+        Ok(ByHand(command.spawn()?))
+    }
+
     /// A client of the broker that is none of the mesh's.
     ///
     /// # Errors
@@ -430,7 +453,7 @@ impl Mesh {
     /// When somebody did.
     pub fn nobody_panicked(&self) -> Result<()> {
         let by_hand = fs::read_to_string(self.state().join("by-hand.log")).unwrap_or_default();
-        let agents = ["registry", "orchestrator", "recovery", "quarantine"].map(|name| (name, self.log_of(name)));
+        let agents = ["registry", "orchestrator", "recovery", "quarantine", "watchdog"].map(|name| (name, self.log_of(name)));
         for (who, text) in [("node", self.log()), ("an agent by hand", by_hand)].into_iter().chain(agents) {
             ensure!(!text.contains("panicked at"), "{who} panicked:\n{}", tail(&text));
         }

@@ -95,7 +95,7 @@ fn blueprint(revision: &str, profile: &str, specs: &[&v1::ComponentSpec], parall
     let mut rank = 1;
     for (wave, _, spec) in order {
         let spec_hash = sha256_hex(&spec.encode_to_vec());
-        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash });
+        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash, chakra_threshold: 0.0 });
         rank += spec.replicas.max(1);
     }
     Blueprint {
@@ -148,8 +148,8 @@ fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[S
         match rng.below(10) {
             0 => {}
             1 => {
-                let beat = v1::HeartbeatCheck { interval: Some(time::duration(Duration::from_secs(1))), misses: 3 };
-                spec.liveness = Some(v1::Probe { check: Some(Check::Heartbeat(beat)), ..Default::default() });
+                // Who beats on the bus is judged by the watchdog, which has no part here.
+                spec.liveness = Some(v1::Probe { check: Some(Check::Notify(v1::NotifyCheck {})), ..Default::default() });
             }
             _ => {
                 let threshold = 1 + u32::try_from(rng.below(3)).unwrap_or(0);

@@ -66,6 +66,18 @@ impl Node {
         self.tells.push(event);
     }
 
+    /// What the node makes of an instance that does not beat.
+    #[must_use]
+    pub fn silence(&self, id: &Instance) -> v1::SilenceReply {
+        let Some(inst) = self.instances.get(id).filter(|i| i.lives()) else { return v1::SilenceReply::default() };
+        v1::SilenceReply {
+            incarnation: Some(inst.incarnation.into()),
+            signs_of_life: inst.signs_of_life,
+            hung: inst.suspect.is_some(),
+            evidence: inst.suspect.clone(),
+        }
+    }
+
     /// What the node holds.
     #[must_use]
     pub fn inventory(&self) -> v1::NodeInventory {

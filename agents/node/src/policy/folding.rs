@@ -5,7 +5,7 @@ use std::time::Duration;
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
     time,
-    v1::{self, DegradedKind, HangWindow, InstanceState as State, event::Fact},
+    v1::{self, DegradedKind, HangWindow, InstanceState as State, event::Fact, probe::Check},
 };
 
 use super::{
@@ -138,6 +138,7 @@ impl Node {
         inst.last_error.clone_from(&exit.last_error);
         inst.probes = Probes::default();
         inst.hang.answered();
+        inst.suspect = None;
         inst.degraded = None;
         inst.blocked_since = None;
         inst.slow_start_told = false;
@@ -295,6 +296,7 @@ impl Node {
             self.dirty.insert(id.clone());
         }
         inst.hang.answered();
+        inst.suspect = None;
         if inst.degraded.is_some_and(|d| d != DegradedKind::Slow) {
             inst.degraded = None;
         }
@@ -327,6 +329,11 @@ impl Node {
             silent_for: Some(time::duration(silent_for)),
             tasks: verdict.tasks,
         };
+        // Who beats on the bus is judged by the watchdog, which hears whether others' beats come through.
+        if matches!(spec.liveness.as_ref().and_then(|p| p.check.as_ref()), Some(Check::Heartbeat(_))) {
+            inst.suspect = Some(evidence);
+            return;
+        }
         let text = format!("{}: {} of {} windows, {:.0?} of CPU", window_name(verdict.kind), evidence.windows, threshold, verdict.run);
         let incarnation = inst.incarnation;
         open_incident(inst, &format!("hung: {text}"), now.mono);

@@ -112,6 +112,8 @@ pub struct Inst {
     pub probes: Probes,
     /// Row of failed windows of the living incarnation.
     pub hang: HangRow,
+    /// It does not beat and hangs by the kernel's view: what the watchdog is told when it asks.
+    pub suspect: Option<v1::HangEvidence>,
     /// Local budget.
     pub budget: Budget,
     /// Next start not before.
@@ -183,6 +185,7 @@ impl Inst {
             slot: false,
             probes: Probes::default(),
             hang: HangRow::default(),
+            suspect: None,
             budget: Budget::default(),
             backoff_until: Duration::ZERO,
             delay: Duration::ZERO,

@@ -213,7 +213,16 @@ impl Node {
     fn replace(&mut self, id: &Instance, cause: &Cause, now: Now) {
         let Some(inst) = self.instances.get(id) else { return };
         match inst.state {
-            State::Starting | State::Ready | State::Unready => self.begin_stop(id, "replaced", now),
+            State::Starting | State::Ready | State::Unready => {
+                let order = self.running_order(inst).filter(|_| *cause == Cause::Rung);
+                let missing = order.is_some_and(|o| o.order.evidence.as_ref().is_some_and(|e| e.missing_sign));
+                // Another's word that it is silent is no evidence for a kill: what is seen of its processes here has to agree.
+                if missing && inst.suspect.is_some() {
+                    self.kill_silent(id, now);
+                } else {
+                    self.begin_stop(id, "replaced", now);
+                }
+            }
             State::Waiting => {
                 let order =
                     self.running_order(inst).map(|o| (o.received, o.order.backoff.as_ref().map(time::std_duration), o.reason.to_owned()));
@@ -484,6 +493,7 @@ impl Node {
         inst.slot = true;
         inst.stop = None;
         inst.hang.answered();
+        inst.suspect = None;
         inst.probes = Probes::begun(&wanted.spec, now.mono);
         let (incarnation, by_rung, seen) = (inst.incarnation, inst.by_rung, dependencies_seen(inst));
         let queued = inst.queued_since;

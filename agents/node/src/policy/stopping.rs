@@ -10,7 +10,7 @@ use razar_bus_schema::{
 
 use super::{
     Action, Node, Now,
-    folding::{Exit, describe_exit},
+    folding::{Exit, describe_exit, open_incident},
     instance::{Inst, Stop},
     precedence::Verdict,
 };
@@ -131,6 +131,15 @@ impl Node {
             inst.stop = Some(Stop { why: "hung", since: now.mono, killed: Some(now.mono), unkillable: false });
         }
         self.dirty.insert(id.clone());
+    }
+
+    /// Ends what an order replaces for a sign that it does not give: it would not hear a signal to stop. Then as a crash.
+    pub(super) fn kill_silent(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get_mut(id).filter(|i| i.stop.is_none()) else { return };
+        let incarnation = inst.incarnation;
+        open_incident(inst, "hung: it does not beat", now.mono);
+        self.actions.push(Action::Kill { instance: id.clone(), incarnation });
+        self.mark_killed(id, now);
     }
 
     /// Says when a killed process lives on.

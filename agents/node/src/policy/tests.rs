@@ -1,5 +1,6 @@
 //! The node's rules, each by a story: records and processes go in, what the node does comes out.
 
+mod beats;
 mod bench;
 mod ladder;
 mod lifecycle;

@@ -9,6 +9,7 @@ use std::{
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
     places::{Places, Sight},
+    presence::{self, Presence},
     time,
     trace::Context,
     v1::{self, InstanceState, event::Fact},
@@ -36,6 +37,8 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Lost, by the watchdog's verdict.
     pub lost: bool,
+    /// By which event it is so.
+    pub presence: Presence,
     /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
     pub inventory_of: Option<String>,
     /// What lived there by that inventory.
@@ -170,7 +173,8 @@ impl Facts {
         for node in snapshot.nodes.iter().take(ENTITIES_MAX) {
             let Some(joined) = &node.joined else { continue };
             let labels = joined.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
-            let view = NodeView { epoch: joined.node_epoch.clone(), labels, lost: node.lost, ..NodeView::default() };
+            let presence = Presence::restore(&node.presence_by, node.lost);
+            let view = NodeView { epoch: joined.node_epoch.clone(), labels, lost: node.lost, presence, ..NodeView::default() };
             self.nodes.insert(node.name.clone(), view);
         }
         for component in snapshot.components.iter().take(ENTITIES_MAX) {
@@ -210,6 +214,7 @@ impl Facts {
         } else if !event.id.is_empty() && !self.note_told(event) {
             return;
         }
+        self.note_presence(event);
         let Some(fact) = &event.fact else {
             self.unknown += 1;
             return;
@@ -242,7 +247,14 @@ impl Facts {
             view.inventory_of = None;
             view.held.clear();
         }
-        view.lost = false;
+    }
+
+    /// Whether the node that an event is about counts as lost.
+    fn note_presence(&mut self, event: &v1::Event) {
+        if let Some(view) = presence::node_of(event).and_then(|name| self.nodes.get_mut(name)) {
+            view.presence.fold(event);
+            view.lost = view.presence.is_away();
+        }
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
@@ -251,12 +263,6 @@ impl Facts {
         match fact {
             Fact::NodeJoined(joined) => self.fold_joined(event, joined),
             Fact::NodeInventory(inventory) => self.fold_inventory(sequence, event, inventory, now),
-            Fact::NodeLost(_) => {
-                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
-                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
-                    node.lost = true;
-                }
-            }
             Fact::DesiredChanged(desired) => {
                 if let Some(instance) = instance {
                     self.note_generation(&instance, desired.generation);

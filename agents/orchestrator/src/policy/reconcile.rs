@@ -179,6 +179,7 @@ impl State {
             chakra_hook: blueprint.chakra_hooks.get(&part.spec.chakra).cloned(),
             escalation_hook: blueprint.escalation_hook.clone(),
             known_errors: blueprint.known_errors.clone(),
+            chakra_threshold: part.chakra_threshold,
         };
         let moved = record.is_some_and(|r| r.node_epoch != place.epoch || r.node != place.node);
         desired.generation = self.generation(plan, instance, &desired, record);

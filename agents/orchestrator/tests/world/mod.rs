@@ -39,7 +39,7 @@ pub(crate) fn blueprint(stack: &str, profile: &str, components: &[&str]) -> Blue
             ..Default::default()
         };
         let spec_hash = sha256_hex(format!("{spec:?}").as_bytes());
-        parts.insert(name, Part { rank, wave: rank, spec, spec_hash });
+        parts.insert(name, Part { rank, wave: rank, spec, spec_hash, chakra_threshold: 0.9 });
     }
     let revision = sha256_hex(format!("{stack}{components:?}").as_bytes());
     Blueprint {

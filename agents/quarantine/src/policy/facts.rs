@@ -11,6 +11,7 @@ use razar_bus_schema::{
     event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
+    presence::{self, Presence},
     trace::Context,
     v1::{self, InstanceState, event::Fact},
 };
@@ -27,6 +28,8 @@ const COMMANDS_MAX: usize = 4096;
 pub(super) struct NodeView {
     epoch: String,
     lost: bool,
+    /// By which event it is so.
+    presence: Presence,
     /// Bucket epoch that its newest inventory answers; `None`: none in this journal.
     pub(super) inventory_of: Option<String>,
     /// Quarantine records on its disk.
@@ -133,6 +136,7 @@ impl Facts {
         } else if is_ours(event) && !self.note_told(&event.id, sequence) {
             return;
         }
+        self.note_presence(event);
         if let Some(fact) = &event.fact {
             self.fold(sequence, event, fact, now);
         }
@@ -157,12 +161,19 @@ impl Facts {
             return;
         }
         let view = self.nodes.entry(node.to_owned()).or_default();
-        view.lost = false;
         if view.epoch != epoch {
             let known = !view.epoch.is_empty();
-            *view = NodeView { epoch: epoch.to_owned(), ..NodeView::default() };
+            *view = NodeView { epoch: epoch.to_owned(), presence: view.presence.clone(), ..NodeView::default() };
             // With a new journal a node has ended what it ran by the old one, whether or not it could tell.
             self.views.values_mut().filter(|v| known && v.node == node).for_each(View::ended);
+        }
+    }
+
+    /// Whether the node that an event is about counts as lost.
+    fn note_presence(&mut self, event: &v1::Event) {
+        if let Some(view) = presence::node_of(event).and_then(|name| self.nodes.get_mut(name)) {
+            view.presence.fold(event);
+            view.lost = view.presence.is_away();
         }
     }
 
@@ -180,12 +191,6 @@ impl Facts {
         }
         match (fact, instance) {
             (Fact::NodeInventory(inventory), _) => self.fold_inventory(sequence, event, inventory, now),
-            (Fact::NodeLost(_), _) => {
-                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
-                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
-                    node.lost = true;
-                }
-            }
             (Fact::OperatorCommand(told), _) if is_ours(event) => self.fold_command(event, told, now),
             (Fact::RecoveryFailed(failed), Some(instance)) => self.fold_recovery_failed(instance, event, failed),
             (Fact::Quarantined(told), Some(instance)) if is_ours(event) => self.keep_last(instance, event, told.issue_type == MANUAL),

@@ -39,6 +39,8 @@ pub(super) struct Asked<'a> {
     pub(super) attempt: u32,
     pub(super) replaces: Incarnation,
     pub(super) evidence: Vec<String>,
+    /// It rests on a missing sign; how often life had been shown before.
+    pub(super) silent: Option<u64>,
     pub(super) backoff: Duration,
     pub(super) limit: Duration,
     pub(super) why: String,
@@ -84,7 +86,11 @@ impl State {
             rung: asked.rung.to_owned(),
             attempt: asked.attempt,
             replaces: Some(asked.replaces.into()),
-            evidence: Some(v1::OrderEvidence { event_ids: asked.evidence, ..Default::default() }),
+            evidence: Some(v1::OrderEvidence {
+                missing_sign: asked.silent.is_some(),
+                signs_of_life: asked.silent.unwrap_or_default(),
+                event_ids: asked.evidence,
+            }),
             backoff: (!asked.backoff.is_zero()).then(|| time::duration(asked.backoff)),
             clear_state: asked.rung == super::rungs::CLEAR_STATE || asked.rung == super::rungs::DEPENDENCIES,
             hold_dependents: Some(time::duration(hold)),

@@ -10,6 +10,7 @@ use razar_bus_schema::{
     event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
     places::{Places, Sight},
+    presence::{self, Presence},
     v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
 };
 
@@ -64,6 +65,8 @@ pub struct View {
     pub started_by: String,
     /// Id of the event since which it serves without a break; empty: not known.
     pub served_by: String,
+    /// Id of the event that changed its state, or ended an incident of it, last; a verdict on its silence names it, or is void.
+    pub changed_by: String,
     /// Ready since when, monotonic, by receipt.
     pub ready_since: Option<Duration>,
     /// When that was, by its node's clock.
@@ -100,6 +103,7 @@ impl Default for View {
             chakra: String::new(),
             started_by: String::new(),
             served_by: String::new(),
+            changed_by: String::new(),
             ready_since: None,
             ready_at: None,
             failed: None,
@@ -156,6 +160,9 @@ impl View {
 
     fn enter(&mut self, state: InstanceState, event: &v1::Event, now: Now) {
         let served = self.serves();
+        if self.state != state {
+            self.changed_by.clone_from(&event.id);
+        }
         self.state = state;
         if !self.serves() {
             (self.ready_since, self.ready_at) = (None, None);
@@ -199,6 +206,8 @@ struct ChakraView {
 pub struct NodeView {
     /// Lost, by the watchdog's verdict.
     pub lost: bool,
+    /// By which event it is so.
+    pub presence: Presence,
     /// When it was seen again after that, monotonic: what waits for it counts from then.
     pub back_since: Duration,
 }
@@ -226,7 +235,10 @@ impl Facts {
     /// the snapshot alone. The whole stream is folded over it.
     pub(super) fn seed(&mut self, snapshot: &v1::Observed) {
         for node in snapshot.nodes.iter().take(ENTITIES_MAX) {
-            self.nodes.insert(node.name.clone(), NodeView { lost: node.lost, ..NodeView::default() });
+            self.nodes.insert(
+                node.name.clone(),
+                NodeView { lost: node.lost, presence: Presence::restore(&node.presence_by, node.lost), ..NodeView::default() },
+            );
         }
         for component in snapshot.components.iter().take(ENTITIES_MAX) {
             let Some(instance) = component.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
@@ -257,7 +269,7 @@ impl Facts {
             if matches!(places.see(&place.epoch, place.sequence, joins), Sight::Again | Sight::Former) {
                 return;
             }
-            self.seen_again(&place.node, now);
+            self.known_node(&place.node);
         } else if !event.id.is_empty() && !self.note_told(event) {
             return;
         }
@@ -267,14 +279,9 @@ impl Facts {
             return;
         }
         self.escalations.fold(event, instance.as_ref().and_then(|i| self.views.get_mut(i)), stored);
+        self.note_presence(event, now);
         match &event.fact {
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(event, inventory, now),
-            Some(Fact::NodeLost(_)) => {
-                let cause = event.incident.as_ref().map_or("", |i| i.mesh_cause.as_str());
-                if let Some(node) = cause.strip_prefix("node_lost:").and_then(|n| self.nodes.get_mut(n)) {
-                    node.lost = true;
-                }
-            }
             Some(Fact::MissionCompleted(completed)) => self.fold_boot(completed),
             Some(Fact::BrakeEngaged(_)) => self.brake = Some(Brake { id: event.id.clone(), since: now.mono }),
             Some(Fact::BrakeReleased(_)) => self.brake = None,
@@ -298,6 +305,9 @@ impl Facts {
                 if self.views.len() < ENTITIES_MAX || self.views.contains_key(&instance) {
                     let live = self.caught_up;
                     let view = self.views.entry(instance.clone()).or_default();
+                    if silence(fact, event) && !view.changed_by.is_empty() && event.cause_id != view.changed_by {
+                        return;
+                    }
                     fold_instance(view, event, fact, stored, now);
                     fold_incident(view, &instance, event, fact);
                     fold_end(view, &instance, event, fact, &End { limits, stored, live, now });
@@ -351,12 +361,17 @@ impl Facts {
         true
     }
 
-    fn seen_again(&mut self, node: &str, now: Now) {
-        if self.nodes.len() >= ENTITIES_MAX && !self.nodes.contains_key(node) {
-            return;
+    fn known_node(&mut self, node: &str) {
+        if self.nodes.len() < ENTITIES_MAX {
+            self.nodes.entry(node.to_owned()).or_default();
         }
-        let view = self.nodes.entry(node.to_owned()).or_default();
-        if std::mem::take(&mut view.lost) {
+    }
+
+    /// Whether the node that an event is about counts as lost.
+    fn note_presence(&mut self, event: &v1::Event, now: Now) {
+        let Some(view) = presence::node_of(event).and_then(|name| self.nodes.get_mut(name)) else { return };
+        view.presence.fold(event);
+        if std::mem::replace(&mut view.lost, view.presence.is_away()) && !view.lost {
             view.back_since = now.mono;
         }
     }
@@ -382,6 +397,7 @@ impl Facts {
                 view.incarnation = told;
                 view.started_by.clone_from(&event.id);
                 view.enter(item.state(), event, now);
+                view.changed_by.clone_from(&event.id);
             }
             if told >= view.incarnation {
                 view.node = event.source.as_ref().map(|s| s.id.clone()).unwrap_or_default();
@@ -448,6 +464,11 @@ fn is_a_nodes(event: &v1::Event) -> bool {
     event.source.as_ref().is_some_and(|s| s.kind == "node")
 }
 
+/// A verdict on silence: not of the node, which would have acted on it.
+fn silence(fact: &Fact, event: &v1::Event) -> bool {
+    matches!(fact, Fact::ComponentUnresponsive(_)) && !is_a_nodes(event)
+}
+
 fn told_incarnation(event: &v1::Event) -> Option<Incarnation> {
     event.incarnation.as_ref().map(Incarnation::from)
 }
@@ -461,6 +482,7 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         if is_a_nodes(event) {
             if told > view.incarnation {
                 view.started_by.clone_from(&event.id);
+                view.changed_by.clone_from(&event.id);
             }
             view.incarnation = told;
         }
@@ -477,6 +499,7 @@ fn fold_instance(view: &mut View, event: &v1::Event, fact: &Fact, stored: System
         }
     }
     match fact {
+        Fact::IncidentWithdrawn(_) | Fact::Recovered(_) => view.changed_by.clone_from(&event.id),
         Fact::ComponentBlocked(blocked) => view.blocked = !blocked.by.is_empty(),
         Fact::ComponentStarted(_) | Fact::ComponentStopped(_) => view.blocked = false,
         Fact::ComponentFailed(failed) => {
@@ -533,6 +556,8 @@ fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Event, fact: 
     }
     let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
     match fact {
+        Fact::LimitExceeded(_) => known.over = true,
+        Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent = Some(known.id.signs_of_life),
         Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
         Fact::RungTried(tried) => known.try_told(tried),
         Fact::RecoveryFailed(_) => known.given_up = true,

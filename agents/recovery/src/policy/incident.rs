@@ -48,6 +48,10 @@ pub struct IncidentFacts {
     pub given_up: bool,
     /// It is one of many local recoveries, not of a component that its node gave up.
     pub flapping: bool,
+    /// It is of one over its limits that is to be replaced for that.
+    pub over: bool,
+    /// It is of one that does not beat, by the watchdog's verdict: how often it had shown life before.
+    pub silent: Option<u64>,
     /// Rung that cured the flapping before; the ladder goes on after it.
     pub after: Option<String>,
 }
@@ -66,6 +70,8 @@ impl IncidentFacts {
             closed: None,
             given_up: false,
             flapping: false,
+            over: false,
+            silent: None,
             after: None,
         }
     }

@@ -102,7 +102,9 @@ impl State {
         let Some(incident) = view.incident.as_ref().filter(|i| i.is_open()) else { return Step::Wait(None) };
         let Some((desired, spec)) = self.desired(instance) else { return Step::Wait(None) };
         let current = desired.mode() == RunMode::Run && desired.generation <= view.incarnation.generation;
-        let fails = view.is_to_heal() || incident.flapping;
+        // Lives that the watchdog wants replaced: they do not beat, or stay over their limits.
+        let judged = (incident.silent.is_some() || incident.over) && view.incarnation == incident.id.incarnation && view.lives();
+        let fails = view.is_to_heal() || incident.flapping || judged;
         if !current || !fails || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
             return Step::Wait(None);
         }
@@ -110,7 +112,8 @@ impl State {
             return Step::Wait(Some(view.cooldown_until));
         }
         let at = Standing { instance, view, incident, desired, spec };
-        let rung = self.next_rung(at, now);
+        // Whatever its ladder is: a first replacement of one that lives takes the place of its node's own restart.
+        let rung = if judged && incident.tried.is_empty() { RESTART.to_owned() } else { self.next_rung(at, now) };
         self.climb(at, &rung, now)
     }
 
@@ -155,7 +158,9 @@ impl State {
         let failure = view.failed.as_ref().filter(|f| f.incarnation >= incident.id.incarnation).map(|f| f.id.clone());
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
-        let backoff = if rung == RESTART { backoff(&incident.id, attempt) } else { Duration::ZERO };
+        let silent = incident.silent.filter(|_| view.incarnation == incident.id.incarnation && attempt == 1);
+        let at_once = silent.is_some() || incident.over && attempt == 1;
+        let backoff = if rung == RESTART && !at_once { backoff(&incident.id, attempt) } else { Duration::ZERO };
         let what = match rung {
             RESTART => format!("restart in {:.2}s", backoff.as_secs_f64()),
             CLEAR_STATE => "clear its state and start it".to_owned(),
@@ -164,7 +169,7 @@ impl State {
         };
         let why = format!("{what}, try {attempt} of {}{}", incident.id, known(view));
         let (replaces, limit) = (view.incarnation, self.limit(desired, spec, rung));
-        let asked = Asked { instance, incident: &incident.id, rung, attempt, replaces, evidence, backoff, limit, why };
+        let asked = Asked { instance, incident: &incident.id, rung, attempt, replaces, evidence, silent, backoff, limit, why };
         Step::Order(self.order(asked, now.wall))
     }
 

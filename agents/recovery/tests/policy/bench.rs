@@ -285,6 +285,11 @@ impl Bench {
         self.open.remove(name);
     }
 
+    /// The node has this incident open.
+    pub(crate) fn open(&mut self, name: &str, incident: &str) {
+        self.open.insert(name.to_owned(), incident.to_owned());
+    }
+
     pub(crate) fn local_recovery(&mut self, name: &str, start: u64) {
         self.exited(name, &format!("1.{start}"));
         let next = format!("1.{}", start + 1);
@@ -368,6 +373,35 @@ impl Bench {
     }
 
     /// The watchdog's verdict on the node.
+    /// The watchdog's verdict that `name` does not beat and hangs; `cause` is the change of its state that it goes by.
+    pub(crate) fn silent(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str) {
+        self.judged(name, incarnation, signs, cause, Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+    }
+
+    /// A verdict of the watchdog's on `name`, in an incident.
+    pub(crate) fn judged(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str, fact: Fact) {
+        let incident = Incident { instance: id(name), incarnation: inc(incarnation), signs_of_life: signs };
+        let event = v1::Event {
+            id: format!("a:watchdog:{}:{name}.0:{incarnation}:{cause}", fact.kind()),
+            kind: fact.kind().to_owned(),
+            source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "w1".to_owned() }),
+            chakra: "heart".to_owned(),
+            instance: Some((&id(name)).into()),
+            incarnation: Some(inc(incarnation).into()),
+            incident: Some((&incident).into()),
+            cause_id: cause.to_owned(),
+            fact: Some(fact),
+            ..Default::default()
+        };
+        self.store(&event);
+        self.turn();
+    }
+
+    /// Id of the node's newest event.
+    pub(crate) fn newest(&self) -> String {
+        node_event_id("a", "e1", self.journal)
+    }
+
     pub(crate) fn lose_node(&mut self) {
         let fact = Fact::NodeLost(v1::NodeLost::default());
         let incident = v1::IncidentId { mesh_cause: "node_lost:a".to_owned(), ..Default::default() };

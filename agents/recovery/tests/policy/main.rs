@@ -8,3 +8,4 @@ mod escalations;
 mod rules;
 mod rungs;
 mod sequences;
+mod silent;

@@ -123,6 +123,7 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
         }
         Fact::ComponentDegraded(degraded) => component.degraded = degraded_text(degraded),
         Fact::LimitExceeded(limit) => component.degraded = format!("{} {} over its limit {}", limit.resource, limit.used, limit.limit),
+        Fact::LimitRestored(_) => component.degraded.clear(),
         Fact::ComponentBlocked(blocked) => {
             component.blocked_by.clone_from(&blocked.by);
             if !lives(component.state()) {

@@ -2,35 +2,48 @@
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance, is_name},
+    presence::{Presence, Turn, node_of},
     v1::{self, InstanceState, event::Fact},
 };
 
 use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, Folded, Key, MISSIONS_KEPT, Projection, instance_of, mission_id};
 
 impl Projection {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
     pub(super) fn fold_node(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
-        let Some(name) = node_name(event, fact).filter(|name| is_name(name)) else { return Folded::Incomplete };
+        let Some(name) = node_of(event).filter(|name| is_name(name)).map(str::to_owned) else { return Folded::Incomplete };
         if !self.nodes.contains_key(&name) && self.nodes.len() >= ENTITIES_MAX {
             return Folded::Incomplete;
+        }
+        if self.fold_presence(sequence, event, &name) == Turn::Void {
+            return Folded::Stale;
         }
         let node = self.nodes.entry(name.clone()).or_default();
         node.name.clone_from(&name);
         node.last_sequence = sequence;
-        match fact {
-            Fact::NodeJoined(joined) => {
-                node.joined = Some(joined.clone());
-                node.joined_at = event.time;
-                node.lost = false;
-            }
-            Fact::NodeLost(_) => node.lost = true,
-            _ => node.lost = false,
+        if let Fact::NodeJoined(joined) = fact {
+            node.joined = Some(joined.clone());
+            node.joined_at = event.time;
         }
         self.dirty.insert(Key::Node(name.clone()));
         if let Fact::NodeInventory(inventory) = fact {
             self.fold_inventory(sequence, event, &name, inventory);
         }
         Folded::Applied
+    }
+
+    /// Whether the node counts as lost, which whatever it tells ends. Of one that is not known nothing is noted.
+    pub(super) fn fold_presence(&mut self, sequence: u64, event: &v1::Event, name: &str) -> Turn {
+        let known = self.nodes.get(name);
+        let mut presence = known.map_or_else(Presence::default, |n| Presence::restore(&n.presence_by, n.lost));
+        let turn = presence.fold(event);
+        if matches!(turn, Turn::Away | Turn::Here) {
+            let node = self.nodes.entry(name.to_owned()).or_default();
+            node.lost = presence.is_away();
+            presence.by().clone_into(&mut node.presence_by);
+            node.last_sequence = sequence;
+            self.dirty.insert(Key::Node(name.to_owned()));
+        }
+        turn
     }
 
     /// What the node holds corrects what was missed; what is known alike keeps its time.
@@ -60,18 +73,28 @@ impl Projection {
         match fact {
             Fact::AgentStarted(started) if is_name(&started.kind) && is_name(&started.id) => {
                 let key = (started.kind.clone(), started.id.clone());
-                let agent =
-                    v1::ObservedAgent { started: Some(started.clone()), started_at: event.time, down: false, last_sequence: sequence };
+                let agent = v1::ObservedAgent {
+                    started: Some(started.clone()),
+                    started_at: event.time,
+                    down: false,
+                    last_sequence: sequence,
+                    presence_by: event.id.clone(),
+                };
                 self.agents.insert(key, agent);
                 self.dirty.insert(Key::Agent(started.kind.clone(), started.id.clone()));
                 self.prune_agents(&started.kind);
                 Folded::Applied
             }
-            Fact::AgentDown(down) => {
-                let Some(agent) = self.agents.get_mut(&(down.kind.clone(), down.id.clone())) else { return Folded::Stale };
-                agent.down = true;
+            Fact::AgentDown(v1::AgentDown { kind, id, .. }) | Fact::AgentReturned(v1::AgentReturned { kind, id, .. }) => {
+                let Some(agent) = self.agents.get_mut(&(kind.clone(), id.clone())) else { return Folded::Stale };
+                let mut presence = Presence::restore(&agent.presence_by, agent.down);
+                if presence.fold(event) == Turn::Void {
+                    return Folded::Stale;
+                }
+                agent.down = presence.is_away();
+                presence.by().clone_into(&mut agent.presence_by);
                 agent.last_sequence = sequence;
-                self.dirty.insert(Key::Agent(down.kind.clone(), down.id.clone()));
+                self.dirty.insert(Key::Agent(kind.clone(), id.clone()));
                 Folded::Applied
             }
             _ => Folded::Incomplete,
@@ -87,6 +110,22 @@ impl Projection {
             self.agents.remove(&key);
             self.dirty.insert(Key::Agent(key.0, key.1));
         }
+    }
+
+    /// A chakra that is down has a record; one that is well has none.
+    pub(super) fn fold_chakra(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
+        if !is_name(&event.chakra) || (self.chakras.len() >= ENTITIES_MAX && !self.chakras.contains_key(&event.chakra)) {
+            return Folded::Incomplete;
+        }
+        if let Fact::ChakraDown(down) = fact {
+            let name = event.chakra.clone();
+            let chakra = v1::ObservedChakra { name: name.clone(), down: Some(down.clone()), down_at: event.time, last_sequence: sequence };
+            self.chakras.insert(name, chakra);
+        } else {
+            self.chakras.remove(&event.chakra);
+        }
+        self.dirty.insert(Key::Chakra(event.chakra.clone()));
+        Folded::Applied
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
@@ -138,16 +177,6 @@ impl Projection {
             self.dirty.insert(Key::Component(instance));
         }
     }
-}
-
-/// Node that a fact is about: the one that speaks, or, in a verdict of the watchdog, the one named by the incident's cause.
-fn node_name(event: &v1::Event, fact: &Fact) -> Option<String> {
-    let source = event.source.as_ref()?;
-    if source.kind == "node" {
-        return Some(source.id.clone());
-    }
-    let Fact::NodeLost(_) = fact else { return None };
-    event.incident.as_ref()?.mesh_cause.strip_prefix("node_lost:").map(str::to_owned)
 }
 
 /// Whether a process lives in this state, or is about to.

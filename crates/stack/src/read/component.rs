@@ -159,6 +159,7 @@ fn resources(r: &mut Reader<'_>, node: &Node) -> Option<Resources> {
         memory: f.get(r, "memory", Reader::size),
         cpu: f.get(r, "cpu", Reader::cores),
         open_files: f.get(r, "open_files", |r, n| r.number(n, 1, COUNT_MAX)),
+        restart: f.get(r, "restart", Reader::flag),
     };
     f.end(r, &[("mem", "memory"), ("rss", "memory"), ("cpus", "cpu"), ("nofile", "open_files")]);
     Some(out)

@@ -355,32 +355,6 @@ fn starts_up(b: &mut Bench) {
 }
 
 #[test]
-fn a_beat_that_was_waited_for_is_not_slow() {
-    use super::super::probing::{Answer, Role};
-    use razar_bus_schema::v1::probe::Check;
-    let mut api = component("api", &[]);
-    api.liveness = Some(v1::Probe { check: Some(Check::Heartbeat(v1::HeartbeatCheck::default())), ..Default::default() });
-    let mut b = Bench::running(&[api]);
-    b.ready("api");
-    b.take();
-    b.pass(SECOND);
-    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
-    b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "beat 1".into() });
-    b.pass(SECOND);
-    let input = Input::Probed {
-        instance: id("api"),
-        incarnation,
-        role: Role::Liveness,
-        answer: Answer::Failed,
-        detail: "no sign of life".into(),
-        took: SECOND,
-        window: None,
-    };
-    b.input(input);
-    assert_eq!(b.take(), Vec::<String>::new());
-}
-
-#[test]
 fn an_end_that_was_acted_on_is_told_again_and_not_acted_on_again() {
     let mut migrate = component("migrate", &[]);
     (migrate.one_shot, migrate.readiness, migrate.liveness) = (true, None, None);
@@ -441,24 +415,6 @@ fn a_floor_of_starts_outlives_the_life_of_the_agent_that_found_it() {
     b.restart_agent(&[]);
     b.ready("db");
     assert_eq!(b.incarnation("api"), "2.1025", "2.1 may have been used before the power was cut");
-}
-
-#[test]
-fn who_stops_beating_is_found_however_long_it_beat_before() {
-    use super::super::probing::Role;
-    use razar_bus_schema::v1::probe::Check;
-    let mut api = component("api", &[]);
-    api.liveness = Some(v1::Probe { check: Some(Check::Heartbeat(v1::HeartbeatCheck::default())), ..Default::default() });
-    let mut b = Bench::running(&[api]);
-    b.ready("api");
-    b.pass(SECOND);
-    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
-    b.input(Input::Sign { instance: id("api"), incarnation, role: Role::Liveness, detail: "beat 1".into() });
-    b.take();
-    for _ in 0..4 {
-        b.silence("api", 'S');
-    }
-    assert!(b.take().contains(&"kill api@1.1".to_owned()), "the first window had a beat, three had none");
 }
 
 /// A mesh of two: a broker, and a one-shot that makes its stores.

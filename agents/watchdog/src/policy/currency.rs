@@ -1,0 +1,228 @@
+//! Whether this observer is current: connected, on time, and hearing what the broker hears. Silence counts only since it is, and only up to
+//! the newest echo of its own that came back: a message sent on the same way as every beat, so that what the broker had before it has
+//! been heard. Pure.
+
+use std::time::Duration;
+
+/// Time between two echoes: what is noticed of a broker that stands is noticed after this and a limit below.
+const ECHO_EVERY: Duration = Duration::from_millis(100);
+/// An echo that is not back by then was lost with its connection.
+const ECHO_LOST: Duration = Duration::from_secs(3);
+/// Lateness of the own loop, or of an echo, that voids the silence of those who beat faster than [`FINE_BELOW`].
+const FINE_MAX: Duration = Duration::from_millis(100);
+/// The same for all others: half of a beat.
+const ROUGH_MAX: Duration = Duration::from_millis(500);
+/// Beats that come faster than this are fine ones.
+const FINE_BELOW: Duration = Duration::from_millis(1000);
+/// Time that the others have to find the broker again after this one has: the longest pause between two tries of a client, and a half.
+const REJOIN: Duration = Duration::from_secs(3);
+/// The longest time between two turns of the loop while nothing happens; more is lateness.
+pub const TURN_MAX: Duration = Duration::from_millis(50);
+
+/// The observer's own state.
+#[derive(Debug, Clone, Default)]
+pub struct Currency {
+    up_at: Option<Duration>,
+    turned: Option<Duration>,
+    fine: Option<Duration>,
+    rough: Option<Duration>,
+    echo: Option<(u64, Duration)>,
+    sent_at: Option<Duration>,
+    number: u64,
+    proven: Option<Duration>,
+    wanted: bool,
+    interruptions: u64,
+}
+
+impl Currency {
+    /// The connection came up. The others come back within [`REJOIN`], and are not silent meanwhile.
+    pub fn connected(&mut self, now: Duration) {
+        self.disconnected();
+        self.up_at = Some(now);
+    }
+
+    /// The connection was lost.
+    pub fn disconnected(&mut self) {
+        if self.up_at.take().is_some() {
+            self.interruptions += 1;
+        }
+        (self.fine, self.rough, self.echo, self.sent_at, self.proven) = (None, None, None, None, None);
+    }
+
+    /// Messages were dropped, or something else went unheard until now.
+    pub fn missed(&mut self, now: Duration) {
+        self.interrupted(Duration::MAX, now);
+    }
+
+    /// The loop turns. How late it does is how long nothing was heard.
+    pub fn turned(&mut self, now: Duration) {
+        let late = self.turned.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before).saturating_sub(TURN_MAX));
+        self.interrupted(late, now);
+        if let Some((_, sent)) = self.echo {
+            let waited = now.saturating_sub(sent);
+            if waited > FINE_MAX {
+                self.fine = None;
+            }
+            if waited > ROUGH_MAX && self.rough.take().is_some() {
+                self.interruptions += 1;
+            }
+        }
+    }
+
+    /// Echo `number` came back.
+    pub fn echoed(&mut self, number: u64, now: Duration) {
+        let Some((_, sent)) = self.echo.take_if(|(outstanding, _)| *outstanding == number) else { return };
+        self.interrupted(now.saturating_sub(sent), now);
+        let joined = self.up_at.map_or(now, |at| if self.proven.is_none() { at + REJOIN } else { now }).max(now);
+        self.fine.get_or_insert(joined);
+        self.rough.get_or_insert(joined);
+        self.proven = Some(sent);
+    }
+
+    fn interrupted(&mut self, lasted: Duration, now: Duration) {
+        if lasted > FINE_MAX {
+            self.fine = self.fine.map(|since| since.max(now));
+        }
+        if lasted > ROUGH_MAX {
+            self.interruptions += 1;
+            self.rough = self.rough.map(|since| since.max(now));
+        }
+    }
+
+    /// Since when the observer of beats of this interval is current; `None`: it is not.
+    #[must_use]
+    pub fn since(&self, interval: Duration) -> Option<Duration> {
+        if interval < FINE_BELOW { self.fine } else { self.rough }
+    }
+
+    /// Up to when everything that the broker had is heard.
+    #[must_use]
+    pub const fn proven(&self) -> Option<Duration> {
+        self.proven
+    }
+
+    /// A verdict waits for a newer proof.
+    pub fn want_proof(&mut self) {
+        self.wanted = true;
+    }
+
+    /// The echo to be sent now, if one is due.
+    pub fn due_echo(&mut self, now: Duration) -> Option<u64> {
+        self.up_at?;
+        if self.echo.is_some_and(|(_, sent)| now.saturating_sub(sent) < ECHO_LOST) {
+            return None;
+        }
+        let due = self.sent_at.is_none_or(|sent| now.saturating_sub(sent) >= ECHO_EVERY);
+        if !due && !self.wanted {
+            return None;
+        }
+        if self.echo.is_some() {
+            (self.fine, self.rough) = (None, None);
+        }
+        self.wanted = false;
+        self.number += 1;
+        (self.echo, self.sent_at) = (Some((self.number, now)), Some(now));
+        Some(self.number)
+    }
+
+    /// How often silence had to be counted anew.
+    #[must_use]
+    pub const fn interruptions(&self) -> u64 {
+        self.interruptions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEAT: Duration = Duration::from_secs(1);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Turns every 20 ms from `from` to `to`; each echo is back after `trip`, the last at the end.
+    fn run(c: &mut Currency, from: u64, to: u64, trip: u64) {
+        let mut back: Vec<(u64, u64)> = Vec::new();
+        for at in (from..=to).step_by(20) {
+            let due = back.extract_if(.., |(when, _)| *when <= at).collect::<Vec<_>>();
+            due.into_iter().for_each(|(_, n)| c.echoed(n, ms(at)));
+            c.turned(ms(at));
+            if let Some(n) = c.due_echo(ms(at)) {
+                back.push((at + trip, n));
+            }
+        }
+        back.into_iter().for_each(|(_, n)| c.echoed(n, ms(to)));
+    }
+
+    fn current() -> Currency {
+        let mut c = Currency::default();
+        c.connected(ms(0));
+        run(&mut c, 0, 10_000, 20);
+        c
+    }
+
+    #[test]
+    fn others_have_time_to_come_back_after_a_connection() {
+        let mut c = current();
+        assert_eq!(c.since(BEAT), Some(REJOIN));
+        assert!(c.proven() >= Some(ms(9_800)), "{:?}", c.proven());
+        c.disconnected();
+        assert_eq!((c.since(BEAT), c.proven()), (None, None));
+        c.connected(ms(12_000));
+        run(&mut c, 12_000, 13_000, 20);
+        assert_eq!(c.since(BEAT), Some(ms(12_000) + REJOIN));
+    }
+
+    #[test]
+    fn a_late_loop_counts_anew() {
+        let mut c = current();
+        run(&mut c, 10_160, 10_300, 20);
+        assert_eq!(c.since(BEAT), Some(REJOIN), "a tenth of a second is borne");
+        assert!(c.since(ms(100)) >= Some(ms(10_160)), "not by those who beat ten times a second");
+        run(&mut c, 11_200, 11_400, 20);
+        assert_eq!(c.since(BEAT), Some(ms(11_200)));
+    }
+
+    #[test]
+    fn a_broker_that_stands_suspends_and_counts_anew() {
+        let mut c = current();
+        let n = c.due_echo(ms(10_150)).unwrap();
+        for at in (10_150..14_000).step_by(20) {
+            c.turned(ms(at));
+        }
+        assert_eq!(c.since(BEAT), None, "while its echo is out");
+        c.echoed(n, ms(14_000));
+        assert_eq!(c.since(BEAT), Some(ms(14_000)));
+        assert_eq!(c.proven(), Some(ms(10_150)), "what it proves ends where it was sent");
+    }
+
+    #[test]
+    fn a_lost_echo_is_sent_again_and_an_old_one_proves_nothing() {
+        let mut c = current();
+        let n = c.due_echo(ms(10_150)).unwrap();
+        assert_eq!(c.due_echo(ms(13_000)), None);
+        let next = c.due_echo(ms(13_200)).unwrap();
+        c.turned(ms(13_200));
+        c.echoed(n, ms(13_210));
+        assert_eq!(c.since(BEAT), None);
+        c.echoed(next, ms(13_220));
+        assert_eq!(c.since(BEAT), Some(ms(13_220)));
+    }
+
+    #[test]
+    fn what_was_dropped_counts_anew_for_all() {
+        let mut c = current();
+        c.missed(ms(10_010));
+        assert_eq!((c.since(BEAT), c.since(ms(100))), (Some(ms(10_010)), Some(ms(10_010))));
+    }
+
+    #[test]
+    fn a_wanted_proof_is_sent_at_once() {
+        let mut c = current();
+        assert_eq!(c.due_echo(ms(10_010)), None);
+        c.want_proof();
+        assert!(c.due_echo(ms(10_010)).is_some());
+    }
+}

@@ -1,0 +1,121 @@
+//! Instances that beat.
+
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, event::Fact},
+};
+
+use crate::world::{World, ms};
+
+fn beating(every: u64) -> (World, Instance) {
+    let mut w = World::new(1);
+    w.node("a");
+    let db = w.beating("db", ms(every));
+    w.pass(ms(8_000));
+    assert_eq!(w.told(), [""; 0]);
+    (w, db)
+}
+
+fn hung(incarnation: Incarnation, signs: u64) -> v1::SilenceReply {
+    let evidence = v1::HangEvidence { window: v1::HangWindow::Stopped.into(), windows: 1, ..Default::default() };
+    v1::SilenceReply { incarnation: Some(incarnation.into()), signs_of_life: signs, hung: true, evidence: Some(evidence) }
+}
+
+#[test]
+fn one_that_does_not_beat_and_hangs_by_its_nodes_view_is_unresponsive() {
+    let (mut w, db) = beating(1_000);
+    w.beater("db").silent = true;
+    w.looks.insert(db.clone(), v1::SilenceReply { hung: false, ..hung(Incarnation::new(1, 1), 0) });
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), [""; 0], "missing beats alone are no evidence");
+    w.looks.insert(db.clone(), hung(Incarnation::new(1, 1), 2));
+    w.pass(ms(1_100));
+    let event = w.only("component_unresponsive");
+    let ready = w.stream.iter().find(|e| e.kind == "component_ready").unwrap();
+    assert_eq!((&event.cause_id, event.incarnation), (&ready.id, Some(v1::Incarnation { generation: 1, start: 1 })));
+    assert_eq!(event.incident.as_ref().unwrap().signs_of_life, 2, "its incident is as its node would name it");
+    let Some(Fact::ComponentUnresponsive(fact)) = &event.fact else { panic!() };
+    assert_eq!(fact.evidence.as_ref().unwrap().window(), v1::HangWindow::Stopped);
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), ["component_unresponsive"], "once");
+}
+
+#[test]
+fn a_tenth_of_a_second_is_kept_where_it_is_asked_for() {
+    let (mut w, db) = beating(100);
+    w.looks.insert(db, hung(Incarnation::new(1, 1), 0));
+    w.beater("db").silent = true;
+    w.pass(ms(450));
+    assert_eq!(w.told(), ["component_unresponsive"]);
+}
+
+#[test]
+fn a_nodes_view_of_another_incarnation_says_nothing() {
+    let (mut w, db) = beating(1_000);
+    w.beater("db").silent = true;
+    w.looks.insert(db, hung(Incarnation::new(1, 2), 0));
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), [""; 0]);
+}
+
+#[test]
+fn a_sign_given_meanwhile_voids_what_the_node_saw() {
+    let (mut w, db) = beating(1_000);
+    w.beater("db").silent = true;
+    w.pass(ms(4_500));
+    w.beater("db").silent = false;
+    w.pass(ms(1_000));
+    w.looks.insert(db, hung(Incarnation::new(1, 1), 0));
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), [""; 0]);
+}
+
+#[test]
+fn a_new_incarnation_is_heard_from_when_it_is_ready() {
+    let (mut w, db) = beating(1_000);
+    w.looks.insert(db.clone(), hung(Incarnation::new(1, 2), 0));
+    w.beater("db").silent = true;
+    w.exits(&db, Incarnation::new(1, 1));
+    w.pass(ms(10_000));
+    assert_eq!(w.told().iter().filter(|k| **k == "component_unresponsive").count(), 0, "who does not live does not beat");
+    w.ready(&db, Incarnation::new(1, 2));
+    w.pass(ms(2_900));
+    assert!(!w.told().contains(&"component_unresponsive"));
+    w.pass(ms(1_000));
+    assert!(w.told().contains(&"component_unresponsive"));
+}
+
+#[test]
+fn beats_of_a_former_incarnation_are_none() {
+    let (mut w, db) = beating(1_000);
+    w.ready(&db, Incarnation::new(1, 2));
+    w.looks.insert(db, hung(Incarnation::new(1, 2), 0));
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), ["component_unresponsive"]);
+}
+
+#[test]
+fn nothing_is_said_of_what_is_on_a_lost_node() {
+    let (mut w, db) = beating(1_000);
+    w.looks.insert(db, hung(Incarnation::new(1, 1), 0));
+    w.answering.clear();
+    w.beater("a").silent = true;
+    w.pass(ms(600));
+    w.beater("db").silent = true;
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), ["node_lost"]);
+}
+
+#[test]
+fn what_is_withdrawn_may_be_judged_anew() {
+    let (mut w, db) = beating(1_000);
+    w.looks.insert(db.clone(), hung(Incarnation::new(1, 1), 0));
+    w.beater("db").silent = true;
+    w.pass(ms(5_000));
+    w.node_tells("a", Some((&db, Incarnation::new(1, 1))), Fact::IncidentWithdrawn(v1::IncidentWithdrawn::default()));
+    w.beater("db").silent = false;
+    w.pass(ms(3_000));
+    w.beater("db").silent = true;
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), ["component_unresponsive"; 2]);
+}

@@ -1,0 +1,150 @@
+//! How chakras and the whole are.
+
+use razar_bus_schema::{
+    ids::{Incarnation, Instance},
+    v1::{self, event::Fact},
+};
+
+use crate::world::{World, ms};
+
+const FIRST: Incarnation = Incarnation::new(1, 1);
+
+/// Two instances in `heart`, one in `throat`, all ready.
+fn stack() -> (World, [Instance; 3]) {
+    let mut w = World::new(1);
+    w.node("a");
+    let all = [("db", "heart"), ("cache", "heart"), ("api", "throat")].map(|(name, chakra)| w.desire(name, chakra, |_| {}));
+    all.iter().for_each(|i| drop(w.ready(i, FIRST)));
+    w.pass(ms(5_000));
+    assert_eq!(w.told(), [""; 0]);
+    (w, all)
+}
+
+fn kinds(w: &World) -> Vec<&str> {
+    w.stream.iter().filter(|e| e.source.as_ref().is_some_and(|s| s.kind == "watchdog")).map(|e| e.kind.as_str()).collect()
+}
+
+#[test]
+fn a_chakra_below_its_threshold_for_long_enough_is_down_and_recovers() {
+    let (mut w, [db, ..]) = stack();
+    assert_eq!(kinds(&w), ["great_spiral"]);
+    let exit = w.exits(&db, FIRST);
+    w.pass(ms(2_900));
+    assert_eq!(w.told(), [""; 0], "what its node mends soon is not told");
+    w.pass(ms(300));
+    assert_eq!(kinds(&w), ["great_spiral", "chakra_down", "out_of_sync"]);
+    let down = w.only("chakra_down");
+    let Some(Fact::ChakraDown(fact)) = &down.fact else { panic!() };
+    assert_eq!((down.chakra.as_str(), &down.cause_id, fact.missing.as_slice()), ("heart", &exit, ["db".to_owned()].as_slice()));
+    w.pass(ms(10_000));
+    w.ready(&db, Incarnation::new(1, 2));
+    w.pass(ms(500));
+    assert_eq!(kinds(&w), ["great_spiral", "chakra_down", "out_of_sync", "chakra_recovered", "great_spiral"]);
+    assert_eq!(w.only("chakra_recovered").chakra, "heart");
+}
+
+#[test]
+fn a_restart_that_takes_less_is_not_told() {
+    let (mut w, [db, ..]) = stack();
+    for start in 2..6 {
+        w.exits(&db, Incarnation::new(1, start - 1));
+        w.pass(ms(2_000));
+        w.ready(&db, Incarnation::new(1, start));
+        w.pass(ms(2_000));
+    }
+    assert_eq!(w.told(), [""; 0]);
+}
+
+#[test]
+fn the_threshold_is_what_the_stack_says() {
+    let (mut w, [db, ..]) = stack();
+    let spec = |name: &str| v1::ComponentSpec { name: name.to_owned(), chakra: "heart".to_owned(), ..Default::default() };
+    for name in ["db", "cache"] {
+        let desired = v1::Desired {
+            node: "a".to_owned(),
+            generation: 1,
+            mode: v1::RunMode::Run.into(),
+            spec: Some(spec(name)),
+            chakra_threshold: 0.5,
+            ..Default::default()
+        };
+        w.record(&Instance::new(name, 0), desired);
+    }
+    w.exits(&db, FIRST);
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), [""; 0], "half of it must be well, and is");
+}
+
+#[test]
+fn what_is_stopped_by_hand_is_not_missing() {
+    let (mut w, [db, ..]) = stack();
+    let spec = v1::ComponentSpec { name: "db".to_owned(), chakra: "heart".to_owned(), ..Default::default() };
+    w.record(&db, v1::Desired { mode: v1::RunMode::Stop.into(), generation: 1, spec: Some(spec), ..Default::default() });
+    w.node_tells("a", Some((&db, FIRST)), Fact::ComponentStopped(v1::ComponentStopped::default()));
+    w.pass(ms(10_000));
+    assert_eq!(w.told(), [""; 0]);
+}
+
+/// Unknown is neither well nor down.
+#[test]
+fn what_is_on_a_lost_node_is_unknown() {
+    let (mut w, _) = stack();
+    w.answering.clear();
+    w.beater("a").silent = true;
+    w.pass(ms(20_000));
+    assert_eq!(w.told(), ["node_lost"]);
+    assert_eq!(w.dogs[0].state.health(w.at()).essential_up, 0, "nor does it count as well");
+}
+
+#[test]
+fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
+    let mut w = World::new(1);
+    w.node("a");
+    let mission = |id: &str| v1::MissionStarted { mission_id: id.to_owned(), ..Default::default() };
+    w.agent_tells("m1", Fact::MissionStarted(mission("1")));
+    let db = w.desire("db", "heart", |_| {});
+    w.pass(ms(30_000));
+    assert_eq!(kinds(&w), [""; 0], "it may take as long as it takes");
+    w.agent_tells("m1e", Fact::MissionCompleted(v1::MissionCompleted { mission_id: "1".to_owned(), ..Default::default() }));
+    w.pass(ms(4_000));
+    assert_eq!(kinds(&w), ["chakra_down"], "what did not come up is missing once the boot is over");
+    w.ready(&db, FIRST);
+    w.pass(ms(1_000));
+    assert_eq!(kinds(&w), ["chakra_down", "chakra_recovered", "great_spiral"]);
+    w.agent_tells("m2", Fact::MissionStarted(mission("2")));
+    w.exits(&db, FIRST);
+    w.pass(ms(5_000));
+    assert_eq!(kinds(&w).iter().filter(|k| **k == "chakra_down").count(), 2, "what was up and fell is missing, whatever runs");
+}
+
+#[test]
+fn a_chakra_of_which_nothing_is_wanted_is_over() {
+    let (mut w, [db, cache, _]) = stack();
+    w.exits(&db, FIRST);
+    w.pass(ms(5_000));
+    for instance in [&db, &cache] {
+        let spec = v1::ComponentSpec { name: instance.component.clone(), chakra: "heart".to_owned(), ..Default::default() };
+        w.record(instance, v1::Desired { mode: v1::RunMode::Stop.into(), spec: Some(spec), ..Default::default() });
+    }
+    w.pass(ms(1_000));
+    assert_eq!(w.only("chakra_recovered").reason.as_ref().unwrap().code, "not_wanted");
+}
+
+#[test]
+fn the_score_is_what_is_essential_and_how_little_is_restarted() {
+    let (mut w, [db, ..]) = stack();
+    let score = |w: &World| w.dogs[0].state.health(w.at());
+    assert!((score(&w).score - 1.0).abs() < 1e-9);
+    w.exits(&db, FIRST);
+    w.pass(ms(100));
+    let down = score(&w);
+    assert_eq!((down.essential_up, down.essential_total), (2, 3));
+    assert!((down.score - (0.5 * 2.0 / 3.0 + 0.3) / 0.8).abs() < 1e-9, "{down:?}");
+    w.ready(&db, Incarnation::new(1, 2));
+    w.pass(ms(100));
+    let again = score(&w);
+    assert!((again.score - (0.5 + 0.3 * (1.0 - 1.0 / 3.0)) / 0.8).abs() < 1e-9, "one restart of three instances: {again:?}");
+    w.pass(ms(600_000));
+    assert!((score(&w).score - 1.0).abs() < 1e-9, "ten minutes later it is forgotten");
+    assert_eq!(score(&w).chakras.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["heart", "throat"]);
+}
