@@ -7,6 +7,7 @@ mod destructive;
 mod escalation;
 mod events;
 mod facts;
+mod folding;
 mod incident;
 mod ladder;
 mod rungs;

@@ -81,12 +81,7 @@ impl World {
             Deed::Publish(event) => {
                 let id = event.id.clone();
                 if arrives {
-                    let reason = event.reason.as_ref().map_or("", |x| x.text.as_str()).to_owned();
-                    let about = event.instance.as_ref().map_or_else(String::new, |i| format!(" {}.{}", i.component, i.ordinal));
-                    let life = event.incarnation.as_ref().map_or_else(String::new, |i| format!("@{}", Incarnation::from(i)));
-                    let who = self.replicas[r].trade.name();
-                    self.say(who, format_args!("replica {r} tells {}{about}{life}: {reason}", event.kind));
-                    self.store_events(vec![Arc::from(event)]);
+                    self.take_event(r, event);
                 }
                 Heard::Published { id, stored: arrives && !lost }
             }
@@ -98,6 +93,15 @@ impl World {
             }
         };
         self.later(wait, Happening::ReplicaReply(r, life, Box::new(heard)));
+    }
+
+    fn take_event(&mut self, r: usize, event: Box<v1::Event>) {
+        let reason = event.reason.as_ref().map_or("", |x| x.text.as_str()).to_owned();
+        let about = event.instance.as_ref().map_or_else(String::new, |i| format!(" {}.{}", i.component, i.ordinal));
+        let life = event.incarnation.as_ref().map_or_else(String::new, |i| format!("@{}", Incarnation::from(i)));
+        let who = self.replicas[r].trade.name();
+        self.say(who, format_args!("replica {r} tells {}{about}{life}: {reason}", event.kind));
+        self.store_events(vec![Arc::from(event)]);
     }
 
     /// What all of these nodes hold; none: one does not say.
