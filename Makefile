@@ -36,7 +36,7 @@ test: ## every test, with a real broker and real processes
 	@export RAZAR_NATS_SERVER; RAZAR_NATS_SERVER=$$(tools/install.sh nats-server); \
 	cargo build --quiet --locked --workspace --bins; \
 	if cargo nextest --version >/dev/null 2>&1; then \
-	  cargo nextest run --locked --workspace; \
+	  cargo nextest run --locked --workspace --no-fail-fast; \
 	  cargo test --quiet --locked --workspace --doc; \
 	else \
 	  cargo test --locked --workspace; \

@@ -149,8 +149,16 @@ fn ready(r: &v1::ComponentReady) -> String {
     if r.probe.is_empty() { took } else { format!("{took}, {}", escape(&r.probe)) }
 }
 
-/// Evidence of a hang: `stopped, no CPU used; silent for 1.9s`.
+/// Evidence of a hang: `stopped, no CPU used; silent for 1.9s`; where no window was taken, what the probe said: `never ready: tcp refused`.
 pub(crate) fn evidence(e: &v1::HangEvidence) -> String {
+    if e.window() == v1::HangWindow::Unspecified && e.windows == 0 && !e.probe.is_empty() {
+        let silent = of(e.silent_for.as_ref());
+        return if silent.is_zero() {
+            format!("never ready: {}", escape(&e.probe))
+        } else {
+            format!("{}; silent for {}", escape(&e.probe), span(silent))
+        };
+    }
     let window = match e.window() {
         v1::HangWindow::Unspecified => "unknown",
         v1::HangWindow::Void => "node late",
@@ -378,6 +386,14 @@ mod tests {
 
     fn wire(ms: u64) -> Option<prost_types::Duration> {
         Some(razar_bus_schema::time::duration(Duration::from_millis(ms)))
+    }
+
+    #[test]
+    fn who_never_became_ready_is_told_by_its_probe() {
+        let never = v1::HangEvidence { probe: "connection refused".to_owned(), ..Default::default() };
+        assert_eq!(evidence(&never), "never ready: connection refused");
+        let silent = v1::HangEvidence { probe: "3 beats missed".to_owned(), silent_for: wire(3_000), ..Default::default() };
+        assert_eq!(evidence(&silent), "3 beats missed; silent for 3.00s");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Currency {
 }
 
 impl Currency {
-    /// The connection came up. The others come back within [`REJOIN`], and are not silent meanwhile.
+    /// The connection came up. The others come back within `REJOIN`, and are not silent meanwhile.
     pub fn connected(&mut self, now: Duration) {
         self.disconnected();
         self.up_at = Some(now);
