@@ -54,7 +54,7 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
     let (told, asked) = victims()?;
     let path = dir.path().join("razar.yaml");
     std::fs::write(&path, stack(&programs.demo(), &told, &asked)?)?;
-    let mesh = Mesh::up(programs, &path, None, sync).await?;
+    let mesh = Mesh::up(programs, &path, &[], sync).await?;
     let mut follower = Follower::of(&mesh).await?;
     let mut lines = Vec::new();
     if parts.listening && sync == Sync::Always {

@@ -76,7 +76,7 @@ pub(crate) async fn measure(programs: &Programs, hangs: u32) -> Result<Vec<Line>
         }
     }
     std::fs::write(&path, stack(&programs.demo(), &victims)?)?;
-    let mesh = Mesh::up(programs, &path, None, Sync::Always).await?;
+    let mesh = Mesh::up(programs, &path, &[], Sync::Always).await?;
     let mut lines = Vec::new();
     for kind in Kind::ALL {
         let prefix = kind.prefix();

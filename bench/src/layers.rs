@@ -31,7 +31,7 @@ pub(crate) async fn measure(programs: &Programs) -> Result<Vec<Line>> {
     for _ in 0..BOOTS {
         let demo = programs.binary("razar-demo-service");
         floors.push(tokio::task::spawn_blocking(move || floor::parallel(&demo, COMPONENTS)).await??);
-        let mesh = Mesh::up(programs, &path, None, Sync::Always).await?;
+        let mesh = Mesh::up(programs, &path, &[], Sync::Always).await?;
         let (took, ready) = span(&mesh.history().await?)?;
         ensure!(ready == COMPONENTS, "{ready} of {COMPONENTS} became ready");
         boots.push(took);

@@ -5,6 +5,7 @@
 mod crash;
 mod floor;
 mod hang;
+mod ladder;
 mod layers;
 mod mesh;
 mod programs;
@@ -53,6 +54,8 @@ enum Section {
     Ready,
     /// Stopped and deadlocked components until they are replaced
     Hang,
+    /// From a component that its node gave up to the start by recovery's order
+    Ladder,
     /// 77 components in 8 layers, beside 77 spawned at once
     Layers,
     /// examples/unified-77, profile full, beside the best schedule
@@ -61,6 +64,8 @@ enum Section {
     Silence,
     /// Memory and CPU of the mesh while it watches 77 components; status queries
     Watch,
+    /// The same with three replicas of each agent
+    Replicas,
     /// The story of one incident from a stream of a million events
     Story,
 }
@@ -110,12 +115,18 @@ async fn measure(args: &Args) -> Result<()> {
     if asked(Section::Silence) {
         report.take("silence", silence::measure(&programs).await);
     }
+    if asked(Section::Ladder) {
+        report.take("ladder", ladder::measure(&programs).await);
+    }
     if asked(Section::Layers) {
         report.take("layers", layers::measure(&programs).await);
     }
     if asked(Section::Unified) || asked(Section::Watch) {
         let parts = unified::Parts { boot: asked(Section::Unified), watch: asked(Section::Watch).then_some(args.watch) };
         report.take("unified", unified::measure(&programs, &parts).await);
+    }
+    if asked(Section::Replicas) {
+        report.take("replicas", unified::replicas(&programs, args.watch).await);
     }
     if asked(Section::Story) {
         report.take("story", story::measure(&programs).await);

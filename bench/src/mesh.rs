@@ -46,11 +46,11 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Boots `stack`; returns when all of it is ready.
+    /// Boots `stack` with `more` arguments; returns when all of it is ready.
     ///
     /// # Errors
     /// When it does not become ready, with what the command line said.
-    pub(crate) async fn up(programs: &Programs, stack: &Path, profile: Option<&str>, sync: Sync) -> Result<Self> {
+    pub(crate) async fn up(programs: &Programs, stack: &Path, more: &[&str], sync: Sync) -> Result<Self> {
         let dir = programs.place()?;
         let port = free_ports(1)?.first().copied().context("no port")?;
         let server = format!("nats://127.0.0.1:{port}");
@@ -71,7 +71,7 @@ impl Mesh {
         let mesh = Self { dir, razar: programs.binary("razar"), env, server, bus };
         let stack = stack.display().to_string();
         let mut args = vec!["up", stack.as_str(), "--detach", "--timeout", BOOT_LIMIT];
-        args.extend(profile.iter().flat_map(|profile| ["--profile", profile]));
+        args.extend(more);
         mesh.run(&args).await?;
         mesh.bus.ready(EVENT_LIMIT).await?;
         Ok(mesh)

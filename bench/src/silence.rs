@@ -50,7 +50,7 @@ pub(crate) async fn measure(programs: &Programs) -> Result<Vec<Line>> {
     let demo = programs.demo();
     let component = format!("chakra: heart, command: [{demo}, --name=one, --port={port}, --notify], ports: [{port}]");
     std::fs::write(&path, format!("name: bench-silence\ncomponents:\n  one: {{ {component}, readiness: {{ notify: true }} }}\n"))?;
-    let mesh = Mesh::up(programs, &path, None, Sync::Always).await?;
+    let mesh = Mesh::up(programs, &path, &[], Sync::Always).await?;
     let lines = vec![silent_nodes(&mesh).await?, hearing(&mesh).await?];
     mesh.down().await?;
     Ok(lines)

@@ -21,11 +21,23 @@ const QUESTIONS: (usize, usize) = (200, 20);
 /// Clock ticks of `/proc/PID/stat` in a second: fixed by the kernel's interface.
 pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
+/// What the mesh may take.
+#[derive(Debug)]
+pub(crate) struct Most {
+    memory_mib: f64,
+    cpu_percent: f64,
+}
+
+/// With one replica of each agent: 150 MB, told in MiB as the kernel tells it.
+pub(crate) const ONE_EACH: Most = Most { memory_mib: 143.0, cpu_percent: 3.0 };
+/// With three: 300 MB.
+pub(crate) const THREE_EACH: Most = Most { memory_mib: 286.0, cpu_percent: 5.0 };
+
 /// Memory and CPU of the mesh's own processes, with a line per process for comparison.
 ///
 /// # Errors
 /// When a process cannot be looked at.
-pub(crate) async fn watch(mesh: &Mesh, over: Duration) -> Result<Vec<Line>> {
+pub(crate) async fn watch(mesh: &Mesh, over: Duration, with: &str, most: &Most) -> Result<Vec<Line>> {
     tokio::time::sleep(CALM).await;
     let processes = own(mesh).await?;
     let before = processes.iter().map(|(_, pid)| ticks(*pid)).collect::<Result<Vec<_>>>()?;
@@ -40,9 +52,8 @@ pub(crate) async fn watch(mesh: &Mesh, over: Duration) -> Result<Vec<Line>> {
         lines.push(Line { targets: Vec::new(), ..Line::figure(format!("  of which {name}: memory"), "MiB PSS", pss, 0.0) });
         lines.push(Line { targets: Vec::new(), ..Line::figure(format!("  of which {name}: CPU"), "% of a core", used, 0.0) });
     }
-    // 150 MB, told in MiB as the kernel tells it.
-    lines.insert(0, Line::figure("the mesh watching 77, memory", "MiB PSS", memory, 143.0));
-    lines.insert(1, Line::figure("the mesh watching 77, CPU", "% of a core", cpu, 3.0));
+    lines.insert(0, Line::figure(format!("the mesh watching 77{with}, memory"), "MiB PSS", memory, most.memory_mib));
+    lines.insert(1, Line::figure(format!("the mesh watching 77{with}, CPU"), "% of a core", cpu, most.cpu_percent));
     Ok(lines)
 }
 

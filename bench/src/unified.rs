@@ -36,7 +36,7 @@ pub(crate) struct Parts {
 pub(crate) async fn measure(programs: &Programs, parts: &Parts) -> Result<Vec<Line>> {
     let path = programs.root.join("examples/unified-77/razar.yaml");
     let (best, components) = floor(&path, &programs.demo())?;
-    let mesh = Mesh::up(programs, &path, Some(PROFILE), Sync::Always).await?;
+    let mesh = Mesh::up(programs, &path, &["--profile", PROFILE], Sync::Always).await?;
     let mut lines = Vec::new();
     let (took, ready) = span(&mesh.history().await?)?;
     ensure!(ready == components, "{ready} of {components} became ready");
@@ -47,9 +47,21 @@ pub(crate) async fn measure(programs: &Programs, parts: &Parts) -> Result<Vec<Li
         lines.push(Line::times(what, samples, &[Target::Ratio(1.15)]).beside(best.found.as_secs_f64() * 1e3));
     }
     if let Some(seconds) = parts.watch {
-        lines.extend(system::watch(&mesh, Duration::from_secs(seconds)).await?);
+        lines.extend(system::watch(&mesh, Duration::from_secs(seconds), "", &system::ONE_EACH).await?);
         lines.extend(system::status(&mesh).await?);
     }
+    mesh.down().await?;
+    Ok(lines)
+}
+
+/// What the mesh costs with three replicas of each agent, over so many seconds.
+///
+/// # Errors
+/// When the mesh cannot be had, or does not boot.
+pub(crate) async fn replicas(programs: &Programs, seconds: u64) -> Result<Vec<Line>> {
+    let path = programs.root.join("examples/unified-77/razar.yaml");
+    let mesh = Mesh::up(programs, &path, &["--profile", PROFILE, "--replicas", "3"], Sync::Always).await?;
+    let lines = system::watch(&mesh, Duration::from_secs(seconds), " with three replicas of each agent", &system::THREE_EACH).await?;
     mesh.down().await?;
     Ok(lines)
 }

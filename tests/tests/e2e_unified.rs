@@ -1,9 +1,10 @@
-//! The 77 components of `examples/unified-77`, hurt: the root of the deepest tree, ten at once, all at once, a whole chakra, one that keeps
+//! The 77 components of `examples/unified-77`, hurt: starved of CPU, the root of the deepest tree, ten at once, all at once, a whole chakra, one that keeps
 //! dying and one that lies. What can be healed is healed at once and alone; what cannot is isolated, and nobody else is touched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -19,6 +20,8 @@ use rustix::process::Signal;
 const BOOT: &str = "120s";
 /// All of them are back in a tenth of it.
 const BACK: Duration = Duration::from_secs(90);
+/// How long there are as many CPU hogs as components.
+const STARVED: Duration = Duration::from_secs(20);
 /// Components in profile `full`.
 const ALL: usize = 77;
 /// Everything else depends on it, over seven further layers.
@@ -72,6 +75,26 @@ fn hurt(mesh: &Mesh, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// As many CPU hogs as components, for a while: everybody is slow, and nobody is taken for dead.
+fn starve(mesh: &Mesh) -> Result<()> {
+    let (before, told) = (pids(mesh)?, mesh.events()?.len());
+    let mut hogs = Vec::new();
+    for _ in 0..ALL {
+        hogs.push(Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn()?);
+    }
+    std::thread::sleep(STARVED);
+    for hog in &mut hogs {
+        drop((hog.kill(), hog.wait()));
+    }
+    ensure!(pids(mesh)? == before, "somebody was started anew");
+    let events = mesh.events()?;
+    let since = events.get(told..).context("the stream is shorter")?;
+    let wrong = ["component_unresponsive", "component_exited", "component_failed", "node_lost", "agent_down"];
+    let wrong: Vec<_> = since.iter().filter(|e| wrong.contains(&e.kind.as_str())).collect();
+    ensure!(wrong.is_empty(), "told of healthy ones: {wrong:?}");
+    Ok(())
+}
+
 /// The stack file with one component's entry changed.
 fn changed(text: &str, name: &str, change: impl Fn(&str) -> String) -> Result<String> {
     let head = format!("\n  {name}:\n");
@@ -120,6 +143,7 @@ fn all_seventy_seven_are_hurt_and_end_as_they_should() -> Result<()> {
     let all = ready(&mesh)?;
     ensure!(all.len() == ALL, "{} of {ALL} ready", all.len());
 
+    starve(&mesh)?;
     hurt(&mesh, &[ROOT.to_owned()])?;
     hurt(&mesh, &all.iter().filter(|n| *n != ROOT).take(10).cloned().collect::<Vec<_>>())?;
     hurt(&mesh, &all.iter().cloned().collect::<Vec<_>>())?;
