@@ -196,7 +196,11 @@ fn projections_agree(mesh: &Mesh) -> Result<()> {
         told.insert(reply.replica, reply.observed.context("a projection")?.encode_to_vec());
         Ok((told.len() >= REPLICAS && told.values().collect::<BTreeSet<_>>().len() == 1).then_some(told.len()))
     });
-    all.with_context(|| format!("{:?}", told.iter().map(|(who, bytes)| (who, bytes.len())).collect::<Vec<_>>())).map(drop)
+    all.with_context(|| {
+        let read = |bytes: &Vec<u8>| v1::Observed::decode(bytes.as_slice()).map(|o| format!("{o:?}")).unwrap_or_default();
+        told.iter().map(|(who, bytes)| format!("{who}: {}", read(bytes))).collect::<Vec<_>>().join("\n")
+    })
+    .map(drop)
 }
 
 /// Faults 1 and 2 with three replicas of each agent: whoever holds the leases is killed, at moments of chance, during an apply, a switch

@@ -63,6 +63,8 @@ struct Seen {
     by_policy: bool,
     local_recoveries: usize,
     given_up: bool,
+    /// Recovery has told the end of its incident, and it has not ended since.
+    healed: bool,
 }
 
 /// Whether an event says that something which others rely on stopped, or began anew.
@@ -137,6 +139,8 @@ fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
         if let Some(Fact::RecoveryFailed(_)) = &event.fact {
             of.given_up = true;
         }
+        let ours = event.source.as_ref().is_some_and(|s| s.kind == razar_recovery::AGENT);
+        of.healed |= ours && matches!(&event.fact, Some(Fact::Recovered(_) | Fact::IncidentWithdrawn(_)));
         if event.source.as_ref().is_none_or(|s| s.kind != "node") || life < of.life {
             continue;
         }
@@ -146,7 +150,7 @@ fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
             Some(Fact::ComponentStarted(_)) => (of.state, of.blocked, of.given_up) = (State::Starting, false, false),
             Some(Fact::ComponentReady(_)) => of.state = State::Ready,
             Some(Fact::ComponentUnready(_)) => of.state = State::Unready,
-            Some(Fact::ComponentExited(_)) => of.state = State::Exited,
+            Some(Fact::ComponentExited(_)) => (of.state, of.healed) = (State::Exited, false),
             Some(Fact::ComponentStopped(_)) => (of.state, of.blocked) = (State::Stopped, false),
             Some(Fact::ComponentFailed(failed)) => {
                 (of.state, of.failed_at) = (State::Failed, stored.at);
@@ -248,7 +252,7 @@ impl World {
         if many && !brake {
             return Some(("I8", format!("{inside} of {} have failed, and {new:?} are taken up", counted.len())));
         }
-        let under_way = all.keys().filter(|id| self.order_in_bucket(id).is_some() && !all[*id].given_up).count();
+        let under_way = all.iter().filter(|(id, of)| self.order_in_bucket(id).is_some() && !of.given_up && !of.healed).count();
         let at_once = self.desired_record(first).map_or(4, |d| if d.parallel_starts == 0 { 4 } else { d.parallel_starts });
         let over = under_way + new.len() > usize::try_from(at_once).unwrap_or(usize::MAX);
         (brake && over).then(|| ("I8", format!("the brake is on, {under_way} are under way, and {new:?} are taken up; {at_once} at once")))

@@ -92,7 +92,9 @@ impl State {
                 queue.extend(below.depends_on.iter().map(|d| d.component.clone()));
                 let ends =
                     !self.is_quarantined(id) && !self.facts.node(&view.node).lost && desired.generation <= view.incarnation.generation;
-                let heals = view.state != InstanceState::Failed || view.is_to_heal();
+                // One that serves has its end behind it, whether or not that was told; under an order it is on trial.
+                let serves = matches!(view.state, InstanceState::Ready | InstanceState::Completed) && !self.is_ordered(id);
+                let heals = !serves && (view.state != InstanceState::Failed || view.is_to_heal());
                 let open = view.incident.as_ref().filter(|i| i.is_open() && ends && heals);
                 found.extend(open.map(|i| i.id.clone()));
             }
