@@ -28,7 +28,7 @@ use crate::{programs::Programs, report::Report};
 #[derive(Debug, Parser)]
 #[command(name = "razar-bench")]
 struct Args {
-    /// What to measure; nothing named: all of it, in under five minutes
+    /// What to measure; nothing named: all of it, in about six minutes
     #[arg(value_enum)]
     sections: Vec<Section>,
     /// The lines as one JSON array, for other programs
