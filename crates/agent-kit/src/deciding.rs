@@ -228,9 +228,11 @@ struct Running<D: Decider> {
 impl<D: Decider> Running<D> {
     /// Waits for an input, folds it and what else is there, then decides once. False: the end.
     async fn turn(&mut self, sources: &mut Sources<D>) -> bool {
-        let deadline = self.decider.next_deadline(self.shell.now()).filter(|_| self.leads());
+        let leads = self.leads();
+        // To look for it may cost as much as to decide, which only who leads does.
+        let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
         let timer = deadline.map_or(TICK_INTERVAL, |at| at.saturating_sub(self.shell.now().mono).min(TICK_INTERVAL));
-        let mut input = Some(sources.next(self.leads(), timer).await);
+        let mut input = Some(sources.next(leads, timer).await);
         let mut folded = 0;
         while let Some(next) = input {
             if matches!(next, Input::Stop | Input::Closed) {
