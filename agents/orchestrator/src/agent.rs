@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
-use razar_bus::{BusError, Query, ReceivedCommand, Start, WatchItem};
+use razar_bus::{BusError, Query, ReceivedCommand, WatchItem};
 use razar_bus_schema::{
     bucket::IntentKey,
     stream::Store,
@@ -28,8 +28,6 @@ const MISSIONS: &str = "missions";
 struct Orchestrator {
     state: State,
     teller: Teller,
-    /// The registry's snapshot, over which the stream is folded.
-    snapshot: Option<v1::Observed>,
 }
 
 /// Runs the orchestrator until it is asked to end.
@@ -41,7 +39,6 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let orchestrator = Orchestrator {
         state: State::new(Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() }),
         teller: Teller::new(agent.spans.clone(), &agent.config.mesh, agent.bus.subjects()),
-        snapshot: None,
     };
     let entry = Entry {
         purpose: "plans, and says what is to run where",
@@ -62,14 +59,9 @@ impl Decider for Orchestrator {
     type Outcome = Outcome;
     type Source = Nothing;
 
-    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start {
-        self.snapshot = snapshot;
-        Start::Beginning
-    }
-
-    fn apply_reset(&mut self, epoch: &str, now: Now) {
+    fn apply_reset(&mut self, _epoch: &str, snapshot: Option<&v1::Observed>, now: Now) {
         self.state.apply_reset();
-        if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
+        if let Some(snapshot) = snapshot {
             self.state.apply_snapshot(snapshot, now);
         }
     }

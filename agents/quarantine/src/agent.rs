@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
-use razar_bus::{BusError, ReceivedCommand, Start};
+use razar_bus::{BusError, ReceivedCommand};
 use razar_bus_schema::{bucket::IntentKey, time::system_time, v1};
 
 use crate::{
@@ -42,11 +42,7 @@ impl Decider for Quarantine {
     type Outcome = Outcome;
     type Source = Nothing;
 
-    fn begin(&mut self, _snapshot: Option<v1::Observed>) -> Start {
-        Start::Beginning
-    }
-
-    fn apply_reset(&mut self, _epoch: &str, _now: Now) {
+    fn apply_reset(&mut self, _epoch: &str, _snapshot: Option<&v1::Observed>, _now: Now) {
         self.state.apply_reset();
     }
 

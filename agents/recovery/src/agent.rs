@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
-use razar_bus::{BusError, Start};
+use razar_bus::BusError;
 use razar_bus_schema::{
     bucket::IntentKey,
     v1::{self, intent::Want},
@@ -21,8 +21,6 @@ use crate::{
 struct Recovery {
     state: State,
     teller: Teller,
-    /// The registry's snapshot, over which the stream is folded.
-    snapshot: Option<v1::Observed>,
 }
 
 /// Runs recovery until it is asked to end.
@@ -31,11 +29,8 @@ struct Recovery {
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let who = Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() };
-    let recovery = Recovery {
-        state: State::new(who, agent.settings.limits()),
-        teller: Teller::new(agent.spans.clone(), agent.bus.subjects()),
-        snapshot: None,
-    };
+    let recovery =
+        Recovery { state: State::new(who, agent.settings.limits()), teller: Teller::new(agent.spans.clone(), agent.bus.subjects()) };
     let entry = Entry {
         purpose: "climbs the ladder with what its node has given up",
         endpoints: Vec::new(),
@@ -53,14 +48,9 @@ impl Decider for Recovery {
     type Outcome = Outcome;
     type Source = Nothing;
 
-    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start {
-        self.snapshot = snapshot;
-        Start::Beginning
-    }
-
-    fn apply_reset(&mut self, epoch: &str, _now: Now) {
+    fn apply_reset(&mut self, _epoch: &str, snapshot: Option<&v1::Observed>, _now: Now) {
         self.state.apply_reset();
-        if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
+        if let Some(snapshot) = snapshot {
             self.state.apply_snapshot(snapshot);
         }
     }

@@ -94,8 +94,8 @@ impl Decider for Registry {
     type Outcome = Outcome;
     type Source = Nothing;
 
-    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start {
-        let Some(snapshot) = snapshot else { return Start::Beginning };
+    fn begin(&mut self, snapshot: &mut Option<v1::Observed>) -> Start {
+        let Some(snapshot) = snapshot.take() else { return Start::Beginning };
         let start =
             Start::After { epoch: snapshot.stream_epoch.clone(), sequence: snapshot.applied_sequence.saturating_sub(AGENT_EVENT_WINDOW) };
         self.projection = Projection::from_snapshot(snapshot);
@@ -103,7 +103,7 @@ impl Decider for Registry {
         start
     }
 
-    fn apply_reset(&mut self, epoch: &str, _now: Now) {
+    fn apply_reset(&mut self, epoch: &str, _snapshot: Option<&v1::Observed>, _now: Now) {
         self.projection = Projection::new(epoch);
         (self.primed_to, self.snapshot_at) = (0, 0);
         self.untold.clear();

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Now, Shell, deciding};
-use razar_bus::{Bus, BusError, Query, Start};
+use razar_bus::{Bus, BusError, Query};
 use razar_bus_schema::{bucket::IntentKey, v1};
 
 use crate::{
@@ -27,8 +27,6 @@ struct Watchdog {
     replica: String,
     /// Beats that were dropped, as far as the policy knows.
     dropped: u64,
-    /// The registry's snapshot, over which the stream is folded.
-    snapshot: Option<v1::Observed>,
 }
 
 /// Runs the watchdog until it is asked to end.
@@ -42,7 +40,6 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         state: State::new(who, agent.settings.limits()),
         numbers: Numbers::new(&agent.metrics),
         dropped: 0,
-        snapshot: None,
     };
     let entry = Entry {
         purpose: "says who is silent, and how the mesh is",
@@ -92,14 +89,9 @@ impl Decider for Watchdog {
     type Outcome = Outcome;
     type Source = Ears;
 
-    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start {
-        self.snapshot = snapshot;
-        Start::Beginning
-    }
-
-    fn apply_reset(&mut self, epoch: &str, now: Now) {
+    fn apply_reset(&mut self, _epoch: &str, snapshot: Option<&v1::Observed>, now: Now) {
         self.state.apply_reset();
-        if let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch) {
+        if let Some(snapshot) = snapshot {
             self.state.apply_snapshot(snapshot, now);
         }
     }

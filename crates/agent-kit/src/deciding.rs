@@ -105,10 +105,13 @@ pub trait Decider: Sized {
     /// A source of its own.
     type Source: Source;
 
-    /// Where the fold of EVENTS begins, given the registry's newest snapshot (`None`: there is none, or none is asked for).
-    fn begin(&mut self, snapshot: Option<v1::Observed>) -> Start;
-    /// Forget what was folded of EVENTS; `epoch` begins.
-    fn apply_reset(&mut self, epoch: &str, now: Now);
+    /// Where the fold of EVENTS begins, given the registry's newest snapshot (`None`: there is none, or none is asked for). What is left
+    /// there is given to each [`Self::apply_reset`] of its epoch.
+    fn begin(&mut self, _snapshot: &mut Option<v1::Observed>) -> Start {
+        Start::Beginning
+    }
+    /// Forget what was folded of EVENTS; `epoch` begins, to be folded over `snapshot` where the registry's is of that epoch.
+    fn apply_reset(&mut self, epoch: &str, snapshot: Option<&v1::Observed>, now: Now);
     /// Folds an event.
     fn apply_event(&mut self, folded: &Folded<'_>, now: Now);
     /// Passes over a message of EVENTS that is no event; `item` is a [`FoldItem::DeadLetter`].
@@ -175,8 +178,8 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
     let lease = bus.lease(lease_key(D::AGENT, 0), agent.config.replica.clone(), entry.lease_ttl)?;
     let queries = bus.serve(D::AGENT, agent.version, entry.purpose, &entry.endpoints).await?;
     let commands = if D::VERBS.is_empty() { None } else { Some(bus.serve_commands(D::AGENT).await?) };
-    let snapshot = if D::SNAPSHOT { snapshot::soon(&agent).await } else { None };
-    let start = decider.begin(snapshot);
+    let mut snapshot = if D::SNAPSHOT { snapshot::soon(&agent).await } else { None };
+    let start = decider.begin(&mut snapshot);
     let folds = matches!(start, Start::After { .. });
     let mut sources = Sources {
         events: bus.fold_events(start),
@@ -194,6 +197,7 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
     let mut running = Running {
         shell: Shell::new(agent, done),
         decider,
+        snapshot,
         authority: Authority::new(),
         lease,
         store_applied: 0,
@@ -213,6 +217,8 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
 struct Running<D: Decider> {
     shell: Shell<D>,
     decider: D,
+    /// The registry's snapshot, over which the stream is folded.
+    snapshot: Option<v1::Observed>,
     authority: Authority,
     lease: Lease,
     store_applied: u64,
@@ -294,7 +300,8 @@ impl<D: Decider> Running<D> {
         match item {
             FoldItem::Reset { epoch } => {
                 tracing::info!(epoch, "events are folded from their beginning");
-                self.decider.apply_reset(&epoch, now);
+                let snapshot = self.snapshot.as_ref().filter(|s| s.stream_epoch == epoch);
+                self.decider.apply_reset(&epoch, snapshot, now);
                 if std::mem::replace(&mut self.folds, true) {
                     // A stream made anew under a running agent does not know that it runs.
                     self.shell.agent.announce();
