@@ -395,6 +395,7 @@ pub(crate) fn read_answer<T: DeserializeOwned>(payload: &[u8], what: &str) -> Re
         return Err(match error.err_code {
             10_071 | 10_164 => BusError::Conflict { what: what.to_owned() },
             10_201 => BusError::Duplicate,
+            10_070 => BusError::Overtaken,
             10_059 | 10_014 | 10_037 => BusError::Missing { what: what.to_owned() },
             0 => BusError::Broker { code: error.code, why: error.description },
             code => BusError::Broker { code, why: error.description },

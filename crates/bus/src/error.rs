@@ -31,6 +31,9 @@ pub enum BusError {
     /// An atomic batch holds a message that is stored already; nothing of the batch was stored.
     #[error("a message of the batch is stored already")]
     Duplicate,
+    /// Another event was stored between this one and the one that it was to follow; it was not stored.
+    #[error("another event came in between")]
+    Overtaken,
     /// Stream, bucket or object does not exist (not provisioned yet, or deleted).
     #[error("{what} does not exist on the bus")]
     Missing {
@@ -98,6 +101,7 @@ impl BusError {
             | Self::Timeout { .. }
             | Self::NoResponders { .. }
             | Self::Missing { .. }
+            | Self::Overtaken
             | Self::Broker { .. }
             | Self::Client(_) => true,
             Self::Conflict { .. }

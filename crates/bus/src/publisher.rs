@@ -11,6 +11,7 @@ use std::{
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
 use prost::Message;
 use razar_bus_schema::{event::subject_of, v1};
 use tokio::sync::{mpsc, watch};
@@ -27,11 +28,15 @@ pub const WINDOW: usize = 256;
 const BATCH_MIN: usize = 8;
 /// Most bytes of events sent as one batch.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Events under way singly: of a crash, the end and the start are being stored when the readiness follows.
+const AHEAD_MAX: usize = 3;
 /// First and longest pause after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Header by which the broker drops repetitions inside its window.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// Header by which the broker takes an event only behind the one whose id it names.
+const EXPECTED_LAST_ID: &str = "Nats-Expected-Last-Msg-Id";
 
 /// An event is in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,8 @@ impl Bus {
         let (progress_tx, progress) = watch::channel(Progress::default());
         let unacknowledged = Arc::new(AtomicUsize::new(0));
         let (bus, waiting) = (self.clone(), VecDeque::with_capacity(WINDOW));
-        let sender = Sender { bus, outgoing, waiting, progress: progress_tx, unacknowledged: unacknowledged.clone() };
+        let (answers, unacknowledged_too) = (FuturesOrdered::new(), unacknowledged.clone());
+        let sender = Sender { bus, outgoing, waiting, answers, alone: true, progress: progress_tx, unacknowledged: unacknowledged_too };
         tokio::spawn(sender.run());
         EventPublisher { bus: self.clone(), queue, progress, offered: 0, unacknowledged }
     }
@@ -81,9 +87,10 @@ pub struct Progress {
     pub failing: Option<BusError>,
 }
 
-/// Sends a journal's events in order. Events go out alone while the line is idle; what gathers meanwhile goes as one atomic batch, and
-/// after any failure the oldest goes alone until it is acknowledged. So the stream never sees them out of order, even when the client
-/// library loses part of what it had buffered. At most [`WINDOW`] events are held; the journal holds the rest.
+/// Sends a journal's events in order. The first goes out alone; the next few follow without waiting for its answer, each refused by the
+/// broker unless the one before it is the last that it stored; what gathers meanwhile goes as one atomic batch. After any failure the
+/// oldest goes alone until it is acknowledged. So the stream never sees them out of order, even when the client library loses part of what
+/// it had buffered. At most [`WINDOW`] events are held; the journal holds the rest.
 #[derive(Debug)]
 pub struct EventPublisher {
     bus: Bus,
@@ -164,6 +171,15 @@ impl Outgoing {
         Ok(Self { journal_sequence, message: BatchMessage { subject, headers, payload } })
     }
 
+    /// The same, refused by the broker unless `before` is the last that it has stored.
+    fn after(&self, before: Option<&Self>) -> Self {
+        let mut next = self.clone();
+        if let Some(id) = before.and_then(|b| b.message.headers.get(MESSAGE_ID)) {
+            next.message.headers.insert(EXPECTED_LAST_ID, id.clone());
+        }
+        next
+    }
+
     async fn send_alone(&self, bus: &Bus) -> Result<Acked, BusError> {
         let message = self.message.clone();
         let answer = bus.request_raw(&message.subject, Some(message.headers), message.payload, REQUEST_LIMIT).await;
@@ -173,17 +189,24 @@ impl Outgoing {
     }
 }
 
+/// The answer to an event that is under way.
+type Answer = BoxFuture<'static, Result<Acked, BusError>>;
+
 struct Sender {
     bus: Bus,
     outgoing: mpsc::Receiver<Outgoing>,
+    /// Not known to be stored, oldest first; the first of them are under way.
     waiting: VecDeque<Outgoing>,
+    /// One answer for each that is under way.
+    answers: FuturesOrdered<Answer>,
+    /// The oldest goes alone: nothing follows it before its answer.
+    alone: bool,
     progress: watch::Sender<Progress>,
     unacknowledged: Arc<AtomicUsize>,
 }
 
 impl Sender {
     async fn run(mut self) {
-        let mut alone = true;
         let mut pause = RETRY_MIN;
         loop {
             if self.waiting.is_empty() {
@@ -198,16 +221,11 @@ impl Sender {
             if !self.bus.until_up().await {
                 return;
             }
-            let count = if alone { 1 } else { self.batch_size() };
-            match self.send(count).await {
-                Ok(acked) => {
-                    // Repetitions come in rows: while they do, a batch would be refused.
-                    alone = acked.duplicate;
-                    pause = RETRY_MIN;
-                }
-                Err(BusError::Duplicate) => alone = true,
+            match self.step().await {
+                Ok(()) => pause = RETRY_MIN,
+                // Not stored, and nothing that came after it: whatever was in between, alone it goes.
+                Err(BusError::Duplicate | BusError::Overtaken) => {}
                 Err(error) => {
-                    alone = true;
                     tracing::warn!(%error, waiting = self.waiting.len(), "cannot publish events yet");
                     self.progress.send_modify(|p| {
                         p.failures += 1;
@@ -220,29 +238,83 @@ impl Sender {
         }
     }
 
+    /// Sends what may go, and waits for one answer or one more event.
+    async fn step(&mut self) -> Result<(), BusError> {
+        let count = self.batch_size();
+        if count > 1 && self.answers.is_empty() {
+            return self.send_batch(count).await;
+        }
+        let room = if self.alone { 1 } else { AHEAD_MAX };
+        // What has gathered goes as one batch, once those under way are answered.
+        while count == 1 && self.answers.len() < room {
+            let sent = self.answers.len();
+            let Some(next) = self.waiting.get(sent) else { break };
+            let before = sent.checked_sub(1).and_then(|i| self.waiting.get(i));
+            let (bus, next) = (self.bus.clone(), next.after(before));
+            self.answers.push_back(async move { next.send_alone(&bus).await }.boxed());
+        }
+        tokio::select! {
+            biased;
+            Some(answer) = self.answers.next() => self.answered(answer).await,
+            Some(next) = self.outgoing.recv(), if self.waiting.len() < WINDOW => {
+                self.waiting.push_back(next);
+                Ok(())
+            }
+        }
+    }
+
+    async fn answered(&mut self, answer: Result<Acked, BusError>) -> Result<(), BusError> {
+        match answer {
+            Ok(acked) => {
+                self.stored(1, acked);
+                Ok(())
+            }
+            Err(error) => {
+                // Each that was sent ahead is stored only behind the one before it: if one was, all before it were.
+                let mut behind = 1;
+                while let Some(answer) = self.answers.next().await {
+                    behind += 1;
+                    if let Ok(acked) = answer {
+                        self.stored(std::mem::take(&mut behind), acked);
+                    }
+                }
+                self.alone = true;
+                Err(error)
+            }
+        }
+    }
+
     fn batch_size(&self) -> usize {
-        if self.waiting.len() < BATCH_MIN {
+        let waiting = self.waiting.iter().skip(self.answers.len());
+        if self.alone || waiting.len() < BATCH_MIN {
             return 1;
         }
         let mut bytes = 0;
-        let fits = self.waiting.iter().take_while(|o| {
+        let fits = waiting.take_while(|o| {
             bytes += o.message.payload.len();
             bytes <= BATCH_BYTES_MAX
         });
         fits.count().max(1)
     }
 
-    /// Sends the oldest `count`, and takes them out once they are stored.
-    async fn send(&mut self, count: usize) -> Result<Acked, BusError> {
-        let acked = match (count, self.waiting.front()) {
-            (_, None) => return Ok(Acked { sequence: 0, duplicate: false }),
-            (1, Some(first)) => first.send_alone(&self.bus).await?,
-            (_, Some(_)) => {
-                let messages = self.waiting.iter().take(count).map(|o| o.message.clone()).collect();
-                let sequences = batch::commit(&self.bus, messages, "events").await?;
-                Acked { sequence: sequences.last().copied().unwrap_or(0), duplicate: false }
+    async fn send_batch(&mut self, count: usize) -> Result<(), BusError> {
+        let messages = self.waiting.iter().take(count).map(|o| o.message.clone()).collect();
+        match batch::commit(&self.bus, messages, "events").await {
+            Ok(sequences) => {
+                self.stored(count, Acked { sequence: sequences.last().copied().unwrap_or(0), duplicate: false });
+                Ok(())
             }
-        };
+            Err(error) => {
+                self.alone = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// The oldest `count` are stored.
+    fn stored(&mut self, count: usize, acked: Acked) {
+        // Repetitions come in rows: while they do, a batch would be refused.
+        self.alone = acked.duplicate;
         let done = self.waiting.drain(..count).map(|o| o.journal_sequence).max().unwrap_or(0);
         self.unacknowledged.fetch_sub(count, Ordering::AcqRel);
         self.progress.send_modify(|p| {
@@ -251,6 +323,5 @@ impl Sender {
             p.duplicates += u64::from(acked.duplicate);
             p.failing = None;
         });
-        Ok(acked)
     }
 }

@@ -326,3 +326,33 @@ async fn a_write_whose_answer_is_lost_is_read_back() -> Result<()> {
     assert!(matches!(bucket.put_cas("plan", value, 0).await, Err(BusError::Conflict { .. })));
     Ok(())
 }
+
+/// The first of three events that are under way at once is lost on the line: the two behind it are not stored before it. Events of others
+/// in between take nothing away.
+#[tokio::test]
+async fn an_event_sent_ahead_never_overtakes_the_one_before_it() -> Result<()> {
+    let broker = Broker::start()?;
+    let own = broker.provisioned().await?;
+    let (proxy, bus) = through(&broker).await?;
+    let mut fold = own.fold_events(Start::Beginning);
+    let mut publisher = bus.event_publisher();
+    assert!(publisher.offer(1, &event(1), "")?);
+    assert!(publisher.drained(SOON).await);
+    proxy.lose(Way::ToBroker, "razar.event.", 1);
+    for sequence in 2..=4 {
+        assert!(publisher.offer(sequence, &event(sequence), "")?);
+    }
+    assert_eq!(read_until(&mut fold, 4).await?, [1, 2, 3, 4]);
+    assert_eq!(proxy.struck(), 1);
+    assert!(publisher.drained(SOON).await);
+
+    let other = |sequence| v1::Event { id: format!("other-{sequence}"), node_sequence: None, ..event(sequence) };
+    for sequence in 5..=60 {
+        assert!(publisher.offer(sequence, &event(sequence), "")?);
+        own.publish_event(&other(sequence), "").await?;
+    }
+    assert!(publisher.drained(SOON).await);
+    assert_eq!(read_until(&mut fold, 60).await?, (5..=60).collect::<Vec<_>>());
+    assert_eq!(own.head(Store::Events).await?, 60 + 56, "each is stored once");
+    Ok(())
+}
