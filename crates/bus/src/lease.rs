@@ -43,7 +43,7 @@ pub struct Lease {
 }
 
 impl Bus {
-    /// Contends for the lease `key` as `holder` (unique among processes). `ttl` in whole seconds, at least 2; renewed at a quarter of it.
+    /// Contends for the lease `key` as `holder` (unique among processes). `ttl` in whole seconds, at least 2; renewed at a third of it.
     ///
     /// # Errors
     /// When `ttl` is shorter or not whole seconds.
@@ -102,12 +102,14 @@ struct Tenure {
 
 impl Contender {
     async fn run(self, mut stopped: oneshot::Receiver<oneshot::Sender<()>>) {
-        let mut watch = self.bucket.watch_keys(&self.key);
         loop {
+            // Who holds it needs no sign of it, least of all one for each of its own renewals.
+            let mut watch = self.bucket.watch_keys(&self.key);
             let taken = tokio::select! {
                 tenure = self.take(&mut watch) => Ok(tenure),
                 done = &mut stopped => Err(done),
             };
+            drop(watch);
             let tenure = match taken {
                 Ok(Some(tenure)) => tenure,
                 // Closed, or dropped without being held.
@@ -201,7 +203,7 @@ impl Contender {
         connection.borrow_and_update();
         loop {
             let ends = tokio::time::Instant::from_std(self.ends(*tenure));
-            let due = tokio::time::Instant::from_std(tenure.sent + self.ttl / 4);
+            let due = tokio::time::Instant::from_std(tenure.sent + self.ttl / 3);
             tokio::select! {
                 () = tokio::time::sleep_until(due.min(ends)) => {}
                 // A connection made again: renew at once.

@@ -32,6 +32,8 @@ pub(super) struct Usages {
     /// Nodes that were asked, and until when their answer is waited for.
     asked: BTreeMap<String, Duration>,
     next: Option<Duration>,
+    /// What is owed may have changed since it was looked at: it is only by a measurement, or while something is not told yet.
+    stale: bool,
 }
 
 impl Usages {
@@ -75,13 +77,16 @@ impl State {
                 }
             }
         }
-        for event in self.owed_limits(now) {
-            self.publish(Box::new(event), now, actions);
+        if std::mem::take(&mut self.usages.stale) {
+            let owed = self.owed_limits(now);
+            self.usages.stale = !owed.is_empty();
+            owed.into_iter().for_each(|event| self.publish(Box::new(event), now, actions));
         }
     }
 
     pub(super) fn apply_measured(&mut self, node: &str, measured: Option<Vec<Measured>>, _now: Now) {
         self.usages.asked.remove(node);
+        self.usages.stale = true;
         for one in measured.into_iter().flatten() {
             let Measured { instance, incarnation, usage } = one;
             let current = self.facts.view(&instance).is_some_and(|v| v.incarnation == incarnation && v.node == node);
