@@ -208,9 +208,21 @@ impl Facts {
         if event.instance.is_some() { About::Instances } else { About::Nothing }
     }
 
-    /// Remembers agents' events by id; false if it is remembered already.
+    /// Remembers by id what agents tell and this fold goes by; false if it is remembered already: a late copy says nothing about now.
     fn note_told(&mut self, event: &v1::Event) -> bool {
-        let counts = event.source.as_ref().is_some_and(|s| s.kind == AGENT) || presence::agent_of(event).is_some();
+        let turns = matches!(
+            event.fact,
+            Some(
+                Fact::MissionStarted(_)
+                    | Fact::MissionCompleted(_)
+                    | Fact::Quarantined(_)
+                    | Fact::Released(_)
+                    | Fact::Recovered(_)
+                    | Fact::IncidentWithdrawn(_)
+            )
+        );
+        let ours = event.source.as_ref().is_some_and(|s| s.kind == AGENT);
+        let counts = turns || ours || presence::agent_of(event).is_some();
         if !counts || event.id.is_empty() {
             return true;
         }
@@ -329,7 +341,7 @@ impl Facts {
         self.nodes.get(node).is_some_and(|seen| seen.presence.is_away())
     }
 
-    /// Whether an event of the watchdog's with this id is in EVENTS.
+    /// Whether an event with this id, of those that are remembered, is in EVENTS.
     #[must_use]
     pub fn is_told(&self, id: &str) -> bool {
         self.told.contains(id)
