@@ -121,8 +121,12 @@ pub struct Facts {
     pub(super) agents: BTreeMap<(String, String), Seen>,
     pub(super) views: BTreeMap<Instance, View>,
     pub(super) down: BTreeMap<String, Down>,
+    /// Chakras that were told to serve again, by the last event that did, with its place in the stream.
+    pub(super) recovered: BTreeMap<String, (u64, String)>,
     /// Event by which all chakras are told to be in sync.
     pub(super) spiral: Option<String>,
+    /// The last event by which they were told not to be, with its place.
+    pub(super) unsynced: (u64, String),
     /// The mission that runs.
     pub(super) mission: Option<String>,
     restarts: VecDeque<SystemTime>,
@@ -174,9 +178,15 @@ impl Facts {
             Some(Fact::ChakraDown(_)) => {
                 self.down.insert(event.chakra.clone(), Down { id: event.id.clone(), stored });
             }
-            Some(Fact::ChakraRecovered(_)) => drop(self.down.remove(&event.chakra)),
+            Some(Fact::ChakraRecovered(_)) => {
+                self.down.remove(&event.chakra);
+                self.recovered.insert(event.chakra.clone(), (sequence, event.id.clone()));
+            }
             Some(Fact::GreatSpiral(_)) => self.spiral = Some(event.id.clone()),
-            Some(Fact::OutOfSync(_)) => self.spiral = None,
+            Some(Fact::OutOfSync(_)) => {
+                self.spiral = None;
+                self.unsynced = (sequence, event.id.clone());
+            }
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(sequence, event, inventory, now),
             Some(fact) => self.fold_instance(sequence, event, fact, stored, now),
             None => {}

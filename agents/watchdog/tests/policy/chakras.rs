@@ -2,7 +2,7 @@
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    v1::{self, event::Fact},
+    v1::{self, event::Fact, intent::Want},
 };
 
 use crate::world::{World, ms};
@@ -115,6 +115,24 @@ fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
     w.exits(&db, FIRST);
     w.pass(ms(5_000));
     assert_eq!(kinds(&w).iter().filter(|k| **k == "chakra_down").count(), 2, "what was up and fell is missing, whatever runs");
+}
+
+/// What is wanted changes without an event of what broke: the same break is another verdict then.
+#[test]
+fn a_chakra_that_recovered_by_what_is_wanted_may_go_down_by_the_same_break() {
+    let (mut w, [db, ..]) = stack();
+    let wanted = w.desired[&db].1.clone();
+    w.exits(&db, FIRST);
+    w.pass(ms(4_000));
+    let Some(Want::Desired(mut stopped)) = wanted.want.clone() else { panic!() };
+    let again = stopped.clone();
+    stopped.set_mode(v1::RunMode::Stop);
+    w.record(&db, stopped);
+    w.pass(ms(1_000));
+    w.record(&db, again);
+    w.pass(ms(4_000));
+    let all = ["great_spiral", "chakra_down", "out_of_sync", "chakra_recovered", "great_spiral", "chakra_down", "out_of_sync"];
+    assert_eq!(kinds(&w), all);
 }
 
 /// Fault 16: what an agent told comes again when the broker has forgotten it.
