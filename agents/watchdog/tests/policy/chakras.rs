@@ -152,7 +152,8 @@ fn a_late_copy_begins_no_mission_and_isolates_nobody() {
     assert_eq!(w.told(), ["chakra_down", "out_of_sync"]);
     let Some(Fact::ChakraDown(down)) = &w.only("chakra_down").fact else { panic!() };
     assert_eq!(down.missing, [cache.to_string(), never_up.to_string()], "no mission runs: what was never up is missing");
-    let isolation = |fact: Fact| v1::Event { instance: Some((&db).into()), incarnation: Some(FIRST.into()), fact: Some(fact), ..copy.clone() };
+    let isolation =
+        |fact: Fact| v1::Event { instance: Some((&db).into()), incarnation: Some(FIRST.into()), fact: Some(fact), ..copy.clone() };
     let isolated = v1::Event { id: "a:quarantine:1".to_owned(), ..isolation(Fact::Quarantined(v1::Quarantined::default())) };
     let released = v1::Event { id: "a:quarantine:2".to_owned(), ..isolation(Fact::Released(v1::Released::default())) };
     w.stream.extend([isolated.clone(), released]);
