@@ -1,4 +1,4 @@
-//! The mesh in one thread, from a seed: the policies of node, orchestrator and registry as they are, around them a simulated bus, two
+//! The mesh in one thread, from a seed: the policies of all six agents as they are, around them a simulated bus, two
 //! clocks per machine, disks, processes, and an operator, all of which fail as the fault catalogue says. After every step the
 //! invariants of the reliability contract are asserted by an oracle that shares no code with the policies.
 //! No IO, no threads, no real time: the same seed gives the same story, line by line.
@@ -29,4 +29,6 @@ pub mod replica;
 pub mod run;
 pub mod stack;
 pub mod story;
+pub mod verdicts;
+pub mod watch;
 pub mod world;

@@ -330,8 +330,7 @@ impl State {
 
     /// Begins to watch a subject, or begins anew if it was another incarnation.
     fn watch(&mut self, subject: Subject, incarnation: Incarnation, now: Duration) {
-        let ours = matches!(&subject, Subject::Agent(kind, id) if kind == AGENT && *id == self.who.replica);
-        if ours || (self.watches.len() >= WATCHES_MAX && !self.watches.contains_key(&subject)) {
+        if self.watches.len() >= WATCHES_MAX && !self.watches.contains_key(&subject) {
             return;
         }
         let before = self.watches.get(&subject);
@@ -363,6 +362,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether a subject is this replica itself: it is never silent to itself, and tells that it is back if another has told it down.
+    fn is_itself(&self, subject: &Subject) -> bool {
+        matches!(subject, Subject::Agent(kind, id) if kind == AGENT && *id == self.who.replica)
     }
 
     fn look_at(&mut self, subject: &Subject, at: Duration) {

@@ -57,6 +57,7 @@ impl World {
     }
 
     fn mend(&mut self) {
+        self.all_listen();
         self.broker.up = true;
         self.broker.wall_skew = 0;
         self.replicas.iter_mut().zip(0_u8..).for_each(|(replica, index)| replica.wall_skew = super::replica::skew_at_start(index.into()));
@@ -68,6 +69,7 @@ impl World {
         for h in 0..self.hosts.len() {
             self.hosts[h].dies_after = None;
             self.hosts[h].paused_until = None;
+            self.hosts[h].muted_until = None;
             self.later(Duration::from_secs(1), Happening::AgentStarts(h));
             let pids: Vec<u32> = self.hosts[h].procs.keys().copied().collect();
             for pid in pids {
@@ -78,7 +80,8 @@ impl World {
             }
         }
         for r in 0..self.replicas.len() {
-            self.replicas[r].paused_until = None;
+            let pauses = self.replicas[r].paused_until.is_some_and(|until| until > self.now);
+            self.replicas[r].paused_until = pauses.then_some(self.now);
             self.later(Duration::from_secs(1), Happening::ReplicaStarts(r));
         }
         for r in 0..self.registries.len() {
@@ -124,7 +127,7 @@ impl World {
     }
 
     /// The records of what is desired.
-    fn desired(&self) -> impl Iterator<Item = (Instance, &v1::Desired)> {
+    pub(super) fn desired_records(&self) -> impl Iterator<Item = (Instance, &v1::Desired)> {
         self.broker.intents.entries.values().filter_map(|(_, intent)| match &intent.as_ref()?.want {
             Some(Want::Desired(desired)) => Some((Instance::try_from(desired.instance.as_ref()?).ok()?, desired)),
             _ => None,
@@ -142,7 +145,7 @@ impl World {
 
     /// Failed instances that would live if they were started anew.
     fn curable_failed(&self) -> Vec<Instance> {
-        let run = self.desired().filter(|(_, d)| d.mode() == RunMode::Run);
+        let run = self.desired_records().filter(|(_, d)| d.mode() == RunMode::Run);
         let curable = |h: usize, id: &Instance| self.state(h, id) == State::Failed && !self.ailments.is_past_help(h, id);
         run.filter(|(id, d)| self.host_of(d).is_some_and(|h| curable(h, id))).map(|(id, _)| id).collect()
     }
@@ -174,7 +177,7 @@ impl World {
                 return Some(format!("node {} has {} events to tell", host.name, host.journal.disk.outbox.len()));
             }
             for proc in host.procs.values() {
-                let wanted = self.desired().any(|(id, d)| {
+                let wanted = self.desired_records().any(|(id, d)| {
                     // What runs goes on while a dependency of its newer generation is away.
                     let older = proc.incarnation.generation < d.generation && self.is_blocked(h, &id, d);
                     let this = proc.incarnation.generation == d.generation || older;
@@ -185,10 +188,10 @@ impl World {
                 }
             }
         }
-        if let Some(why) = self.healing_goes_on() {
+        if let Some(why) = self.healing_goes_on().or_else(|| self.verdicts_differ()) {
             return Some(why);
         }
-        let all: Vec<_> = self.desired().filter(|(_, d)| d.mode() == RunMode::Run).map(|(id, d)| (id, d.clone())).collect();
+        let all: Vec<_> = self.desired_records().filter(|(_, d)| d.mode() == RunMode::Run).map(|(id, d)| (id, d.clone())).collect();
         all.iter().find_map(|(id, desired)| self.not_as_desired(id, desired, &mut BTreeSet::new()))
     }
 
@@ -202,7 +205,7 @@ impl World {
         let blueprint = self.stacks.blueprints.get(&key);
         let wanted: BTreeSet<Instance> = blueprint.map(|b| b.instances().into_iter().map(|(i, _)| i).collect()).unwrap_or_default();
         let by_hand = |id: &Instance| plan.stopped_by_hand.iter().any(|name| *name == id.component || *name == id.key());
-        for (id, desired) in self.desired() {
+        for (id, desired) in self.desired_records() {
             let runs = wanted.contains(&id) && !by_hand(&id);
             if runs != (desired.mode() == RunMode::Run) {
                 return Some(format!("{id} is desired {:?}, by the plan it runs: {runs}", desired.mode()));
@@ -212,7 +215,7 @@ impl World {
                 return Some(format!("{id} is desired with another specification"));
             }
         }
-        let missing = wanted.iter().find(|id| !self.desired().any(|(other, _)| other == **id));
+        let missing = wanted.iter().find(|id| !self.desired_records().any(|(other, _)| other == **id));
         missing.map(|id| format!("{id} has no record"))
     }
 
@@ -245,7 +248,7 @@ impl World {
             State::Quarantined if !host.oracle.isolated(id) => Some(format!("{id} is quarantined and nobody asks for it")),
             State::Quarantined => {
                 let long = self.by_hand || self.figures.quarantine.isolation > BOUND / 2;
-                let any = |of: &dyn Fn(&Instance) -> bool| self.desired().any(|(other, _)| of(&other));
+                let any = |of: &dyn Fn(&Instance) -> bool| self.desired_records().any(|(other, _)| of(&other));
                 let whole = host.oracle.in_force.contains_key(&format!("quarantine.{}", id.component));
                 let excused =
                     long || any(&|other| (other == id || whole && other.component == id.component) && self.ailments.is_past_help(h, other));
@@ -261,7 +264,7 @@ impl World {
                     return Some(format!("{id} waits for nothing: {}", inst.reason));
                 }
                 unmet.iter().find_map(|other| {
-                    let of = self.desired().find(|(d, _)| d == other).map(|(_, d)| d.clone());
+                    let of = self.desired_records().find(|(d, _)| d == other).map(|(_, d)| d.clone());
                     match of {
                         Some(d) if d.mode() == RunMode::Run => self.blocks_without_cause(h, other, &d, seen),
                         _ => None,
@@ -289,7 +292,7 @@ impl World {
         }
         let registry = &self.registries[0].projection.observed();
         let mut wrong = None;
-        for (id, desired) in self.desired().filter(|(_, d)| d.mode() == RunMode::Run) {
+        for (id, desired) in self.desired_records().filter(|(_, d)| d.mode() == RunMode::Run) {
             let Some(h) = self.host_of(desired) else { continue };
             let Some(inst) = self.hosts[h].agent.as_ref().and_then(|a| a.node.instance(&id)) else { continue };
             let of = |c: &&v1::ObservedComponent| c.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) == Some(id.clone());

@@ -18,6 +18,7 @@ use super::{
     bus::{Client, Stored},
     healing::Healing,
     random::Rng,
+    verdicts::Watching,
     world::World,
 };
 
@@ -50,6 +51,8 @@ pub struct Checks {
     pub kills: u64,
     /// What recovery and quarantine have done.
     pub healing: Healing,
+    /// What the watchdog has heard and told.
+    pub watching: Watching,
 }
 
 impl Checks {
@@ -173,7 +176,8 @@ impl World {
     /// The polite signal.
     pub(super) fn check_signal(&mut self, h: usize, id: &Instance, life: Incarnation) {
         let now = self.now;
-        if !self.by_hand && !self.hosts[h].oracle.asked_to_end(id, life) && !self.flaps_too_much(id) {
+        let silent = self.checks.watching.told.is_unresponsive(id, life) || self.faults.had(super::faults::Fault::EventsLost);
+        if !self.by_hand && !self.hosts[h].oracle.asked_to_end(id, life) && !self.flaps_too_much(id) && !silent {
             self.violated("rung", format!("{id}@{life} lives, and the ladder replaces it"));
         }
         if let Some(why) = self.hosts[h].oracle.signals(id, life, now) {
@@ -199,8 +203,10 @@ impl World {
             self.checks.events_epoch = self.broker.events.epoch;
             self.checks.words.clear();
             self.checks.healing.events_recreated();
+            self.checks.watching.events_recreated();
         }
         self.check_healing_event(event);
+        self.check_verdict_event(event);
         match &event.fact {
             Some(Fact::OperatorCommand(told)) => {
                 let (first, last) = self.checks.words.entry(told.command_id.clone()).or_default();

@@ -53,12 +53,16 @@ pub enum Fault {
     Quarantine,
     Recovery,
     Poison,
+    // The way of beats.
+    BeatsLost,
+    Muted,
+    LoopStands,
 }
 
 use Fault as F;
 
 /// All of them.
-pub const ALL: [Fault; 36] = [
+pub const ALL: [Fault; 39] = [
     F::BootCrash,
     F::Crash,
     F::Hang,
@@ -95,10 +99,13 @@ pub const ALL: [Fault; 36] = [
     F::Quarantine,
     F::Recovery,
     F::Poison,
+    F::BeatsLost,
+    F::Muted,
+    F::LoopStands,
 ];
 
 /// Those that strike at an instant; the others are in what happens anyway.
-const STRIKES: [(Fault, u64); 16] = [
+const STRIKES: [(Fault, u64); 18] = [
     (F::Breaks, 4),
     (F::AgentKilled, 10),
     (F::AgentDiesMidway, 10),
@@ -115,6 +122,8 @@ const STRIKES: [(Fault, u64); 16] = [
     (F::MissionsLost, 1),
     (F::ReplicaKilled, 8),
     (F::ReplicaPaused, 8),
+    (F::Muted, 4),
+    (F::LoopStands, 4),
 ];
 
 /// The faults of a run.
@@ -178,6 +187,7 @@ impl World {
     }
 
     fn inject(&mut self, fault: Fault) {
+        self.all_listen();
         let host = self.chaos.index(self.hosts.len());
         let replica = self.chaos.index(self.replicas.len());
         let span = if self.chaos.per_mille(150) { self.chaos.millis(10_000, 90_000) } else { self.chaos.millis(20, 8_000) };
@@ -255,7 +265,17 @@ impl World {
             F::ReplicaPaused => {
                 let span = span.min(Duration::from_secs(20));
                 self.say(self.replicas[replica].trade.name(), format_args!("replica {replica} paused for {span:?}"));
-                self.replicas[replica].paused_until = Some(self.now + span);
+                self.pause_replica(replica, span);
+            }
+            F::Muted => {
+                self.tell_host(host, format_args!("beats of the node are lost for {span:?}"));
+                self.hosts[host].muted_until = Some(self.now + span);
+            }
+            F::LoopStands => {
+                let span = span.min(Duration::from_secs(20));
+                self.say(self.replicas[replica].trade.name(), format_args!("the loop of replica {replica} stands for {span:?}"));
+                self.pause_replica(replica, span);
+                self.replicas[replica].stands_since = Some(self.now);
             }
             _ => {}
         }

@@ -33,7 +33,7 @@ pub struct Healing {
     /// Tries by the id of the event that is to tell what came of them.
     orders: BTreeMap<String, Ordered>,
     /// Rungs that failed, by incident.
-    failed: BTreeSet<(String, String)>,
+    failed: BTreeMap<(String, String), usize>,
     /// Incidents whose isolation was lifted.
     lifted: BTreeSet<String>,
     /// Commands that took effect on a record, by bucket.
@@ -55,9 +55,9 @@ impl Healing {
 
 /// An instance as the events up to some place tell it.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     life: Incarnation,
-    state: State,
+    pub(super) state: State,
     blocked: bool,
     failed_at: Duration,
     by_policy: bool,
@@ -65,6 +65,8 @@ struct Seen {
     given_up: bool,
     /// Recovery has told the end of its incident, and it has not ended since.
     healed: bool,
+    /// The life that does not beat, by the watchdog's verdict.
+    silent: Incarnation,
 }
 
 /// Whether an event says that something which others rely on stopped, or began anew.
@@ -100,7 +102,7 @@ fn isolated_for(intent: &v1::Intent) -> Option<String> {
     }
 }
 
-fn instance(event: &v1::Event) -> Option<Instance> {
+pub(super) fn instance(event: &v1::Event) -> Option<Instance> {
     event.instance.as_ref().and_then(|i| Instance::try_from(i).ok())
 }
 
@@ -109,7 +111,7 @@ fn incident(id: Option<&v1::IncidentId>) -> Option<String> {
 }
 
 /// All instances as these events tell them, copies left out.
-fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
+pub(super) fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
     let mut all: BTreeMap<Instance, Seen> = BTreeMap::new();
     let mut known: BTreeSet<&str> = BTreeSet::new();
     let mut brake = false;
@@ -140,6 +142,10 @@ fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
             of.given_up = true;
         }
         let ours = event.source.as_ref().is_some_and(|s| s.kind == razar_recovery::AGENT);
+        let verdict = event.source.as_ref().is_some_and(|s| s.kind == razar_watchdog::AGENT);
+        if verdict && matches!(&event.fact, Some(Fact::ComponentUnresponsive(_))) {
+            of.silent = of.silent.max(life);
+        }
         of.healed |= ours && matches!(&event.fact, Some(Fact::Recovered(_) | Fact::IncidentWithdrawn(_)));
         if event.source.as_ref().is_none_or(|s| s.kind != "node") || life < of.life {
             continue;
@@ -164,7 +170,7 @@ fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
 }
 
 impl World {
-    fn desired_record(&self, id: &Instance) -> Option<&v1::Desired> {
+    pub(super) fn desired_record(&self, id: &Instance) -> Option<&v1::Desired> {
         match &self.broker.intents.entries.get(&IntentKey::Desired(id.clone()).to_string())?.1.as_ref()?.want {
             Some(Want::Desired(desired)) => Some(desired),
             _ => None,
@@ -191,6 +197,7 @@ impl World {
         if distinct < all || (trade != Trade::Recovery && writes.len() > 1) {
             return self.violated("I16", format!("{} replica {r} decides on two writes at once: {deeds:?}", trade.name()));
         }
+        self.check_verdicts(r, deeds);
         if let Some(text) = deeds.iter().find_map(|deed| self.ends_again(r, deed)) {
             return self.violated("incident", text);
         }
@@ -210,7 +217,8 @@ impl World {
             let flaps = of.is_some_and(|s| s.local_recoveries > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX));
             let rung = of.is_some_and(|s| s.state == State::Failed && !s.by_policy && !s.blocked);
             let again = self.order_in_bucket(id).is_some();
-            if !rung && !flaps && !again {
+            let silent = of.is_some_and(|s| s.silent == s.life && s.life != Incarnation::default());
+            if !rung && !flaps && !again && !silent {
                 wrong = Some(("rung", format!("the ladder acts on {id}, which has not failed: {of:?}")));
             }
         }
@@ -264,7 +272,8 @@ impl World {
         let Some(order) = new_try(intent) else { return };
         self.checks.healing.rungs += 1;
         let spec = self.desired_record(id).and_then(|d| d.spec.clone()).unwrap_or_default();
-        if !spec.heal.contains(&order.rung)
+        let for_silence = order.evidence.as_ref().is_some_and(|e| e.missing_sign);
+        if !(spec.heal.contains(&order.rung) || for_silence)
             || order.clear_state != (order.rung == "clear_state")
             || order.clear_state && spec.state.is_empty()
         {
@@ -380,7 +389,12 @@ impl World {
         if tried.outcome != "failed" {
             return;
         }
-        if !self.checks.healing.failed.insert((incident.to_owned(), tried.rung.clone())) {
+        let times = self.checks.healing.failed.entry((incident.to_owned(), tried.rung.clone())).or_default();
+        *times += 1;
+        // A chakra that goes down makes its hook the next rung, each time once.
+        let down = |s: &&Stored| matches!(s.event.fact, Some(Fact::ChakraDown(_)));
+        let allowed = 1 + if tried.rung == "chakra_hook" { self.broker.events.stored.iter().filter(down).count() } else { 0 };
+        if *times > allowed {
             return self.violated("I7", format!("{} of {incident} fails a second time: the ladder does not climb", tried.rung));
         }
         let Some(id) = instance(event).filter(|_| ordered.events_epoch == self.broker.events.epoch) else { return };

@@ -119,6 +119,8 @@ pub struct Host {
     pub lives: u64,
     /// The agent is stopped until then.
     pub paused_until: Option<Duration>,
+    /// Its beats are lost until then.
+    pub muted_until: Option<Duration>,
     /// Effects until the agent dies.
     pub dies_after: Option<u32>,
     /// States before the decision that is being carried out.
@@ -146,6 +148,7 @@ impl Host {
             agent: None,
             lives: 0,
             paused_until: None,
+            muted_until: None,
             dies_after: None,
             before: BTreeMap::new(),
             oracle: Oracle::new(name),

@@ -1,5 +1,7 @@
 //! Replicas of the registry: each folds all of EVENTS, dies of it now and then, and begins again at its last snapshot.
 
+use std::time::Duration;
+
 use prost::Message as _;
 use razar_bus_schema::v1;
 use razar_registry::projection::{AGENT_EVENT_WINDOW, Projection};
@@ -15,6 +17,8 @@ use super::{
 pub struct Registry {
     /// It lives.
     pub alive: bool,
+    /// Lives so far.
+    pub lives: u64,
     /// Its projection.
     pub projection: Projection,
     epoch: Option<u64>,
@@ -29,6 +33,8 @@ impl World {
             return;
         }
         registry.alive = true;
+        registry.lives += 1;
+        let life = registry.lives;
         registry.epoch = None;
         if let Some((epoch, snapshot)) = registry.snapshot.clone().filter(|(epoch, _)| *epoch == self.broker.events.epoch) {
             let bytes = snapshot.encode_to_vec();
@@ -42,6 +48,7 @@ impl World {
             }
         }
         self.reconnect_soon(Client::Registry(r));
+        self.later(Duration::from_millis(1), Happening::Announces(Client::Registry(r), life));
     }
 
     /// Hands a registry some events; it may die of it, and begin again at its last snapshot.
@@ -49,14 +56,19 @@ impl World {
         let epoch = self.broker.events.epoch;
         let registry = &mut self.registries[r];
         if registry.epoch != Some(epoch) {
-            registry.epoch = Some(epoch);
+            let (known, life) = (registry.epoch.replace(epoch), registry.lives);
             registry.projection = Projection::new(&format!("events-{epoch}"));
+            if known.is_some() {
+                self.later(Duration::from_millis(1), Happening::Announces(Client::Registry(r), life));
+            }
         }
         for _ in 0..1 + self.net.below(40) {
+            let registry = &mut self.registries[r];
             let next = usize::try_from(registry.projection.applied_sequence()).unwrap_or(usize::MAX);
             let Some(stored) = self.broker.events.stored.get(next) else { break };
             let _ = registry.projection.apply(stored.sequence, &stored.event);
         }
+        let registry = &mut self.registries[r];
         if self.net.per_mille(20) {
             registry.snapshot = Some((epoch, registry.projection.observed()));
         }

@@ -8,11 +8,13 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use razar_agent_kit::{Authority, Now};
 use razar_bus_schema::v1;
+use razar_watchdog::policy as watchdog;
 
 use self::mind::{Deed, Heard, Mind, Trade};
 use super::{
     bus::{Client, Item, Lease},
     faults::Fault,
+    watch::Ears,
     world::{Happening, World},
 };
 
@@ -43,6 +45,10 @@ pub struct Replica {
     pub mind: Mind,
     /// How far its wall clock is off, in seconds.
     pub wall_skew: i64,
+    /// Its loop stands since then, and its beats go on.
+    pub stands_since: Option<Duration>,
+    /// What a watchdog hears beside the streams.
+    pub ears: Ears,
     authority: Authority,
     renewed_at: Option<Duration>,
     /// Events folded.
@@ -72,6 +78,8 @@ impl Replica {
             paused_until: None,
             mind: Mind::new(trade, String::new(), &super::ailments::Figures::default()),
             wall_skew: skew_at_start(index),
+            stands_since: None,
+            ears: Ears::default(),
             authority: Authority::new(),
             renewed_at: None,
             cursor: 0,
@@ -105,11 +113,20 @@ impl World {
         let (lives, trade) = (replica.lives + 1, replica.trade);
         // The clock is its machine's.
         *replica = Replica { alive: true, lives, started_at: now, wall_skew: replica.wall_skew, ..Replica::new(trade, r) };
-        replica.mind = Mind::new(trade, format!("{}{r}-{lives}", trade.name()), &self.figures);
+        replica.mind = Mind::new(trade, trade.id(r), &self.figures);
+        replica.ears.reconnected(now);
         replica.snapshot.clone_from(&self.registries[r % self.registries.len()].snapshot);
         self.say(trade.name(), format_args!("replica {r} starts, life {lives}"));
         self.reconnect_soon(Client::Replica(r));
         self.later(Duration::from_millis(1), Happening::ReplicaLease(r, lives));
+        self.later(Duration::from_millis(1), Happening::Announces(Client::Replica(r), lives));
+    }
+
+    /// A replica stops, with whatever it has in hand.
+    pub(super) fn pause_replica(&mut self, r: usize, span: Duration) {
+        self.listens(r);
+        self.replicas[r].paused_until = Some(self.now + span);
+        self.replicas[r].stands_since = None;
     }
 
     /// A replica dies; another takes its place after a while.
@@ -129,6 +146,9 @@ impl World {
         self.replicas[r].authority.disconnected();
         self.replicas[r].mind.stand_down();
         self.replicas[r].authority.connected();
+        let (now, clock) = (self.now, self.replica_clock(r));
+        self.replicas[r].ears.reconnected(now);
+        self.replicas[r].mind.apply_connected(clock);
         let life = self.replicas[r].lives;
         self.later(Duration::from_micros(100), Happening::ReplicaTurn(r, life));
         self.replica_publishes(r);
@@ -208,10 +228,12 @@ impl World {
         if !self.leads(r) {
             return;
         }
+        self.listens(r);
         let now = self.replica_clock(r);
         let mut deeds = self.replicas[r].mind.decide(now);
         // What it decides is under way now: asked again, it decides on no second write.
         deeds.extend(self.replicas[r].mind.decide(now));
+        self.echoes(r, self.now);
         self.check_deeds(r, &deeds);
         for deed in deeds {
             self.replica_acts(r, deed, now);
@@ -243,7 +265,7 @@ impl World {
         if self.faults.on(Fault::ReplicaPaused) && self.net.per_mille(5) {
             let span = self.net.millis(1_000, 15_000);
             self.say(trade.name(), format_args!("replica {r} paused for {span:?} with a decision in hand"));
-            self.replicas[r].paused_until = Some(self.now + span);
+            self.pause_replica(r, span);
         } else if self.faults.on(Fault::ReplicaKilled) && self.net.per_mille(5) {
             self.kill_replica(r);
         }
@@ -276,6 +298,9 @@ impl World {
             return;
         }
         let now = self.replica_clock(r);
+        if let Heard::Watchdog(watchdog::Outcome::Pinged(node, watchdog::Pinged::Answered)) = &heard {
+            self.checks.watching.answered(r, node, self.now);
+        }
         self.replicas[r].mind.apply_heard(heard, now);
         self.replica_turn(r, life);
     }
@@ -299,11 +324,15 @@ impl World {
         let (now, epoch) = (self.replica_clock(r), self.broker.events.epoch);
         let replica = &mut self.replicas[r];
         if replica.events_epoch != Some(epoch) {
-            replica.events_epoch = Some(epoch);
+            let known = replica.events_epoch.replace(epoch);
             (replica.cursor, replica.caught_up) = (0, false);
             let snapshot = replica.snapshot.as_ref().filter(|(of, _)| *of == epoch).map(|(_, snapshot)| snapshot);
-            replica.mind.apply_reset(snapshot);
+            replica.mind.apply_reset(snapshot, now);
             replica.authority.events_reset();
+            if known.is_some() {
+                let life = replica.lives;
+                self.later(Duration::from_millis(1), Happening::Announces(Client::Replica(r), life));
+            }
         }
         for _ in 0..1 + self.net.below(20) {
             let replica = &mut self.replicas[r];

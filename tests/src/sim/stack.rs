@@ -15,7 +15,7 @@ use razar_bus_schema::{
 };
 use razar_orchestrator::blueprint::{Blueprint, Part};
 
-use super::random::Rng;
+use super::{random::Rng, watch::BEAT};
 
 /// Name of the stack.
 pub const STACK: &str = "demo";
@@ -38,11 +38,11 @@ const NAMES: [&str; 8] = ["db", "cache", "migrate", "api", "worker", "web", "gat
 impl Stacks {
     /// Random stacks over these machines.
     #[must_use]
-    pub fn random(rng: &mut Rng, hosts: &[String]) -> Self {
+    pub fn random(rng: &mut Rng, hosts: &[String], watched: bool) -> Self {
         let count = 3 + rng.index(5);
         let mut specs: Vec<v1::ComponentSpec> = Vec::new();
         for name in NAMES.iter().take(count) {
-            let spec = component(rng, name, &specs, hosts);
+            let spec = component(rng, name, &specs, hosts, watched);
             specs.push(spec);
         }
         let mut all = Self { components: NAMES.iter().take(count).map(|n| (*n).to_owned()).collect(), ..Self::default() };
@@ -95,7 +95,7 @@ fn blueprint(revision: &str, profile: &str, specs: &[&v1::ComponentSpec], parall
     let mut rank = 1;
     for (wave, _, spec) in order {
         let spec_hash = sha256_hex(&spec.encode_to_vec());
-        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash, chakra_threshold: 0.0 });
+        parts.insert(spec.name.clone(), Part { rank, wave, spec: spec.clone(), spec_hash, chakra_threshold: threshold(&spec.chakra) });
         rank += spec.replicas.max(1);
     }
     Blueprint {
@@ -112,17 +112,22 @@ fn blueprint(revision: &str, profile: &str, specs: &[&v1::ComponentSpec], parall
     }
 }
 
+/// Share of a chakra that is to serve.
+fn threshold(chakra: &str) -> f64 {
+    if chakra == "root" { 1.0 } else { 0.6 }
+}
+
 fn probe(check: Check, period: Duration, threshold: u32) -> v1::Probe {
     v1::Probe { check: Some(check), period: Some(time::duration(period)), failure_threshold: threshold, ..Default::default() }
 }
 
-fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[String]) -> v1::ComponentSpec {
+fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[String], watched: bool) -> v1::ComponentSpec {
     let http = || Check::Http(v1::HttpCheck { port: 80, ..Default::default() });
     let period = |rng: &mut Rng| *rng.pick(&[Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(3)]);
     let one_shot = name == "migrate" || rng.per_mille(60);
     let mut spec = v1::ComponentSpec {
         name: name.to_owned(),
-        chakra: "heart".to_owned(),
+        chakra: if rng.per_mille(700) { "heart" } else { "root" }.to_owned(),
         priority: u32::try_from(rng.below(3)).unwrap_or(0),
         command: vec![name.to_owned()],
         required: rng.per_mille(800),
@@ -147,8 +152,13 @@ fn component(rng: &mut Rng, name: &str, before: &[v1::ComponentSpec], hosts: &[S
         }
         match rng.below(10) {
             0 => {}
+            // Who beats on the bus is judged by the watchdog.
+            1 | 2 if watched => {
+                let interval = Some(time::duration(BEAT));
+                let check = Check::Heartbeat(v1::HeartbeatCheck { interval, misses: 2 + u32::try_from(rng.below(2)).unwrap_or(0) });
+                spec.liveness = Some(v1::Probe { check: Some(check), ..Default::default() });
+            }
             1 => {
-                // Who beats on the bus is judged by the watchdog, which has no part here.
                 spec.liveness = Some(v1::Probe { check: Some(Check::Notify(v1::NotifyCheck {})), ..Default::default() });
             }
             _ => {

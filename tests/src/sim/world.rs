@@ -61,6 +61,8 @@ pub enum Happening {
     CommandArrives(usize, u64, usize, u64),
     RegistryStarts(usize),
     OperatorActs,
+    Beats(Client),
+    Announces(Client, u64),
     LadderActs(razar_bus_schema::ids::Instance),
 }
 
@@ -103,6 +105,8 @@ pub struct World {
     pub net: Rng,
     /// Randomness of the processes.
     pub luck: Rng,
+    /// Randomness of the way of beats.
+    pub ether: Rng,
     queue: BTreeMap<(Duration, u64), Happening>,
     numbers: u64,
 }
@@ -114,9 +118,9 @@ impl World {
         let mut rng = Rng::of(seed, "world");
         let count = *rng.pick(&[1, 1, 1, 2, 3]);
         let names: Vec<String> = ["a", "b", "c"].iter().take(count).map(|n| (*n).to_owned()).collect();
-        let stacks = Stacks::random(&mut Rng::of(seed, "stack"), &names);
         let by_hand = rng.per_mille(150);
-        let trades: &[Trade] = if by_hand { &[Trade::Orchestrator] } else { &[Trade::Orchestrator, Trade::Recovery, Trade::Quarantine] };
+        let stacks = Stacks::random(&mut Rng::of(seed, "stack"), &names, !by_hand);
+        let trades: &[Trade] = if by_hand { &[Trade::Orchestrator] } else { &Trade::ALL };
         let faults = Faults::random(&mut Rng::of(seed, "faults"));
         let mut ailing = Rng::of(seed, "ailments");
         let mut world = Self {
@@ -138,6 +142,7 @@ impl World {
             chaos: Rng::of(seed, "chaos"),
             net: Rng::of(seed, "net"),
             luck: Rng::of(seed, "luck"),
+            ether: Rng::of(seed, "ether"),
             queue: BTreeMap::new(),
             numbers: 0,
         };
@@ -152,6 +157,13 @@ impl World {
         for r in 0..world.registries.len() {
             world.broker.links.insert(Client::Registry(r), Default::default());
             world.later(Duration::from_millis(2), Happening::RegistryStarts(r));
+        }
+        if !by_hand {
+            let all: Vec<Client> = world.broker.links.keys().copied().collect();
+            for client in all {
+                let phase = world.ether.millis(1, 1_000);
+                world.later(phase, Happening::Beats(client));
+            }
         }
         world.later(Duration::from_millis(50), Happening::OperatorActs);
         world.later(Duration::from_secs(3), Happening::Strike);
@@ -240,6 +252,8 @@ impl World {
             Happening::CommandArrives(r, life, at, token) => self.command_arrives(r, life, at, token),
             Happening::RegistryStarts(r) => self.start_registry(r),
             Happening::OperatorActs => self.operator_acts(),
+            Happening::Beats(of) => self.beats(of),
+            Happening::Announces(of, life) => self.announces(of, life),
             Happening::LadderActs(instance) => self.ladder_acts(&instance),
         }
     }

@@ -124,8 +124,19 @@ impl Node {
         let Some(inst) = self.instances.get(id).filter(|i| i.state == State::Preparing) else { return };
         match failed {
             None if inst.hook.is_some() => self.run_chakra_hook(id, now),
-            None => self.spawn(id, now),
+            None => self.spawn_prepared(id, now),
             Some(why) => self.preparation_failed(id, why, now),
+        }
+    }
+
+    /// What comes before a start is done: it follows, unless a dependency's condition was lost meanwhile.
+    pub(super) fn spawn_prepared(&mut self, id: &Instance, now: Now) {
+        let Some(spec) = self.instances.get(id).and_then(|i| i.wanted.as_ref()).map(|w| w.spec.clone()) else { return };
+        if self.blockers(&spec, id, now.mono).is_empty() {
+            self.spawn(id, now);
+        } else if let Some(inst) = self.instances.get_mut(id) {
+            inst.slot = false;
+            self.set_state(id, State::Waiting, "a dependency's condition was lost before its start", now);
         }
     }
 

@@ -200,7 +200,7 @@ impl Node {
                     if let Some(inst) = self.instances.get_mut(instance) {
                         inst.hook = None;
                     }
-                    self.spawn(instance, now);
+                    self.spawn_prepared(instance, now);
                 } else if waits {
                     self.preparation_failed(instance, text, now);
                 }

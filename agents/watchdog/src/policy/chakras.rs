@@ -108,7 +108,9 @@ impl State {
         let text =
             format!("{} of {} serve, {:.0} % must; missing: {}", chakra.ready, chakra.total, chakra.threshold * 100.0, missing.join(" "));
         let fact = Fact::ChakraDown(v1::ChakraDown { delay: Some(time::duration(below)), missing });
-        self.about_chakra(name, fact, Said { code: "below_threshold", text, cause: chakra.broken_by.1.clone() }, now)
+        // What is wanted may change without an event: after a recovery the same break is another verdict.
+        let (_, cause) = self.facts.recovered.get(name).cloned().unwrap_or_default().max(chakra.broken_by.clone());
+        self.about_chakra(name, fact, Said { code: "below_threshold", text, cause }, now)
     }
 
     /// A chakra that is told down and is not below its threshold; what is wholly unknown stays as it was told.
@@ -132,7 +134,8 @@ impl State {
             if !whole || self.facts.mission.is_some() {
                 return None;
             }
-            let cause = chakras.values().map(|c| c.changed_by.clone()).max().unwrap_or_default().1;
+            let changes = chakras.values().map(|c| c.changed_by.clone());
+            let (_, cause) = changes.max().unwrap_or_default().max(self.facts.unsynced.clone());
             let said = Said { code: "in_sync", text: "every chakra is whole".to_owned(), cause };
             return Some(self.about_chakra(MESH_CHAKRA, Fact::GreatSpiral(v1::GreatSpiral {}), said, now));
         }

@@ -121,8 +121,12 @@ pub struct Facts {
     pub(super) agents: BTreeMap<(String, String), Seen>,
     pub(super) views: BTreeMap<Instance, View>,
     pub(super) down: BTreeMap<String, Down>,
+    /// Chakras that were told to serve again, by the last event that did, with its place in the stream.
+    pub(super) recovered: BTreeMap<String, (u64, String)>,
     /// Event by which all chakras are told to be in sync.
     pub(super) spiral: Option<String>,
+    /// The last event by which they were told not to be, with its place.
+    pub(super) unsynced: (u64, String),
     /// The mission that runs.
     pub(super) mission: Option<String>,
     restarts: VecDeque<SystemTime>,
@@ -174,9 +178,15 @@ impl Facts {
             Some(Fact::ChakraDown(_)) => {
                 self.down.insert(event.chakra.clone(), Down { id: event.id.clone(), stored });
             }
-            Some(Fact::ChakraRecovered(_)) => drop(self.down.remove(&event.chakra)),
+            Some(Fact::ChakraRecovered(_)) => {
+                self.down.remove(&event.chakra);
+                self.recovered.insert(event.chakra.clone(), (sequence, event.id.clone()));
+            }
             Some(Fact::GreatSpiral(_)) => self.spiral = Some(event.id.clone()),
-            Some(Fact::OutOfSync(_)) => self.spiral = None,
+            Some(Fact::OutOfSync(_)) => {
+                self.spiral = None;
+                self.unsynced = (sequence, event.id.clone());
+            }
             Some(Fact::NodeInventory(inventory)) => self.fold_inventory(sequence, event, inventory, now),
             Some(fact) => self.fold_instance(sequence, event, fact, stored, now),
             None => {}
@@ -208,9 +218,21 @@ impl Facts {
         if event.instance.is_some() { About::Instances } else { About::Nothing }
     }
 
-    /// Remembers agents' events by id; false if it is remembered already.
+    /// Remembers by id what agents tell and this fold goes by; false if it is remembered already: a late copy says nothing about now.
     fn note_told(&mut self, event: &v1::Event) -> bool {
-        let counts = event.source.as_ref().is_some_and(|s| s.kind == AGENT) || presence::agent_of(event).is_some();
+        let turns = matches!(
+            event.fact,
+            Some(
+                Fact::MissionStarted(_)
+                    | Fact::MissionCompleted(_)
+                    | Fact::Quarantined(_)
+                    | Fact::Released(_)
+                    | Fact::Recovered(_)
+                    | Fact::IncidentWithdrawn(_)
+            )
+        );
+        let ours = event.source.as_ref().is_some_and(|s| s.kind == AGENT);
+        let counts = turns || ours || presence::agent_of(event).is_some();
         if !counts || event.id.is_empty() {
             return true;
         }
@@ -329,7 +351,7 @@ impl Facts {
         self.nodes.get(node).is_some_and(|seen| seen.presence.is_away())
     }
 
-    /// Whether an event of the watchdog's with this id is in EVENTS.
+    /// Whether an event with this id, of those that are remembered, is in EVENTS.
     #[must_use]
     pub fn is_told(&self, id: &str) -> bool {
         self.told.contains(id)

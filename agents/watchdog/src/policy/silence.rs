@@ -70,6 +70,9 @@ impl State {
         if self.is_away(subject) {
             return self.judge_return(subject, watch, rhythm, now);
         }
+        if self.is_itself(subject) {
+            return Next::at(now.mono + rhythm.interval);
+        }
         // Whether a node's loop turns its guard and its health endpoint see; here it is there as long as it is heard or answers.
         if watch.stands(rhythm).is_some() && !matches!(subject, Subject::Node(_)) {
             return self.verdict_standing(subject, watch, rhythm, now);

@@ -2,7 +2,7 @@
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    v1::{self, event::Fact},
+    v1::{self, event::Fact, intent::Want},
 };
 
 use crate::world::{World, ms};
@@ -115,6 +115,53 @@ fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
     w.exits(&db, FIRST);
     w.pass(ms(5_000));
     assert_eq!(kinds(&w).iter().filter(|k| **k == "chakra_down").count(), 2, "what was up and fell is missing, whatever runs");
+}
+
+/// What is wanted changes without an event of what broke: the same break is another verdict then.
+#[test]
+fn a_chakra_that_recovered_by_what_is_wanted_may_go_down_by_the_same_break() {
+    let (mut w, [db, ..]) = stack();
+    let wanted = w.desired[&db].1.clone();
+    w.exits(&db, FIRST);
+    w.pass(ms(4_000));
+    let Some(Want::Desired(mut stopped)) = wanted.want.clone() else { panic!() };
+    let again = stopped.clone();
+    stopped.set_mode(v1::RunMode::Stop);
+    w.record(&db, stopped);
+    w.pass(ms(1_000));
+    w.record(&db, again);
+    w.pass(ms(4_000));
+    let all = ["great_spiral", "chakra_down", "out_of_sync", "chakra_recovered", "great_spiral", "chakra_down", "out_of_sync"];
+    assert_eq!(kinds(&w), all);
+}
+
+/// Fault 16: what an agent told comes again when the broker has forgotten it.
+#[test]
+fn a_late_copy_begins_no_mission_and_isolates_nobody() {
+    let (mut w, [db, cache, _]) = stack();
+    let mission = |id: &str| Fact::MissionStarted(v1::MissionStarted { mission_id: id.to_owned(), ..Default::default() });
+    w.agent_tells("a:orchestrator:mission_started:m1", mission("m1"));
+    let done = Fact::MissionCompleted(v1::MissionCompleted { mission_id: "m1".to_owned(), ..Default::default() });
+    w.agent_tells("a:orchestrator:mission_completed:m1", done);
+    w.pass(ms(100));
+    let copy = w.stream.iter().find(|e| e.kind == "mission_started").unwrap().clone();
+    w.stream.push(copy.clone());
+    let never_up = w.desire("new", "heart", |_| {});
+    w.exits(&cache, FIRST);
+    w.pass(ms(4_000));
+    assert_eq!(w.told(), ["chakra_down", "out_of_sync"]);
+    let Some(Fact::ChakraDown(down)) = &w.only("chakra_down").fact else { panic!() };
+    assert_eq!(down.missing, [cache.to_string(), never_up.to_string()], "no mission runs: what was never up is missing");
+    let isolation =
+        |fact: Fact| v1::Event { instance: Some((&db).into()), incarnation: Some(FIRST.into()), fact: Some(fact), ..copy.clone() };
+    let isolated = v1::Event { id: "a:quarantine:1".to_owned(), ..isolation(Fact::Quarantined(v1::Quarantined::default())) };
+    let released = v1::Event { id: "a:quarantine:2".to_owned(), ..isolation(Fact::Released(v1::Released::default())) };
+    w.stream.extend([isolated.clone(), released]);
+    let served = w.ready(&db, FIRST);
+    w.stream.push(isolated);
+    w.pass(ms(100));
+    let view = w.dogs[0].state.facts().view(&db).unwrap();
+    assert_eq!((view.serves(), &view.changed_by.1), (true, &served));
 }
 
 #[test]

@@ -297,6 +297,23 @@ fn an_own_replica_does_not_watch_itself_and_another_does() {
     assert_eq!(down.id, "w1");
 }
 
+/// One that was told down by another and decides now is back: nobody else would say so.
+#[test]
+fn a_replica_that_was_told_down_tells_its_own_return() {
+    let mut w = mesh(2);
+    w.agent("watchdog", "w1");
+    w.pass(ms(3_000));
+    w.beater("w1").silent = true;
+    w.pass(ms(4_000));
+    assert_eq!(w.told(), ["agent_down"]);
+    (w.dogs[0].leads, w.dogs[1].leads) = (false, true);
+    w.pass(ms(2_000));
+    assert_eq!(w.told(), ["agent_down"], "it has not been heard");
+    w.beater("w1").silent = false;
+    w.pass(ms(2_000));
+    assert_eq!(w.told(), ["agent_down", "agent_returned"]);
+}
+
 #[test]
 fn an_agent_of_a_version_that_names_no_kind_is_heard() {
     let mut w = mesh(1);

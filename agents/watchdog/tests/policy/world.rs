@@ -59,7 +59,7 @@ pub(crate) struct World {
     /// The broker reads nothing, and hands nothing on.
     pub(crate) broker_stands: bool,
     pub(crate) revision: u64,
-    desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
+    pub(crate) desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
     held: Vec<v1::Heartbeat>,
     outcomes: Vec<(Duration, usize, Outcome)>,
     sequence: u64,

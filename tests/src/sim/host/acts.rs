@@ -234,6 +234,10 @@ impl World {
             return;
         }
         let (instance, incarnation, life) = (proc.instance.clone(), proc.incarnation, host.lives);
+        let proc = proc.clone();
+        if beat && !self.component_beats(&proc) {
+            return;
+        }
         let input = Input::Sign { instance, incarnation, role, detail: "sign".to_owned() };
         self.later(Duration::from_micros(50), Happening::NodeInput(h, life, Box::new(input)));
     }

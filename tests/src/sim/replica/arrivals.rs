@@ -10,6 +10,7 @@ use razar_bus_schema::{
 use razar_orchestrator::policy::{self as orchestrator, LoadError, MissionsValue, WriteError};
 use razar_quarantine::policy as quarantine;
 use razar_recovery::policy as recovery;
+use razar_watchdog::policy as watchdog;
 
 use super::{
     super::{
@@ -78,6 +79,17 @@ impl World {
                 self.say("recovery", format_args!("replica {r} asks {nodes:?} for {instance}: {}", inventories.is_some()));
                 Heard::Recovery(recovery::Outcome::Asked { instance, inventories })
             }
+            Deed::Ping { node, limit } => {
+                let (how, took) = if arrives && !lost { self.pinged(&node, limit) } else { (watchdog::Pinged::Silent, limit) };
+                wait = took;
+                Heard::Watchdog(watchdog::Outcome::Pinged(node, how))
+            }
+            Deed::Look { node, instance } => {
+                let (reply, took) = if arrives && !lost { self.looks_at(r, &node, &instance) } else { (None, REQUEST_LIMIT) };
+                wait = took;
+                Heard::Watchdog(watchdog::Outcome::Looked(instance, reply))
+            }
+            Deed::Measure { node } => Heard::Watchdog(watchdog::Outcome::Measured(node, None)),
             Deed::Publish(event) => {
                 let id = event.id.clone();
                 if arrives {

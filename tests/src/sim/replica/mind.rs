@@ -11,6 +11,7 @@ use razar_bus_schema::{
 use razar_orchestrator::policy::{self as orchestrator, MissionsValue};
 use razar_quarantine::policy as quarantine;
 use razar_recovery::policy as recovery;
+use razar_watchdog::policy as watchdog;
 
 use super::super::{
     ailments::Figures,
@@ -29,9 +30,14 @@ pub enum Trade {
     Recovery,
     /// Quarantine.
     Quarantine,
+    /// The watchdog.
+    Watchdog,
 }
 
 impl Trade {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Orchestrator, Self::Recovery, Self::Quarantine, Self::Watchdog];
+
     /// As the story names it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -39,7 +45,25 @@ impl Trade {
             Self::Orchestrator => "orch",
             Self::Recovery => "recovery",
             Self::Quarantine => "quarantine",
+            Self::Watchdog => "watchdog",
         }
+    }
+
+    /// Kind of its agent, as events and beats name it.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Orchestrator => razar_orchestrator::AGENT,
+            Self::Recovery => razar_recovery::AGENT,
+            Self::Quarantine => razar_quarantine::AGENT,
+            Self::Watchdog => razar_watchdog::AGENT,
+        }
+    }
+
+    /// Id of replica `r`, the same in each of its lives.
+    #[must_use]
+    pub fn id(self, r: usize) -> String {
+        format!("{}{r}", self.name())
     }
 
     /// Time to live of its shard's lease.
@@ -47,7 +71,7 @@ impl Trade {
     pub const fn lease_ttl(self) -> Duration {
         match self {
             Self::Orchestrator => Duration::from_secs(3),
-            Self::Recovery | Self::Quarantine => Duration::from_secs(2),
+            Self::Recovery | Self::Quarantine | Self::Watchdog => Duration::from_secs(2),
         }
     }
 }
@@ -65,6 +89,9 @@ pub enum Deed {
     Announce(Box<recovery::Announce>),
     Isolate(quarantine::Writes),
     Ask { instance: Instance, nodes: BTreeSet<String> },
+    Ping { node: String, limit: Duration },
+    Look { node: String, instance: Instance },
+    Measure { node: String },
 }
 
 impl Deed {
@@ -78,6 +105,7 @@ impl Deed {
             Self::Announce(announce) => Some(vec![IntentKey::Escalation(announce.node.clone()).to_string()]),
             Self::Isolate(writes) => Some(writes.iter().map(|(key, ..)| key.to_string()).collect()),
             Self::Publish(_) | Self::Answer { .. } | Self::Load { .. } | Self::Ask { .. } => None,
+            Self::Ping { .. } | Self::Look { .. } | Self::Measure { .. } => None,
         }
     }
 }
@@ -89,6 +117,7 @@ pub enum Heard {
     Orchestrator(orchestrator::Outcome),
     Recovery(recovery::Outcome),
     Quarantine(quarantine::Outcome),
+    Watchdog(watchdog::Outcome),
     Published { id: String, stored: bool },
 }
 
@@ -99,6 +128,7 @@ pub enum Mind {
     Orchestrator(Box<orchestrator::State>),
     Recovery(Box<recovery::State>),
     Quarantine(Box<quarantine::State>),
+    Watchdog(Box<watchdog::State>),
 }
 
 impl Mind {
@@ -112,11 +142,14 @@ impl Mind {
             Trade::Quarantine => {
                 Self::Quarantine(Box::new(quarantine::State::new(quarantine::Identity { mesh, replica }, figures.quarantine)))
             }
+            Trade::Watchdog => {
+                Self::Watchdog(Box::new(watchdog::State::new(watchdog::Identity { mesh, replica }, watchdog::Limits::default())))
+            }
         }
     }
 
     /// EVENTS is read from its beginning, over a snapshot for whoever asks for one.
-    pub fn apply_reset(&mut self, snapshot: Option<&v1::Observed>) {
+    pub fn apply_reset(&mut self, snapshot: Option<&v1::Observed>, now: Now) {
         match self {
             Self::Orchestrator(state) => state.apply_reset(),
             Self::Recovery(state) => {
@@ -126,6 +159,20 @@ impl Mind {
                 }
             }
             Self::Quarantine(state) => state.apply_reset(),
+            Self::Watchdog(state) => {
+                state.apply_reset();
+                if let Some(snapshot) = snapshot {
+                    state.apply_snapshot(snapshot, now);
+                }
+            }
+        }
+    }
+
+    /// The line stands again.
+    pub fn apply_connected(&mut self, now: Now) {
+        if let Self::Watchdog(state) = self {
+            state.apply_disconnected();
+            state.apply_connected(now);
         }
     }
 
@@ -135,6 +182,7 @@ impl Mind {
             Self::Orchestrator(state) => state.apply_event(stored.sequence, &stored.event, now),
             Self::Recovery(state) => state.apply_event(stored.sequence, &stored.event, stored.wall, now),
             Self::Quarantine(state) => state.apply_event(stored.sequence, &stored.event, now),
+            Self::Watchdog(state) => state.apply_event(stored.sequence, &stored.event, stored.wall, now),
         }
     }
 
@@ -151,6 +199,7 @@ impl Mind {
             Self::Orchestrator(state) => state.stand_down(),
             Self::Recovery(state) => state.stand_down(),
             Self::Quarantine(state) => state.stand_down(),
+            Self::Watchdog(state) => state.stand_down(),
         }
     }
 
@@ -165,6 +214,7 @@ impl Mind {
             }
             Self::Recovery(state) => state.apply_intents_epoch(epoch),
             Self::Quarantine(state) => state.apply_intents_epoch(epoch),
+            Self::Watchdog(state) => state.apply_intents_epoch(epoch),
         }
     }
 
@@ -202,6 +252,11 @@ impl Mind {
                 Some(intent) => state.apply_record(&key, revision, intent, now),
                 None => state.apply_spoiled(&key, revision),
             },
+            Self::Watchdog(state) => {
+                if let (IntentKey::Desired(id), Some(intent)) = (key, intent) {
+                    state.apply_desired(&id, revision, intent, now);
+                }
+            }
         }
     }
 
@@ -230,7 +285,7 @@ impl Mind {
             Self::Quarantine(state) => {
                 state.apply_command(quarantine::Pending { token, id, verb, target, command, expires, refusal: None });
             }
-            Self::Recovery(_) => {}
+            Self::Recovery(_) | Self::Watchdog(_) => {}
         }
     }
 
@@ -240,6 +295,7 @@ impl Mind {
             (Self::Orchestrator(state), Heard::Orchestrator(outcome)) => state.apply_outcome(outcome, now),
             (Self::Recovery(state), Heard::Recovery(outcome)) => state.apply_outcome(outcome, now),
             (Self::Quarantine(state), Heard::Quarantine(outcome)) => state.apply_outcome(outcome, now),
+            (Self::Watchdog(state), Heard::Watchdog(outcome)) => state.apply_outcome(outcome, now),
             _ => {}
         }
     }
@@ -251,6 +307,7 @@ impl Mind {
             Self::Orchestrator(state) => state.apply_outcome(orchestrator::Outcome::Published { id, stored }, now),
             Self::Recovery(state) => state.apply_outcome(recovery::Outcome::Published { id, stored }, now),
             Self::Quarantine(state) => state.apply_outcome(quarantine::Outcome::NotPublished(id), now),
+            Self::Watchdog(state) => state.apply_outcome(watchdog::Outcome::Published { id, stored }, now),
         }
     }
 
@@ -260,6 +317,7 @@ impl Mind {
             Self::Orchestrator(state) => state.decide(now).into_iter().map(Deed::from).collect(),
             Self::Recovery(state) => state.decide(now).into_iter().map(Deed::from).collect(),
             Self::Quarantine(state) => state.decide(now).into_iter().map(Deed::from).collect(),
+            Self::Watchdog(state) => state.decide(now).into_iter().filter_map(deed).collect(),
         }
     }
 
@@ -270,6 +328,7 @@ impl Mind {
             Self::Orchestrator(state) => state.next_deadline(now),
             Self::Recovery(state) => state.next_deadline(now),
             Self::Quarantine(state) => state.next_deadline(now),
+            Self::Watchdog(state) => state.next_deadline(now),
         }
     }
 
@@ -278,7 +337,7 @@ impl Mind {
     pub fn orchestrator(&self) -> Option<&orchestrator::State> {
         match self {
             Self::Orchestrator(state) => Some(state),
-            Self::Recovery(_) | Self::Quarantine(_) => None,
+            Self::Recovery(_) | Self::Quarantine(_) | Self::Watchdog(_) => None,
         }
     }
 }
@@ -314,4 +373,15 @@ impl From<quarantine::Action> for Deed {
             quarantine::Action::Answer { token, receipt, .. } => Self::Answer { token, receipt },
         }
     }
+}
+
+/// What the watchdog's action is; none: an echo, which takes no lease.
+fn deed(action: watchdog::Action) -> Option<Deed> {
+    Some(match action {
+        watchdog::Action::Echo(_) => return None,
+        watchdog::Action::Ping { node, limit } => Deed::Ping { node, limit },
+        watchdog::Action::Look { node, instance } => Deed::Look { node, instance },
+        watchdog::Action::Measure { node } => Deed::Measure { node },
+        watchdog::Action::Publish(event) => Deed::Publish(event),
+    })
 }

@@ -186,6 +186,35 @@ fn a_hook_whose_start_is_no_longer_wanted_is_ended_and_starts_nothing() {
     assert_eq!((b.state("api"), b.take()), (State::Quarantined, vec!["hook_ran api@1.4".to_owned()]));
 }
 
+/// What comes before a start takes time, and gates are asked again at its end.
+#[test]
+fn a_start_whose_dependency_is_lost_while_it_is_prepared_waits_for_it() {
+    for clear_state in [false, true] {
+        let spec = v1::ComponentSpec { state: vec!["/x".to_owned()], ..component("api", &["db"]) };
+        let mut b = Bench::running(&[component("db", &[]), spec.clone()]);
+        let hook = v1::Hook { command: vec!["/heal.sh".to_owned()], ..Default::default() };
+        b.desire(&v1::Desired { chakra_hook: Some(hook).filter(|_| !clear_state), ..desired(&spec, 1, 2) });
+        b.settle();
+        b.ready("db");
+        b.exhaust("api");
+        let order = v1::RecoveryOrder { chakra_hook: !clear_state, ..hook_order(1, Incarnation::new(1, 4), clear_state) };
+        b.record("recovery.api.0", Want::Recovery(order));
+        b.settle();
+        assert_eq!(b.state("api"), State::Preparing);
+        b.quarantine("quarantine.db.0", v1::QuarantinePhase::Isolated);
+        b.exit("db", 0);
+        b.take();
+        if clear_state {
+            b.input(Input::Prepared { instance: id("api"), failed: None });
+        } else {
+            hook_ends(&mut b, HookOutcome::Ok, "");
+        }
+        assert_eq!(b.state("api"), State::Waiting);
+        assert!(!b.node.instance(&id("api")).unwrap().slot, "the next may start");
+        assert!(!b.take().iter().any(|line| line.starts_with("spawn")));
+    }
+}
+
 #[test]
 fn the_end_of_another_run_starts_nothing() {
     let mut b = hooked(false);
