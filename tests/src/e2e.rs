@@ -9,6 +9,7 @@ mod proxy;
 mod raw;
 mod stack;
 mod tools;
+mod wired;
 
 pub use collector::{Arrived, Collector};
 pub use disk::Disk;
@@ -18,6 +19,7 @@ pub use proxy::{Proxy, Way};
 pub use raw::Raw;
 pub use stack::{Part, Stack};
 pub use tools::{binary, broker};
+pub use wired::Wired;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +28,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use razar_bus_schema::v1;
+use razar_bus_schema::v1::{self, event::Fact};
 
 /// How long anything may take that takes milliseconds on an idle machine: two busy cores are no failure.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -60,6 +62,31 @@ pub fn holds_for(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<
         anyhow::ensure!(holds()?, "no longer so: {what}");
         thread::sleep(LOOK);
     }
+    Ok(())
+}
+
+/// Each id once; every mission begun and ended once; no incarnation started twice; one word and one end for each command.
+///
+/// # Errors
+/// When it is not so.
+pub fn one_end_each(events: &[v1::Event]) -> Result<()> {
+    let ids: BTreeSet<&str> = events.iter().map(|e| e.id.as_str()).collect();
+    ensure!(ids.len() == events.len(), "{} events, {} ids", events.len(), ids.len());
+    let (mut missions, mut starts, mut commands) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::<&str, Vec<&str>>::new());
+    for event in events {
+        match &event.fact {
+            Some(Fact::MissionStarted(m)) => missions.entry(&m.mission_id).or_insert((0, 0)).0 += 1,
+            Some(Fact::MissionCompleted(m)) => missions.entry(&m.mission_id).or_insert((0, 0)).1 += 1,
+            Some(Fact::ComponentStarted(_)) if event.stack != "system" => {
+                *starts.entry(format!("{:?} {:?}", event.instance, event.incarnation)).or_insert(0) += 1;
+            }
+            Some(Fact::OperatorCommand(c)) => commands.entry(&c.command_id).or_default().push(&c.result),
+            _ => {}
+        }
+    }
+    ensure!(missions.values().all(|counts| *counts == (1, 1)), "{missions:?}");
+    ensure!(starts.values().all(|count| *count == 1), "{starts:?}");
+    ensure!(commands.values().all(|words| words.len() == 2 && words.contains(&"accepted")), "{commands:?}");
     Ok(())
 }
 

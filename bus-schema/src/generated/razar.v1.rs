@@ -67,7 +67,7 @@ pub struct Receipt {
     /// Agent that answers.
     #[prost(string, tag = "6")]
     pub agent: ::prost::alloc::string::String,
-    /// Stable code of a refusal (`unknown_component`, `expired`, `malformed`, `quarantined`, …); empty when accepted.
+    /// Stable code of a refusal (`unknown_component`, `expired`, `malformed`, `given_up`, `quarantined`, …); empty when accepted.
     #[prost(string, tag = "7")]
     pub code: ::prost::alloc::string::String,
 }

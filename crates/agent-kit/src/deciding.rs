@@ -16,7 +16,7 @@ use razar_bus::{BusError, CommandItem, FoldItem, IntentItem, IntentRecord, Lease
 use razar_bus_schema::{
     bucket::{IntentKey, lease_key},
     stream::Store,
-    v1::{self, event::Fact},
+    v1,
 };
 use tokio::sync::mpsc;
 
@@ -394,13 +394,12 @@ impl<D: Decider> Running<D> {
                 self.decider.apply_command(token, &received, now);
                 self.shell.hold(token, *received);
             }
-            CommandItem::Refused { subject, code, why, bytes, sequence } => {
-                tracing::warn!(subject, code, why, sequence, "a command was put aside");
+            CommandItem::Refused(refused) => {
+                let (subject, code, why) = (&refused.subject, refused.code, &refused.why);
+                tracing::warn!(subject, code, why, sequence = refused.sequence, "a command was put aside");
                 self.shell.numbers.dead_letter();
                 self.shell.numbers.answered("other", false);
-                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-                let fact = Fact::DeadLettered(v1::DeadLettered { why, subject, bytes, stream_sequence: sequence });
-                self.shell.tell_of_mesh(fact, &format!("command/{sequence}"));
+                self.shell.put_away(*refused);
             }
         }
     }

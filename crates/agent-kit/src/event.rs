@@ -1,8 +1,8 @@
 //! Events that agents say about themselves and about what they could not read.
 
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use razar_bus::FoldItem;
+use razar_bus::{FoldItem, RefusedCommand};
 use razar_bus_schema::{
     event::{Kind, agent_event_id},
     time::timestamp,
@@ -37,4 +37,18 @@ pub fn dead_letter(mesh: &str, kind: &str, replica: &str, epoch: &str, item: &Fo
         stream_sequence: *sequence,
     });
     Some(mesh_event(mesh, kind, replica, fact, &format!("{epoch}/{sequence}"), now))
+}
+
+/// The event that tells of a command which nobody can carry out. Its id is computed from the command's place: sequence, and when it was
+/// stored, since a stream that was made anew counts from 1.
+#[must_use]
+pub fn refused_command(mesh: &str, kind: &str, replica: &str, refused: &RefusedCommand, now: SystemTime) -> v1::Event {
+    let fact = Fact::DeadLettered(v1::DeadLettered {
+        subject: refused.subject.clone(),
+        why: refused.why.clone(),
+        bytes: u64::try_from(refused.bytes).unwrap_or(u64::MAX),
+        stream_sequence: refused.sequence,
+    });
+    let stored = refused.stored.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    mesh_event(mesh, kind, replica, fact, &format!("command/{}/{stored}", refused.sequence), now)
 }

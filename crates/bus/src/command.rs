@@ -45,8 +45,11 @@ const PULL: Duration = Duration::from_secs(5);
 const PULL_DEAD: Duration = Duration::from_secs(7);
 /// Unacknowledged so long, a command goes to whoever pulls.
 const ACK_WAIT: Duration = Duration::from_secs(10);
-/// Deliveries before the broker gives a command up; it has expired long before.
+/// Deliveries after which a command is given up. They are counted here and not by the broker, which would put it aside with a word that is
+/// missed by whoever is away: it goes on delivering until somebody has told that it was given up.
 const DELIVERIES_MAX: i64 = 5;
+/// To the broker: no bound but the age of what it keeps.
+const DELIVERIES_UNBOUNDED: i64 = -1;
 /// Commands delivered and not acknowledged, over all replicas.
 const ACK_PENDING_MAX: i64 = 64;
 /// Inboxes remembered; a command without one is carried out all the same.
@@ -67,19 +70,26 @@ const RETRY: Duration = Duration::from_millis(200);
 pub enum CommandItem {
     /// A command that can be read and has not expired.
     Command(Box<ReceivedCommand>),
-    /// One that was refused and put away: malformed, too large or expired.
-    Refused {
-        /// Subject.
-        subject: String,
-        /// Stable code: `malformed`, `expired`.
-        code: &'static str,
-        /// Why.
-        why: String,
-        /// Size in bytes.
-        bytes: usize,
-        /// Sequence in COMMANDS.
-        sequence: u64,
-    },
+    /// One that was answered with a refusal: malformed, too large, expired or given up.
+    Refused(Box<RefusedCommand>),
+}
+
+/// A command that cannot be carried out, to be told of and put away.
+#[derive(Debug)]
+pub struct RefusedCommand {
+    /// Subject.
+    pub subject: String,
+    /// Stable code: `malformed`, `expired`, `given_up` (delivered again and again, and settled by nobody).
+    pub code: &'static str,
+    /// Why.
+    pub why: String,
+    /// Size in bytes.
+    pub bytes: usize,
+    /// Sequence in COMMANDS.
+    pub sequence: u64,
+    /// When the broker stored it.
+    pub stored: SystemTime,
+    answer: Answer,
 }
 
 /// A command to be carried out and settled.
@@ -340,7 +350,7 @@ impl CommandSource {
             deliver_policy: self.deliver_policy(&stream).await?,
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            max_deliver: DELIVERIES_MAX,
+            max_deliver: DELIVERIES_UNBOUNDED,
             max_ack_pending: ACK_PENDING_MAX,
             filter_subject: self.bus.subjects().commands_to(&self.agent),
             ..pull::Config::default()
@@ -357,12 +367,12 @@ impl CommandSource {
         Ok(Pull { subscriber, inbox, asked_until: None, connected })
     }
 
-    /// Reads a message; one that cannot be carried out is refused and put away here.
+    /// Reads a message; one that cannot be carried out is refused here.
     async fn open(&self, message: async_nats::Message) -> Option<CommandItem> {
         let message = StreamMessage { message, context: self.bus.context() };
-        let (sequence, stored, repeated) = {
+        let (sequence, stored, delivered) = {
             let info = message.info().ok()?;
-            (info.stream_sequence, SystemTime::from(info.published), info.delivered > 1)
+            (info.stream_sequence, SystemTime::from(info.published), info.delivered)
         };
         let message = message.message;
         let ack = message.reply.as_ref().map(ToString::to_string)?;
@@ -375,12 +385,16 @@ impl CommandSource {
         let json = payload.first() == Some(&b'{');
         let answer = Answer { bus: self.bus.clone(), agent: self.agent.clone(), inboxes: self.inboxes.clone(), key, inbox, json, ack };
         let (code, why, id) = match read(&self.bus, &subject, &payload, sequence, stored) {
+            Ok(read) if delivered > DELIVERIES_MAX => {
+                ("given_up", format!("it was delivered {DELIVERIES_MAX} times and settled by nobody"), read.command.command_id)
+            }
             Ok(read) if SystemTime::now() <= read.expires => {
                 let mut command = read.command;
                 let field = std::mem::take(&mut command.traceparent);
                 let traceparent = trace.unwrap_or(field);
                 command.traceparent.clone_from(&traceparent);
                 let (verb, target) = (read.verb, read.target);
+                let repeated = delivered > 1;
                 let received = ReceivedCommand { verb, target, command, stored, traceparent, repeated, answer };
                 return Some(CommandItem::Command(Box::new(received)));
             }
@@ -397,10 +411,7 @@ impl CommandSource {
             ..v1::Receipt::default()
         };
         answer.send(&receipt).await;
-        if let Err(error) = answer.acknowledge().await {
-            tracing::debug!(%error, "a refused command will come again");
-        }
-        Some(CommandItem::Refused { subject, code, why, bytes, sequence })
+        Some(CommandItem::Refused(Box::new(RefusedCommand { subject, code, why, bytes, sequence, stored, answer })))
     }
 }
 
@@ -469,6 +480,16 @@ impl ReceivedCommand {
     /// When the bus is down.
     pub async fn in_progress(&self) -> Result<(), BusError> {
         self.answer.bus.publish(&self.answer.ack, Bytes::from_static(b"+WPI"), "").await
+    }
+}
+
+impl RefusedCommand {
+    /// Acknowledges the command, so that it does not come again. Call it once it is told: whoever dies before that has it come to another.
+    ///
+    /// # Errors
+    /// When the acknowledgement is not confirmed: the command comes again.
+    pub async fn put_away(self) -> Result<(), BusError> {
+        self.answer.acknowledge().await
     }
 }
 

@@ -20,7 +20,7 @@ mod query;
 mod stall;
 
 pub use bucket::{Bucket, BucketWatch, Entry, WatchItem};
-pub use command::{COMMAND_AGE_MAX, CommandItem, CommandSource, ReceivedCommand};
+pub use command::{COMMAND_AGE_MAX, CommandItem, CommandSource, ReceivedCommand, RefusedCommand};
 pub use connection::{Bus, Config, Connection, REQUEST_LIMIT, SERVER_VERSION_MIN, Statistics};
 pub use core::{CoreMessage, Subscription};
 pub use error::BusError;

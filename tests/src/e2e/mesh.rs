@@ -166,7 +166,7 @@ impl Mesh {
         Ok(fs::rename(new, link)?)
     }
 
-    fn environment(&self, command: &mut Command) {
+    pub(super) fn environment(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("RAZAR_") || text.starts_with("OTEL_") {

@@ -1,5 +1,5 @@
 //! A TCP proxy of our own between clients and the broker: it knows where one NATS message ends and the next begins, and can be late,
-//! drip, hold one way back, swallow one way, let the broker's end vanish, and lose or double chosen messages. It runs in a thread of
+//! drip, hold one way back, swallow one way, let the broker's end vanish, and lose, double or delay chosen messages. It runs in a thread of
 //! its own, so that tests with and without a runtime use it alike. What a fault means for the mesh is the tests' matter.
 
 use std::{
@@ -39,6 +39,8 @@ enum Fate {
     Lost,
     /// It arrives twice.
     Doubled,
+    /// It arrives after what comes behind it.
+    Overtaken,
     /// It arrives; the answer to it does not.
     Unanswered,
 }
@@ -137,7 +139,7 @@ impl Proxy {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Messages lost, doubled or left without an answer so far.
+    /// Messages lost, doubled, overtaken or left without an answer so far.
     #[must_use]
     pub fn struck(&self) -> u64 {
         self.shared.struck.load(Ordering::SeqCst)
@@ -190,9 +192,19 @@ impl Proxy {
         self.choose(way, subject, count, Fate::Doubled);
     }
 
+    /// The next `count` messages that go `way` with a subject that begins so arrive after the one that follows on their connection.
+    pub fn overtake(&self, way: Way, subject: &str, count: u32) {
+        self.choose(way, subject, count, Fate::Overtaken);
+    }
+
     /// The next `count` requests on a subject that begins so are carried out, and their answers are lost.
     pub fn lose_answers(&self, subject: &str, count: u32) {
         self.choose(Way::ToBroker, subject, count, Fate::Unanswered);
+    }
+
+    /// Nothing is chosen any more.
+    pub fn forget(&self) {
+        self.change(|rules| rules.chosen.clear());
     }
 
     fn choose(&self, way: Way, subject: &str, left: u32, fate: Fate) {
@@ -222,30 +234,27 @@ impl Rules {
         }
     }
 
-    /// How many times a message arrives.
-    fn copies(&mut self, way: Way, frame: &Frame, struck: &AtomicU64) -> usize {
-        let Some(subject) = &frame.subject else { return usize::from(!self.of(way).swallowed) };
+    /// What becomes of a message; `None`: it arrives.
+    fn fate(&mut self, way: Way, frame: &Frame, struck: &AtomicU64) -> Option<Fate> {
+        let Some(subject) = &frame.subject else { return self.of(way).swallowed.then_some(Fate::Lost) };
         if way == Way::ToClient && self.withheld.remove(subject) {
             struck.fetch_add(1, Ordering::SeqCst);
-            return 0;
+            return Some(Fate::Lost);
         }
         if self.of(way).swallowed {
-            return 0;
+            return Some(Fate::Lost);
         }
         let fits = |c: &&mut Choice| {
             c.left > 0 && c.way == way && subject.starts_with(&c.subject) && (c.fate != Fate::Unanswered || frame.reply.is_some())
         };
-        let Some(choice) = self.chosen.iter_mut().find(fits) else { return 1 };
+        let choice = self.chosen.iter_mut().find(fits)?;
         choice.left -= 1;
-        match choice.fate {
-            Fate::Unanswered => {
-                self.withheld.extend(frame.reply.clone());
-                return 1;
-            }
-            Fate::Lost | Fate::Doubled => {}
+        if choice.fate == Fate::Unanswered {
+            self.withheld.extend(frame.reply.clone());
+            return None;
         }
         struck.fetch_add(1, Ordering::SeqCst);
-        if choice.fate == Fate::Lost { 0 } else { 2 }
+        Some(choice.fate)
     }
 }
 
@@ -299,7 +308,7 @@ async fn serve(client: TcpStream, to: u16, shared: Arc<Shared>) {
 
 /// Carries one direction until either end is closed.
 async fn carry(from: &mut tcp::OwnedReadHalf, to: &mut tcp::OwnedWriteHalf, way: Way, shared: &Shared) {
-    let mut frames = Frames::default();
+    let (mut frames, mut overtaken) = (Frames::default(), Vec::new());
     let mut bytes = vec![0; READ_BYTES];
     loop {
         shared.until(|rules| !rules.of(way).held).await;
@@ -308,8 +317,18 @@ async fn carry(from: &mut tcp::OwnedReadHalf, to: &mut tcp::OwnedWriteHalf, way:
         frames.held.extend_from_slice(new);
         let mut out = Vec::with_capacity(read);
         while let Some(frame) = frames.next() {
-            let copies = shared.rules().copies(way, &frame, &shared.struck);
-            (0..copies).for_each(|_| out.extend_from_slice(&frame.bytes));
+            let fate = shared.rules().fate(way, &frame, &shared.struck);
+            match fate {
+                Some(Fate::Lost) => continue,
+                Some(Fate::Overtaken) => {
+                    overtaken.extend_from_slice(&frame.bytes);
+                    continue;
+                }
+                Some(Fate::Doubled) => out.extend_from_slice(&frame.bytes),
+                None | Some(Fate::Unanswered) => {}
+            }
+            out.extend_from_slice(&frame.bytes);
+            out.append(&mut overtaken);
         }
         let weather = shared.weather(way);
         if !weather.late.is_zero() {

@@ -11,7 +11,11 @@ use super::{
     Limits, Now,
     facts::{Failure, View},
     incident::{Closed, IncidentFacts},
+    rungs::RESTART,
 };
+
+/// What a node calls its own restarts, as a rung.
+const LOCAL: &str = "local";
 
 pub(super) fn is_a_nodes(event: &v1::Event) -> bool {
     event.source.as_ref().is_some_and(|s| s.kind == "node")
@@ -133,7 +137,7 @@ pub(super) struct End<'l> {
 #[expect(clippy::wildcard_enum_match_arm, reason = "facts that say nothing about this are passed over, those of later versions too")]
 pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact, end: &End<'_>) {
     match fact {
-        Fact::Recovered(recovered) if recovered.rung == "local" => count_flaps(view, instance, event, end),
+        Fact::Recovered(recovered) if recovered.rung == LOCAL => count_flaps(view, instance, event, end),
         Fact::RecoveryFailed(_) => {
             let counted = view.lost_boots.0 > 0 && view.lost_boots.1 == view.mission;
             if !counted {
@@ -142,10 +146,15 @@ pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, 
         }
         Fact::Recovered(recovered) => {
             view.lost_boots.0 = 0;
-            view.recoveries.clear();
             view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };
             if view.incident.as_ref().is_some_and(|i| i.flapping) {
                 view.flaps_cured = Some((recovered.rung.clone(), end.stored));
+            }
+            if recovered.rung == RESTART && view.incident.as_ref().is_some_and(IncidentFacts::is_by_verdict) {
+                // Recovery did what its node does of one that died: that cures it as little if it is needed again and again.
+                count_flaps(view, instance, event, end);
+            } else {
+                view.recoveries.clear();
             }
             fails_after_all(view, instance, event);
         }
@@ -194,7 +203,9 @@ pub(super) fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Even
     let id = Incident { instance: instance.clone(), incarnation, signs_of_life: 0 };
     if view.recoveries.len() > borne && view.incident.as_ref().is_none_or(|known| known.id < id) {
         view.recoveries.clear();
+        let replaced = matches!(&event.fact, Some(Fact::Recovered(recovered)) if recovered.rung == RESTART);
         let after = view.flaps_cured.clone().filter(|(_, at)| inside(*at)).map(|(rung, _)| rung);
+        let after = after.or_else(|| replaced.then(|| RESTART.to_owned()));
         view.open(IncidentFacts { flapping: true, after, ..IncidentFacts::opened(id, event) });
     }
 }

@@ -82,6 +82,12 @@ impl IncidentFacts {
         self.closed.is_none() && !self.given_up
     }
 
+    /// Whether it is of one that was replaced by the watchdog's word alone, on which its node does not act: over its limits, or silent.
+    #[must_use]
+    pub const fn is_by_verdict(&self) -> bool {
+        (self.over || self.silent.is_some()) && !self.flapping
+    }
+
     /// Whether a try of `rung` has failed in it.
     #[must_use]
     pub fn has_failed(&self, rung: &str) -> bool {

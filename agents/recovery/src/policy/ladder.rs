@@ -113,7 +113,8 @@ impl State {
         }
         let at = Standing { instance, view, incident, desired, spec };
         // Whatever its ladder is: a first replacement of one that lives takes the place of its node's own restart.
-        let rung = if judged && incident.tried.is_empty() { RESTART.to_owned() } else { self.next_rung(at, now) };
+        let first = judged && !incident.flapping && incident.tried.is_empty();
+        let rung = if first { RESTART.to_owned() } else { self.next_rung(at, now) };
         self.climb(at, &rung, now)
     }
 
@@ -201,7 +202,11 @@ impl State {
         let fact = v1::RecoveryFailed { attempts: incident.attempts, last_error, issue };
         let said = Said {
             code: "ladder_ended",
-            text: format!("no rung helped, {} tried", incident.attempts),
+            text: if incident.flapping && incident.attempts == 0 {
+                "it was brought back again and again, and no rung is left".to_owned()
+            } else {
+                format!("no rung helped, {} tried", incident.attempts)
+            },
             attempt: None,
             cause: failure.map_or_else(|| incident.opened_by.clone(), |f| f.id.clone()),
         };

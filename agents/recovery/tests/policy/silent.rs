@@ -65,3 +65,52 @@ fn one_over_its_limits_is_replaced_at_once_and_not_for_a_missing_sign() {
     b.pass(6);
     assert!(b.take().contains(&"recovered restart 1.2".to_owned()));
 }
+
+/// Life `n` of `api` gets a verdict, is replaced at once, and its successor holds.
+fn replaced(b: &mut Bench, n: u64, fact: Fact) {
+    let (old, next) = (format!("1.{n}"), format!("1.{}", n + 1));
+    // The last change of its state is its own ready, and later the end of the incident before.
+    let ended = b.events.iter().rfind(|e| e.kind == "recovered").map(|e| e.id.clone());
+    b.judged("api", &old, 0, &ended.unwrap_or_else(|| b.newest()), fact);
+    b.tell("api", &old, Fact::ComponentStopped(v1::ComponentStopped::default()));
+    b.started("api", &next);
+    b.ready("api", &next);
+    b.pass(6);
+    let said = b.take();
+    assert_eq!(said.first().map(String::as_str), Some(format!("order restart#1 of api@{old}: {old}").as_str()));
+    assert!(said.contains(&format!("recovered restart {next}")), "{said:?}");
+}
+
+#[test]
+fn who_is_replaced_by_a_verdict_again_and_again_climbs_from_the_rung_above() {
+    let over = || Fact::LimitExceeded(v1::LimitExceeded::default());
+    let silent = || Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default());
+    for verdict in [&over as &dyn Fn() -> Fact, &silent] {
+        let mut b = Bench::new(&[spec("api", &[])]);
+        b.started("api", "1.1");
+        b.ready("api", "1.1");
+        b.take();
+        for n in 1..=10 {
+            replaced(&mut b, n, verdict());
+            b.pass(3_600);
+            assert_eq!(b.take(), [""; 0], "ten in a day are borne");
+        }
+        replaced(&mut b, 11, verdict());
+        b.judged("api", "1.12", 0, &b.newest(), over());
+        b.pass(61);
+        assert_eq!(b.take().first().map(String::as_str), Some("order clear_state#1 of api@1.12: 1.12 clearing"));
+    }
+}
+
+#[test]
+fn who_is_replaced_by_a_verdict_again_and_again_and_has_no_other_rung_is_given_up() {
+    let mut b = ready();
+    for n in 1..=11 {
+        replaced(&mut b, n, Fact::LimitExceeded(v1::LimitExceeded::default()));
+        b.pass(60);
+    }
+    let said = b.take();
+    assert!(said.iter().any(|line| line.starts_with("recovery_failed")), "{said:?}");
+    b.judged("api", "1.12", 0, &b.newest(), Fact::LimitExceeded(v1::LimitExceeded::default()));
+    assert!(!b.take().iter().any(|line| line.starts_with("order")), "quarantine has it");
+}

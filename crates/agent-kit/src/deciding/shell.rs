@@ -6,15 +6,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use razar_bus::{BusError, EventPublisher, ReceivedCommand};
-use razar_bus_schema::{
-    stream::Store,
-    v1::{self, event::Fact},
-};
+use razar_bus::{BusError, EventPublisher, ReceivedCommand, RefusedCommand};
+use razar_bus_schema::{stream::Store, v1};
 use tokio::sync::mpsc;
 
 use super::{Decider, Now, Numbers};
-use crate::{Agent, HeadsWanted, event::mesh_event};
+use crate::{Agent, HeadsWanted, event::refused_command};
 
 /// Pause after the heads could not be read.
 const HEADS_PAUSE: Duration = Duration::from_millis(200);
@@ -74,11 +71,17 @@ impl<D: Decider> Shell<D> {
         }
     }
 
-    /// Tells an event about the agent itself; `cause` makes its id.
-    pub fn tell_of_mesh(&mut self, fact: Fact, cause: &str) {
-        let config = &self.agent.config;
-        let event = mesh_event(&config.mesh, D::AGENT, &config.replica, fact, cause, SystemTime::now());
-        self.offer(&event);
+    /// Tells of a command that nobody can carry out, and puts it away once that is stored: if this process ends before, it comes again.
+    pub(super) fn put_away(&self, refused: RefusedCommand) {
+        let (bus, config) = (self.agent.bus.clone(), &self.agent.config);
+        let event = refused_command(&config.mesh, D::AGENT, &config.replica, &refused, SystemTime::now());
+        tokio::spawn(async move {
+            let told = bus.publish_event(&event, "").await;
+            let done = if let Err(error) = told { Err(error) } else { refused.put_away().await };
+            if let Err(error) = done {
+                tracing::debug!(%error, "a refused command will come again");
+            }
+        });
     }
 
     /// Runs a task; its outcome comes to [`Decider::apply_outcome`].

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use bytes::Bytes;
-use razar_bus::{BusError, CommandItem, CommandSource, ReceivedCommand};
+use futures::StreamExt;
+use razar_bus::{BusError, CommandItem, CommandSource, ReceivedCommand, RefusedCommand};
 use razar_bus_schema::{stream::Store, time::timestamp, v1};
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 async fn received(source: &mut CommandSource) -> Result<ReceivedCommand> {
     match soon("a command", source.next()).await? {
         CommandItem::Command(command) => Ok(*command),
-        CommandItem::Refused { why, .. } => anyhow::bail!("refused: {why}"),
+        CommandItem::Refused(refused) => anyhow::bail!("refused: {}", refused.why),
     }
 }
 
@@ -111,7 +112,10 @@ async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
         let asker = stranger.clone();
         let asking = tokio::spawn(async move { asker.request(subject, payload.into()).await });
         match soon("a refusal", source.next()).await? {
-            CommandItem::Refused { code, .. } => assert_eq!(code, expected),
+            CommandItem::Refused(refused) => {
+                assert_eq!(refused.code, expected);
+                refused.put_away().await?;
+            }
             CommandItem::Command(command) => panic!("{command:?}"),
         }
         let answer = soon("the receipt", asking).await???;
@@ -180,5 +184,64 @@ async fn a_paused_source_leaves_commands_to_the_holder() -> Result<()> {
     assert!(receipt.accepted);
     assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
     drop(old);
+    Ok(())
+}
+
+async fn refused(source: &mut CommandSource) -> Result<RefusedCommand> {
+    match soon("a refusal", source.next()).await? {
+        CommandItem::Command(command) => anyhow::bail!("taken: {command:?}"),
+        CommandItem::Refused(refused) => Ok(*refused),
+    }
+}
+
+/// Fault 18: whoever was to tell of a command that nobody can use dies before that. It comes to another, under the same place.
+#[tokio::test]
+async fn a_refused_command_comes_again_until_it_is_put_away() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut first = bus.serve_commands("orchestrator").await?;
+    bus.flush().await?;
+    let stranger = stranger(&broker).await?;
+    stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"\xff")).await?;
+    stranger.publish("razar.command.orchestrator.restart.web", Bytes::from_static(b"{}")).await?;
+    stranger.flush().await?;
+    let dead = refused(&mut first).await?;
+    let place = (dead.sequence, dead.stored);
+    received(&mut first).await?.settle(accepted()).await?;
+    drop((dead, first));
+    let other = broker.bus().await?;
+    let mut second = other.serve_commands("orchestrator").await?;
+    let again = refused(&mut second).await?;
+    assert_eq!((again.code, (again.sequence, again.stored)), ("malformed", place));
+    again.put_away().await?;
+    Ok(())
+}
+
+/// Fault 18: a command that everybody dies of is given up after five deliveries, by a word of ours that is repeated until it is heard.
+#[tokio::test]
+async fn a_command_that_nobody_settles_is_given_up() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    let stranger = stranger(&broker).await?;
+    let naks = stranger.clone();
+    stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(br#"{"commandId":"deadly"}"#)).await?;
+    stranger.flush().await?;
+    // One delivery to the reader makes the consumer; the others are pulled and handed back by anybody.
+    drop(received(&mut source).await?);
+    source.pause();
+    for delivery in 2..=7 {
+        let inbox = naks.new_inbox();
+        let mut pulled = naks.subscribe(inbox.clone()).await?;
+        let pull = Bytes::from_static(br#"{"batch":1,"expires":15000000000}"#);
+        naks.publish_with_reply("$JS.API.CONSUMER.MSG.NEXT.razar_commands.orchestrator", inbox, pull).await?;
+        let message = soon("the command again", pulled.next()).await?.ok_or_else(|| anyhow::anyhow!("closed"))?;
+        let reply = message.reply.ok_or_else(|| anyhow::anyhow!("delivery {delivery}: {:?}", message.status))?;
+        naks.publish(reply, Bytes::from_static(b"-NAK")).await?;
+        naks.flush().await?;
+    }
+    let dead = refused(&mut source).await?;
+    assert_eq!(dead.code, "given_up", "{}", dead.why);
+    dead.put_away().await?;
     Ok(())
 }
