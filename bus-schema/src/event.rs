@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Names of all facts, in the order of the contract.
-pub const KINDS: [&str; 55] = [
+pub const KINDS: [&str; 56] = [
     "component_started",
     "component_ready",
     "component_unready",
@@ -63,6 +63,7 @@ pub const KINDS: [&str; 55] = [
     "node_returned",
     "agent_returned",
     "limit_restored",
+    "probation_started",
 ];
 
 /// Names a fact as subjects and [`v1::Event::kind`] do.
@@ -129,6 +130,7 @@ impl Kind for Fact {
             Fact::NodeReturned(_) => "node_returned",
             Fact::AgentReturned(_) => "agent_returned",
             Fact::LimitRestored(_) => "limit_restored",
+            Fact::ProbationStarted(_) => "probation_started",
         }
     }
 }

@@ -22,6 +22,9 @@ pub const MISSIONS_KEPT: usize = 20;
 /// Newest replicas kept of each kind of agent: each start of an agent has a new id, so without a bound they would pile up.
 pub const AGENTS_KEPT_PER_KIND: usize = 16;
 
+/// Newest escalations about the mesh itself that are kept.
+pub const ESCALATIONS_KEPT: usize = 8;
+
 /// Components, nodes and kinds of agents that a mesh may have. What comes beyond is counted as unknown: I16.
 pub const ENTITIES_MAX: usize = 4096;
 
@@ -38,6 +41,8 @@ pub enum Key {
     Mission(String),
     /// `chakras.<chakra>`
     Chakra(String),
+    /// `escalations.<stream sequence>`
+    Escalation(u64),
 }
 
 impl std::fmt::Display for Key {
@@ -48,6 +53,7 @@ impl std::fmt::Display for Key {
             Self::Agent(kind, id) => write!(f, "agents.{kind}.{id}"),
             Self::Mission(id) => write!(f, "missions.{id}"),
             Self::Chakra(chakra) => write!(f, "chakras.{chakra}"),
+            Self::Escalation(sequence) => write!(f, "escalations.{sequence}"),
         }
     }
 }
@@ -66,6 +72,7 @@ impl Key {
             "agents" => rest.split_once('.').map(|(kind, id)| Self::Agent(kind.to_owned(), id.to_owned())),
             "missions" => Some(Self::Mission(rest.to_owned())),
             "chakras" => Some(Self::Chakra(rest.to_owned())),
+            "escalations" => rest.parse().ok().map(Self::Escalation),
             _ => None,
         }
     }
@@ -98,6 +105,8 @@ pub struct Projection {
     missions: BTreeMap<u64, v1::ObservedMission>,
     /// Those that are down.
     chakras: BTreeMap<String, v1::ObservedChakra>,
+    /// By the stream sequence of the event that told it.
+    escalations: BTreeMap<u64, v1::ObservedEscalation>,
     unknown_events: u64,
     dead_letters: u64,
     seen: SeenIds,
@@ -129,6 +138,7 @@ impl Projection {
         }
         projection.nodes.extend(snapshot.nodes.into_iter().map(|n| (n.name.clone(), n)));
         projection.chakras.extend(snapshot.chakras.into_iter().map(|c| (c.name.clone(), c)));
+        projection.escalations.extend(snapshot.escalations.into_iter().map(|e| (e.last_sequence, e)));
         for agent in snapshot.agents {
             let key = agent.started.as_ref().map(|s| (s.kind.clone(), s.id.clone())).unwrap_or_default();
             projection.agents.insert(key, agent);
@@ -191,6 +201,8 @@ impl Projection {
             Fact::AgentStarted(_) | Fact::AgentDown(_) | Fact::AgentReturned(_) => self.fold_agent(sequence, event, fact),
             Fact::ChakraDown(_) | Fact::ChakraRecovered(_) => self.fold_chakra(sequence, event, fact),
             Fact::MissionStarted(_) | Fact::MissionCompleted(_) => self.fold_mission(sequence, event, fact),
+            Fact::Escalated(escalated) if event.instance.is_none() => self.fold_escalation(sequence, event, escalated),
+            Fact::BrakeReleased(_) => self.end_escalations(event),
             _ if event.instance.is_some() => self.fold_component(sequence, event, fact),
             _ if needs_instance(fact) => Folded::Incomplete,
             _ => Folded::Applied,
@@ -210,7 +222,8 @@ impl Projection {
         let agents = self.agents.keys().cloned().map(|(kind, id)| Key::Agent(kind, id));
         let missions = self.missions.values().map(|m| Key::Mission(mission_id(m).to_owned()));
         let chakras = self.chakras.keys().cloned().map(Key::Chakra);
-        components.chain(nodes).chain(agents).chain(missions).chain(chakras).collect()
+        let escalations = self.escalations.keys().copied().map(Key::Escalation);
+        components.chain(nodes).chain(agents).chain(missions).chain(chakras).chain(escalations).collect()
     }
 
     /// The bytes that belong under `key` in the bucket; `None`: the key belongs deleted.
@@ -222,6 +235,7 @@ impl Projection {
             Key::Node(node) => self.nodes.get(node).map(|n| n.encode_to_vec()),
             Key::Agent(kind, id) => self.agents.get(&(kind.clone(), id.clone())).map(|a| a.encode_to_vec()),
             Key::Chakra(chakra) => self.chakras.get(chakra).map(|c| c.encode_to_vec()),
+            Key::Escalation(sequence) => self.escalations.get(sequence).map(|e| e.encode_to_vec()),
             Key::Mission(id) => self.missions.values().find(|m| mission_id(m) == id).map(|m| m.encode_to_vec()),
         }
     }
@@ -239,6 +253,7 @@ impl Projection {
             unknown_events: self.unknown_events,
             dead_letters: self.dead_letters,
             chakras: self.chakras.values().cloned().collect(),
+            escalations: self.escalations.values().cloned().collect(),
         }
     }
 

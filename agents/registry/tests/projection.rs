@@ -8,7 +8,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     v1::{self, InstanceState, event::Fact},
 };
-use razar_registry::projection::{AGENT_EVENT_WINDOW, Folded, Key, MISSIONS_KEPT, Projection};
+use razar_registry::projection::{AGENT_EVENT_WINDOW, ESCALATIONS_KEPT, Folded, Key, MISSIONS_KEPT, Projection};
 
 /// An event of node `a` about `api`, at journal place `sequence`.
 fn of_node(sequence: u64, incarnation: (u64, u64), fact: Fact) -> v1::Event {
@@ -105,6 +105,9 @@ fn each_kind_leaves_its_state() {
     let stopped = || Fact::ComponentStopped(v1::ComponentStopped::default());
     check(&[Fact::Quarantined(v1::Quarantined::default()), stopped()], S::Quarantined, false);
     check(&[Fact::Quarantined(v1::Quarantined::default()), Fact::Released(v1::Released::default())], S::Waiting, false);
+    let trial = || Fact::ProbationStarted(v1::ProbationStarted::default());
+    check(&[Fact::Quarantined(v1::Quarantined::default()), trial()], S::Probation, false);
+    check(&[Fact::Quarantined(v1::Quarantined::default()), trial(), started()], S::Starting, false);
     check(&[started(), ready(), stopped()], S::Stopped, false);
     check(&[started(), Fact::ComponentReady(v1::ComponentReady { completed: true, ..Default::default() })], S::Completed, false);
     let blocked = || Fact::ComponentBlocked(v1::ComponentBlocked { by: vec![v1::Blocker::default()] });
@@ -123,6 +126,51 @@ fn what_is_told_of_an_incident_is_kept_until_it_ends() {
     assert_eq!((seen.incident_exits, seen.starts), (2, 2));
     assert_eq!(seen.last_error, "boom");
     assert_eq!(seen.process, None);
+}
+
+/// Mutation caught: what tells of a trial is stale behind the start that it allowed.
+#[test]
+fn a_trial_is_known_until_it_ends_however_quick_its_node_is() {
+    let isolated = Fact::Quarantined(v1::Quarantined { issue_type: "logic".to_owned(), ..Default::default() });
+    let trial = Fact::ProbationStarted(v1::ProbationStarted { attempts: 4, ..Default::default() });
+    let told = |n, incarnation, fact: &Fact| of_node(n, incarnation, fact.clone());
+    let begun = [told(1, (1, 4), &exited()), told(2, (1, 4), &isolated), told(3, (1, 5), &started()), told(4, (1, 4), &trial)];
+    let seen = api(&fold(&begun));
+    assert_eq!((seen.state(), seen.probation.as_ref().map(|p| p.attempts)), (InstanceState::Starting, Some(4)));
+    let released = Fact::Released(v1::Released { mode: "auto".to_owned(), ..Default::default() });
+    let ends = |last: v1::Event| api(&fold(&begun.iter().cloned().chain([told(5, (1, 5), &ready()), last]).collect::<Vec<_>>()));
+    let well = ends(told(6, (1, 4), &released));
+    assert_eq!((well.state(), &well.probation, &well.quarantined), (InstanceState::Ready, &None, &None));
+    let back = ends(told(6, (1, 5), &isolated));
+    assert_eq!((back.state(), back.probation.is_none(), back.quarantined.is_some()), (InstanceState::Quarantined, true, true));
+}
+
+/// Mutation caught: what the brake was told for outlives it.
+#[test]
+fn what_is_escalated_of_the_mesh_is_known_until_its_cause_ends() {
+    let told = |n: u64, cause: &str, fact: Fact| v1::Event {
+        id: agent_event_id("recovery", fact.kind(), None, None, &format!("{cause} {n}")),
+        kind: fact.kind().to_owned(),
+        source: Some(v1::Actor { kind: "recovery".to_owned(), id: "r1".to_owned() }),
+        incident: Some(v1::IncidentId { mesh_cause: cause.to_owned(), ..Default::default() }),
+        fact: Some(fact),
+        ..Default::default()
+    };
+    let escalated = |about: &str| Fact::Escalated(v1::Escalated { severity: "P1".to_owned(), about: about.to_owned(), count: 0 });
+    let mut projection = fold(&[told(1, "brake", escalated("many")), told(2, "", escalated("other"))]);
+    let known = |p: &Projection| -> Vec<(u64, String)> {
+        p.observed().escalations.iter().map(|e| (e.last_sequence, e.escalated.clone().unwrap_or_default().about)).collect()
+    };
+    assert_eq!(known(&projection), [(1, "many".to_owned()), (2, "other".to_owned())]);
+    assert_eq!(known(&Projection::from_snapshot(projection.observed())), known(&projection), "a snapshot holds them");
+    assert!(projection.keys().contains(&Key::Escalation(1)) && Key::parse("escalations.1") == Some(Key::Escalation(1)));
+    projection.apply(3, &told(3, "brake", Fact::BrakeReleased(v1::BrakeReleased::default())));
+    assert_eq!(known(&projection), [(2, "other".to_owned())]);
+    assert!(projection.take_dirty().contains(&Key::Escalation(1)) && projection.value(&Key::Escalation(1)).is_none());
+    for n in 4..40 {
+        projection.apply(n, &told(n, "", escalated("more")));
+    }
+    assert_eq!(known(&projection).len(), ESCALATIONS_KEPT);
 }
 
 #[test]

@@ -997,7 +997,7 @@ pub struct Event {
     /// What happened. Absent: a kind from a newer version; it is counted, shown by `kind` and otherwise passed over.
     #[prost(
         oneof = "event::Fact",
-        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 80, 81, 82"
+        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 80, 81, 82, 83"
     )]
     pub fact: ::core::option::Option<event::Fact>,
 }
@@ -1171,6 +1171,9 @@ pub mod event {
         /// A component is within its limit again.
         #[prost(message, tag = "82")]
         LimitRestored(super::LimitRestored),
+        /// The time of an isolation is over: the component may start on trial.
+        #[prost(message, tag = "83")]
+        ProbationStarted(super::ProbationStarted),
     }
 }
 impl ::prost::Name for Event {
@@ -1788,6 +1791,33 @@ impl ::prost::Name for Quarantined {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.Quarantined".into()
+    }
+}
+/// The time of an isolation is over: the component may start, without restarts of its own, and is released by a probe that holds or isolated
+/// again by one failure. That it was isolated again is told as `quarantined`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbationStarted {
+    /// Issue type for which it was isolated.
+    #[prost(string, tag = "1")]
+    pub issue_type: ::prost::alloc::string::String,
+    /// Suggested fix.
+    #[prost(string, tag = "2")]
+    pub suggested_fix: ::prost::alloc::string::String,
+    /// Attempts made before it was isolated.
+    #[prost(uint32, tag = "3")]
+    pub attempts: u32,
+    /// Name of the entry of the error registry that knows the error; empty: none does.
+    #[prost(string, tag = "4")]
+    pub known: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ProbationStarted {
+    const NAME: &'static str = "ProbationStarted";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.ProbationStarted".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.ProbationStarted".into()
     }
 }
 /// A component was released.
@@ -3741,6 +3771,9 @@ pub struct ObservedComponent {
     /// What people were told of it last, until it recovers, is released or has a new generation; absent: nothing.
     #[prost(message, optional, tag = "22")]
     pub escalated: ::core::option::Option<Escalated>,
+    /// On probation: it may start on trial, and `quarantined` says for what it was isolated before. Absent: it is not.
+    #[prost(message, optional, tag = "23")]
+    pub probation: ::core::option::Option<ProbationStarted>,
 }
 impl ::prost::Name for ObservedComponent {
     const NAME: &'static str = "ObservedComponent";
@@ -3868,6 +3901,36 @@ impl ::prost::Name for ObservedChakra {
         "/razar.v1.ObservedChakra".into()
     }
 }
+/// What people were told of the mesh itself, not of one component. Key `escalations.<stream sequence>`; the newest 8 are kept, and one whose
+/// cause has ended has no record.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedEscalation {
+    /// What was told.
+    #[prost(message, optional, tag = "1")]
+    pub escalated: ::core::option::Option<Escalated>,
+    /// When.
+    #[prost(message, optional, tag = "2")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who told it.
+    #[prost(message, optional, tag = "3")]
+    pub source: ::core::option::Option<Actor>,
+    /// Mesh-wide cause (`brake`); empty: none that ends.
+    #[prost(string, tag = "4")]
+    pub mesh_cause: ::prost::alloc::string::String,
+    /// Stream sequence of the event that told it.
+    #[prost(uint64, tag = "5")]
+    pub last_sequence: u64,
+}
+impl ::prost::Name for ObservedEscalation {
+    const NAME: &'static str = "ObservedEscalation";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.ObservedEscalation".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.ObservedEscalation".into()
+    }
+}
 /// A mission as the events tell it. Key `missions.<id>`; the newest 20 are kept.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObservedMission {
@@ -3924,6 +3987,9 @@ pub struct Observed {
     /// Chakras that are down, in order of name.
     #[prost(message, repeated, tag = "9")]
     pub chakras: ::prost::alloc::vec::Vec<ObservedChakra>,
+    /// What people were told of the mesh itself, oldest first.
+    #[prost(message, repeated, tag = "10")]
+    pub escalations: ::prost::alloc::vec::Vec<ObservedEscalation>,
 }
 impl ::prost::Name for Observed {
     const NAME: &'static str = "Observed";

@@ -105,7 +105,7 @@ fn blocks(name: &str, known: &[v1::ObservedComponent]) -> String {
 async fn list(args: &Quarantine, console: &Console, global: &Global) -> Done {
     let link = Link::open(console, global).await?;
     let mut events = BTreeMap::new();
-    for kind in ["quarantined", "released"] {
+    for kind in ["quarantined", "probation_started", "released"] {
         read(&link, kind, console, &mut events).await?;
     }
     let about = |e: &v1::Event| args.name.as_ref().is_none_or(|n| e.instance.as_ref().is_some_and(|i| i.component == *n));
@@ -165,6 +165,7 @@ fn rows(events: &[&v1::Event]) -> Vec<Row> {
         let details = match &event.fact {
             Some(Fact::Released(r)) if r.mode == "manual" => format!("by hand: {}", quote(&r.note)),
             Some(Fact::Released(_)) => format!("by itself: {}", escape(reason)),
+            Some(Fact::ProbationStarted(_)) => escape(reason),
             Some(Fact::Quarantined(q)) => {
                 let long = q
                     .duration
@@ -200,11 +201,13 @@ fn markdown(rows: &[Row]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use razar_bus_schema::event::Kind as _;
+
     use super::*;
 
     fn event(second: u64, fact: Fact, reason: &str) -> v1::Event {
         v1::Event {
-            kind: if matches!(fact, Fact::Quarantined(_)) { "quarantined" } else { "released" }.to_owned(),
+            kind: fact.kind().to_owned(),
             time: Some(razar_bus_schema::time::timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(second))),
             instance: Some(v1::InstanceId { component: "reranker".to_owned(), ordinal: 0 }),
             reason: Some(v1::Reason { code: String::new(), text: reason.to_owned() }),
@@ -223,7 +226,12 @@ mod tests {
             known: String::new(),
         };
         let released = v1::Released { mode: "manual".to_owned(), note: "a|b".to_owned() };
-        let events = [event(1, Fact::Quarantined(isolated), "No module named 'torch'"), event(2, Fact::Released(released), "")];
+        let trial = v1::ProbationStarted { issue_type: "dependency".to_owned(), attempts: 4, ..Default::default() };
+        let events = [
+            event(1, Fact::Quarantined(isolated), "No module named 'torch'"),
+            event(2, Fact::ProbationStarted(trial), "on probation after 1800s: No module named 'torch'"),
+            event(3, Fact::Released(released), ""),
+        ];
         let events: Vec<&v1::Event> = events.iter().collect();
         assert_eq!(
             markdown(&rows(&events)),
@@ -232,7 +240,8 @@ mod tests {
                 "|---|---|---|---|---|",
                 "| 1970-01-01T00:00:01.000Z | reranker | quarantined | dependency | for 30m, 4 attempts: \"No module named 'torch'\"; fix: \
                  install torch |",
-                "| 1970-01-01T00:00:02.000Z | reranker | released | dependency | by hand: \"a\\|b\" |",
+                "| 1970-01-01T00:00:02.000Z | reranker | probation_started | dependency | on probation after 1800s: No module named 'torch' |",
+                "| 1970-01-01T00:00:03.000Z | reranker | released | dependency | by hand: \"a\\|b\" |",
             ]
         );
     }

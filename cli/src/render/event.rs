@@ -260,6 +260,10 @@ fn healing_fact(fact: &Fact) -> Option<String> {
             let known = if q.known.is_empty() { String::new() } else { format!(", known as {}", escape(&q.known)) };
             format!("{long}, {}{known}{fix}", word(&q.issue_type))
         }
+        Fact::ProbationStarted(p) => {
+            let fix = if p.suggested_fix.is_empty() { String::new() } else { format!("; fix: {}", escape(&p.suggested_fix)) };
+            format!("may start on trial, {}, {}{fix}", word(&p.issue_type), count(p.attempts as usize, "attempt"))
+        }
         Fact::Released(r) => {
             if r.note.is_empty() {
                 word(&r.mode)
@@ -350,6 +354,7 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::ChakraDown(_) => "down",
         Fact::ChakraRecovered(_) => "recovered",
         Fact::Quarantined(_) => "quarantined",
+        Fact::ProbationStarted(_) => "on probation",
         Fact::Released(_) => "released",
         Fact::LimitRestored(_) => "within its limit",
         Fact::NodeLost(_) => "lost",

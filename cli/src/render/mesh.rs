@@ -14,6 +14,8 @@ use super::{
 };
 use crate::console::Tone;
 
+/// Time for which an escalation that nothing ends is shown.
+const NEWS_FOR: Duration = Duration::from_secs(3600);
 /// Score from which on it is shown as good.
 const SCORE_WELL: f64 = 0.95;
 
@@ -23,6 +25,21 @@ pub(super) fn down_line(chakra: &v1::ObservedChakra, now: SystemTime) -> Line {
     let long = chakra.down_at.as_ref().map(|at| format!(" for {}", age(since(at, now)))).unwrap_or_default();
     let after = format!("{long}, missing {}", or_dash(&missing));
     Line { before: format!("chakra {}: ", escape(&chakra.name)), word: "down".to_owned(), tone: Tone::Bad, after }
+}
+
+/// `escalated P1 3m ago by recovery: many components failed at once; the ladder waits`; nothing once it is old and nobody says that its
+/// cause goes on.
+pub(super) fn escalation_line(escalation: &v1::ObservedEscalation, now: SystemTime) -> Option<Line> {
+    let told = escalation.escalated.as_ref()?;
+    let old = escalation.at.as_ref().map(|at| since(at, now));
+    if escalation.mesh_cause.is_empty() && old.is_none_or(|old| old > NEWS_FOR) {
+        return None;
+    }
+    let ago = old.map(|old| format!(" {} ago", age(old))).unwrap_or_default();
+    let by = escalation.source.as_ref().map(|s| format!(" by {}", escape(&s.kind))).unwrap_or_default();
+    let tone = if matches!(told.severity.as_str(), "P1" | "P2") { Tone::Bad } else { Tone::Warn };
+    let word = format!("escalated {}", escape(&told.severity));
+    Some(Line { before: String::new(), word, tone, after: format!("{ago}{by}: {}", escape(&told.about)) })
 }
 
 /// `score 0.92: 11 of 12 essential serve, 0.08 restarts each in 10m`

@@ -75,9 +75,16 @@ impl State {
             want.set_phase(Phase::Isolated);
             want.issue_type.clone_from(&told.issue_type);
             want.suggested_fix.clone_from(&told.suggested_fix);
+            want.known.clone_from(&told.known);
             want.attempts = told.attempts;
             want.duration = told.duration;
             by_hand = told.issue_type == MANUAL;
+        } else if let Some(Fact::ProbationStarted(told)) = &event.fact {
+            want.set_phase(Phase::Probation);
+            want.issue_type.clone_from(&told.issue_type);
+            want.suggested_fix.clone_from(&told.suggested_fix);
+            want.known.clone_from(&told.known);
+            want.attempts = told.attempts;
         } else {
             want.set_phase(Phase::Released);
             if let Some(Fact::Released(told)) = &event.fact {

@@ -22,14 +22,14 @@ pub(super) fn command_event_id(command: &str, terminal: bool) -> String {
     agent_event_id(AGENT, "operator_command", None, None, &format!("{command}:{}", if terminal { "end" } else { "taken" }))
 }
 
-/// Id of the event that tells of a record in a phase, about one instance; `None`: no event tells of that phase.
-pub(super) fn told_id(phase: Phase, instance: &Instance, incarnation: Option<Incarnation>, cause: &str) -> Option<String> {
+/// Id of the event that tells of a record in a phase, about one instance.
+pub(super) fn told_id(phase: Phase, instance: &Instance, incarnation: Option<Incarnation>, cause: &str) -> String {
     let kind = match phase {
         Phase::Isolated | Phase::Unspecified => "quarantined",
+        Phase::Probation => "probation_started",
         Phase::Released => "released",
-        Phase::Probation => return None,
     };
-    Some(agent_event_id(AGENT, kind, Some(instance), incarnation, cause))
+    agent_event_id(AGENT, kind, Some(instance), incarnation, cause)
 }
 
 impl Identity {
@@ -61,7 +61,12 @@ impl State {
         let want = record.want()?;
         let incarnation = want.incarnation.as_ref().map(Incarnation::from);
         let fact = match record.phase() {
-            Phase::Probation => return None,
+            Phase::Probation => Fact::ProbationStarted(v1::ProbationStarted {
+                issue_type: want.issue_type.clone(),
+                suggested_fix: want.suggested_fix.clone(),
+                attempts: want.attempts,
+                known: want.known.clone(),
+            }),
             Phase::Released => {
                 let mode = if want.note.is_empty() { "auto" } else { "manual" };
                 Fact::Released(v1::Released { mode: mode.to_owned(), note: want.note.clone() })
@@ -78,7 +83,7 @@ impl State {
         let view = self.facts.view(instance);
         let chakra = known.map(|k| k.chakra.clone()).or_else(|| view.map(|v| v.chakra.clone())).unwrap_or_default();
         Some(v1::Event {
-            id: told_id(record.phase(), instance, incarnation, &record.intent.cause_id)?,
+            id: told_id(record.phase(), instance, incarnation, &record.intent.cause_id),
             kind: fact.kind().to_owned(),
             time: record.intent.decided_at,
             source: Some(self.who.actor()),

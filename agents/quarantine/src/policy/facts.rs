@@ -112,7 +112,7 @@ pub struct Facts {
     failures: BTreeMap<Instance, RecoveryFailed>,
     /// The incident of each instance that was withdrawn last.
     withdrawn: BTreeMap<Instance, Incident>,
-    /// The newest `quarantined` or `released` of each instance, and whether a hand had isolated it.
+    /// The newest event of each instance that tells of a record of its own or its component's, and whether a hand had isolated it.
     last: BTreeMap<Instance, (v1::Event, bool)>,
     commands: BTreeMap<String, CommandFacts>,
     command_order: VecDeque<String>,
@@ -194,7 +194,7 @@ impl Facts {
             (Fact::OperatorCommand(told), _) if is_ours(event) => self.fold_command(event, told, now),
             (Fact::RecoveryFailed(failed), Some(instance)) => self.fold_recovery_failed(instance, event, failed),
             (Fact::Quarantined(told), Some(instance)) if is_ours(event) => self.keep_last(instance, event, told.issue_type == MANUAL),
-            (Fact::Released(_), Some(instance)) if is_ours(event) => {
+            (Fact::Released(_) | Fact::ProbationStarted(_), Some(instance)) if is_ours(event) => {
                 let by_hand = self.was_by_hand(&instance);
                 self.keep_last(instance, event, by_hand);
             }

@@ -110,10 +110,8 @@ impl State {
             want.incarnation = Some(view.incarnation.max(before).into());
         }
         let text = format!("on probation after {:.0?}: {}", record_duration(record).unwrap_or_default(), record.reason());
-        let cause = record.intent.told_by_event_id.clone();
-        let mut write = self.write(key, want, ("probation", text), &cause, record.intent.trace.clone(), now);
-        write.1.told_by_event_id = cause;
-        write
+        let cause = &record.intent.told_by_event_id;
+        self.write(key, want, ("probation", text), cause, record.intent.trace.clone(), now)
     }
 
     fn judge_probation(&self, key: &IntentKey, record: &Record, now: Now) -> Option<(IntentKey, v1::Intent, u64)> {
@@ -162,9 +160,10 @@ impl State {
         })
     }
 
-    /// Place in EVENTS of the event that told of the isolation: what is before it belongs to the life before. 0: it is no longer there.
+    /// Place in EVENTS of the event that told of the isolation, which is the cause of the probation: what is before it belongs to the life
+    /// before. 0: it is no longer there. What tells of the probation may come after the start that it allows.
     fn isolation_sequence(&self, record: &Record) -> u64 {
-        self.facts.told_sequence(&record.intent.told_by_event_id).unwrap_or(0)
+        self.facts.told_sequence(&record.intent.cause_id).unwrap_or(0)
     }
 
     fn send_back(
@@ -205,7 +204,7 @@ impl State {
         let before = self.records.get(key);
         let own = want.incarnation.as_ref().map(Incarnation::from);
         let first = self.concerned(key).into_iter().next();
-        let told_by = first.and_then(|first| told_id(want.phase(), &first, own, cause)).unwrap_or_default();
+        let told_by = first.map(|first| told_id(want.phase(), &first, own, cause)).unwrap_or_default();
         let intent = v1::Intent {
             writer: Some(self.who.actor()),
             cause_id: cause.to_owned(),

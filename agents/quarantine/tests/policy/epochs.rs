@@ -53,6 +53,26 @@ fn a_replica_that_never_read_the_lost_bucket_knows_it_from_events() {
 }
 
 #[test]
+fn a_probation_of_a_lost_bucket_goes_on() {
+    let mut world = World::of(&["api"]);
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    world.pass(1800);
+    world.lose_bucket();
+    world.take_over();
+    world.inventory(&[]);
+    world.settle();
+    let record = world.record("quarantine.api.0").unwrap();
+    assert_eq!((record.phase(), record.attempts, record.duration), (Phase::Probation, 4, None));
+    assert_eq!((world.told("quarantined").len(), world.told("probation_started").len()), (1, 1), "nothing is told twice");
+    world.desire("api", 1);
+    world.exited(&api(), "1.4", "of the life before");
+    world.ready(&api(), "1.5");
+    world.pass(5);
+    assert_eq!(world.phase("quarantine.api.0"), Phase::Released);
+}
+
+#[test]
 fn what_only_a_disk_knows_is_written_again_before_the_mark() {
     let mut world = World::of(&["api"]);
     world.lose_bucket();

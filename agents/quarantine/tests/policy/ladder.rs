@@ -102,6 +102,41 @@ fn its_time_over_it_is_on_probation_and_a_probe_that_holds_releases_it() {
     assert_eq!((told.mode.as_str(), told.note.as_str()), ("auto", ""));
 }
 
+/// Mutation: put it on probation without a word.
+#[test]
+fn probation_is_told_and_judged_only_then() {
+    let mut world = given_up();
+    world.mute = true;
+    world.pass(1800);
+    assert_eq!((world.phase(KEY), world.told("probation_started").len()), (Phase::Probation, 0));
+    // Its node is quicker than the event: what was told before that is of this trial all the same.
+    world.ready(&api(), "1.5");
+    world.pass(60);
+    assert_eq!(world.phase(KEY), Phase::Probation, "the record is told of before it is written over");
+    world.mute = false;
+    world.pass(1);
+    let told = world.told("probation_started");
+    let Some(Fact::ProbationStarted(fact)) = &told[0].fact else { panic!("another fact") };
+    assert_eq!((told.len(), fact.attempts, fact.issue_type.as_str(), fact.suggested_fix.as_str()), (1, 4, "dependency", "install torch"));
+    assert!(told[0].incident.is_some() && told[0].reason.as_ref().unwrap().text.starts_with("on probation after 1800s: "));
+    assert_eq!((told[0].cause_id.as_str(), world.phase(KEY)), (world.told("quarantined")[0].id.as_str(), Phase::Released));
+}
+
+#[test]
+fn every_probation_of_one_is_told_and_by_a_successor_no_second_time() {
+    let mut world = given_up();
+    for (round, incarnation) in [(1, "1.5"), (2, "1.6")] {
+        world.pass(1800);
+        assert_eq!((world.phase(KEY), world.told("probation_started").len()), (Phase::Probation, round));
+        world.take_over();
+        assert_eq!((world.phase(KEY), world.told("probation_started").len()), (Phase::Probation, round));
+        world.exited(&api(), incarnation, "ValueError: 3");
+        world.settle();
+        let reason = world.told("quarantined").last().unwrap().reason.clone().unwrap();
+        assert_eq!((world.phase(KEY), reason.code.as_str()), (Phase::Isolated, "probation_failed"));
+    }
+}
+
 #[test]
 fn a_probe_that_does_not_hold_begins_its_soak_anew() {
     let mut world = given_up();

@@ -29,6 +29,8 @@ const TOLD_MAX: usize = 8192;
 const CLOSED_MAX: usize = 8;
 /// Causes by which a node does not restart what the stack file says is not to be restarted: nor does the ladder.
 const BY_POLICY: [&str; 2] = ["policy_never", "policy_on_failure"];
+/// Outcome of a mission that says nothing of what it started: another one took its place.
+const SUPERSEDED: &str = "superseded";
 /// Nodes and instances that are remembered.
 const ENTITIES_MAX: usize = 8192;
 
@@ -84,7 +86,7 @@ pub struct View {
     pub cooldown_until: Duration,
     /// Mission that its node named last; empty: none.
     pub mission: String,
-    /// Boots in a row in which no rung helped it, and the mission of the last of them.
+    /// Boots in a row that ended without it, or in which no rung helped it, and the mission of the last of them.
     pub lost_boots: (u32, String),
     /// Its newest incident.
     pub incident: Option<IncidentFacts>,
@@ -143,6 +145,13 @@ impl View {
         }
         if self.closed_before.len() > CLOSED_MAX {
             self.closed_before.pop_front();
+        }
+    }
+
+    /// The boot that started it is lost, however often that is told.
+    pub(super) fn lose_boot(&mut self) {
+        if self.lost_boots.0 == 0 || self.lost_boots.1 != self.mission {
+            self.lost_boots = (self.lost_boots.0.saturating_add(1), self.mission.clone());
         }
     }
 
@@ -377,11 +386,15 @@ impl Facts {
         }
     }
 
-    /// Who is ready at the end of a boot is past help no longer.
+    /// A boot that ended without what it had started is lost on that; who is ready at its end is past help no longer.
     fn fold_boot(&mut self, completed: &v1::MissionCompleted) {
+        let counts = completed.outcome != SUPERSEDED;
         for (id, view) in &mut self.views {
             if view.lost_boots.1 != completed.mission_id && completed.ready.contains(&id.component) {
                 view.lost_boots.0 = 0;
+            }
+            if counts && view.mission == completed.mission_id && !view.serves() && completed.failed.contains(&id.component) {
+                view.lose_boot();
             }
         }
     }

@@ -138,12 +138,7 @@ pub(super) struct End<'l> {
 pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, fact: &Fact, end: &End<'_>) {
     match fact {
         Fact::Recovered(recovered) if recovered.rung == LOCAL => count_flaps(view, instance, event, end),
-        Fact::RecoveryFailed(_) => {
-            let counted = view.lost_boots.0 > 0 && view.lost_boots.1 == view.mission;
-            if !counted {
-                view.lost_boots = (view.lost_boots.0.saturating_add(1), view.mission.clone());
-            }
-        }
+        Fact::RecoveryFailed(_) => view.lose_boot(),
         Fact::Recovered(recovered) => {
             view.lost_boots.0 = 0;
             view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };
@@ -160,6 +155,10 @@ pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, 
         }
         Fact::Quarantined(_) | Fact::Released(_) => {
             view.recoveries.clear();
+            // A passing probe shows that it is well; a hand only says so.
+            if matches!(fact, Fact::Released(released) if released.mode == "auto") {
+                view.lost_boots.0 = 0;
+            }
             let told = event.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
             let isolates = matches!(fact, Fact::Quarantined(_));
             // A release says nothing of what failed after it, however late it is told.

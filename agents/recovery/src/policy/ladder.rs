@@ -118,11 +118,11 @@ impl State {
         self.climb(at, &rung, now)
     }
 
-    /// What comes next by the last try that counted for something, else the first rung.
+    /// What comes next by the last try that counted for something, else the first rung; the last one for what too many boots ended with.
     fn next_rung(&self, at: Standing<'_>, now: Now) -> String {
         match at.incident.tried.last() {
+            _ if self.is_lost(at.view) => QUARANTINE.to_owned(),
             Some(last) if !last.next.is_empty() => last.next.clone(),
-            _ if at.view.lost_boots.0 >= self.limits.lost_boots => QUARANTINE.to_owned(),
             _ => self.rung_after(at, None, now),
         }
     }
@@ -133,8 +133,7 @@ impl State {
         if let Admission::Held(until) = self.admits(instance, now) {
             return Step::Wait(until);
         }
-        let lost = view.lost_boots.0 >= self.limits.lost_boots && incident.attempts == 0;
-        let hooked = if self.is_hooked(at) && !lost { CHAKRA_HOOK } else { rung };
+        let hooked = if self.is_hooked(at) && !self.is_lost(view) { CHAKRA_HOOK } else { rung };
         // Others may have spent the budget since that was told.
         let spared = (is_destructive(hooked) && self.spent(at, now).is_some()).then(|| self.rung_after(at, None, now));
         let rung = spared.as_deref().unwrap_or(hooked);
@@ -188,8 +187,9 @@ impl State {
         if !self.facts.is_told(&fact_id("recovery_started", &incident.id, None)) {
             return Step::Tell(self.started(at, format!("no rung is tried{}", known(view)), now));
         }
-        // The ground of the last try was looked at when that was judged; where there was none, it is looked at now.
-        if incident.attempts == 0 {
+        // The ground of a last try was looked at when that was judged; where it was none, it is looked at now.
+        let judged = incident.tried.last().is_some_and(|t| t.outcome == Outcome::Failed.name() && t.next == QUARANTINE);
+        if !judged {
             match self.ground(&incident.id, 0, spec, now) {
                 Ground::Firm => {}
                 Ground::Moved(until) => return Step::Wait(Some(until)),

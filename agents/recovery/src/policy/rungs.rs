@@ -55,8 +55,11 @@ pub(super) struct Standing<'s> {
 impl State {
     /// The rung that comes next, `failed` having just failed: the chakra's hook where the chakra is down and this is its lowest incident;
     /// else the first in the component's order that has not failed in this incident, from the one on that the known error begins with.
-    /// What cannot be taken back is passed over while a budget for it is spent.
+    /// What cannot be taken back is passed over while a budget for it is spent. What too many boots ended with has no rung but the last.
     pub(super) fn rung_after(&self, at: Standing<'_>, failed: Option<&str>, now: Now) -> String {
+        if self.is_lost(at.view) {
+            return QUARANTINE.to_owned();
+        }
         let spent = self.spent(at, now).is_some();
         if failed != Some(CHAKRA_HOOK) && !spent && self.is_hooked(at) {
             return CHAKRA_HOOK.to_owned();
@@ -75,6 +78,11 @@ impl State {
             .filter(|rung| !spent || !is_destructive(rung))
             .find(|rung| *rung != DEPENDENCIES || !self.joined(at.spec).is_empty());
         next.unwrap_or(QUARANTINE).to_owned()
+    }
+
+    /// Whether so many boots in a row ended without it that no rung is tried any more.
+    pub(super) const fn is_lost(&self, view: &View) -> bool {
+        view.lost_boots.0 >= self.limits.lost_boots
     }
 
     /// The incidents below `spec` that are the ladder's or a node's to heal: what a component joins and waits for. A dependency that is to

@@ -135,9 +135,16 @@ impl Bench {
     /// A mission begins, under which its node tells from now on; `ready` at its end.
     pub(crate) fn mission(&mut self, id: &str, ready: &[&str]) {
         self.mission = id.to_owned();
-        let ready = ready.iter().map(|name| (*name).to_owned()).collect();
-        let fact = Fact::MissionCompleted(v1::MissionCompleted { mission_id: id.to_owned(), ready, ..Default::default() });
+        self.mission_ends(id, ready, &[], "complete");
+    }
+
+    /// A mission ends with these.
+    pub(crate) fn mission_ends(&mut self, id: &str, ready: &[&str], failed: &[&str], outcome: &str) {
+        let names = |of: &[&str]| of.iter().map(|name| (*name).to_owned()).collect();
+        let (ready, failed, outcome) = (names(ready), names(failed), outcome.to_owned());
+        let fact = Fact::MissionCompleted(v1::MissionCompleted { mission_id: id.to_owned(), ready, failed, outcome, ..Default::default() });
         self.store(&v1::Event { id: format!("mission {id}"), kind: fact.kind().to_owned(), fact: Some(fact), ..Default::default() });
+        self.turn();
     }
 
     /// What the node answers from now on: instances, their incarnations and states.

@@ -245,3 +245,90 @@ fn who_ended_failed_in_three_boots_in_a_row_goes_to_the_last_rung_at_once() {
     assert_eq!(lost_boot(&mut b, 4, &[]), ["recovery_started restart quarantine", "recovery_failed 0 boom"]);
     assert!(lost_boot(&mut b, 5, &["api"]).contains(&"recovery_failed 1 boom".to_owned()), "it was well in between");
 }
+
+/// Boot `boot` of generation `boot`: its node gives it up while the ladder is at its first rung, and the boot ends so; what was told.
+fn boot_without_it(b: &mut Bench, boot: u64, outcome: &str) -> Vec<String> {
+    b.close("api");
+    b.mission(&format!("m{boot}"), &[]);
+    b.desire(&spec("api", &[]), boot, v1::RunMode::Run);
+    b.started("api", &format!("{boot}.1"));
+    b.exited("api", &format!("{boot}.1"));
+    b.take();
+    b.failed("api", &format!("{boot}.1"), "budget_spent");
+    b.mission_ends(&format!("m{boot}"), &[], &["api"], outcome);
+    b.take()
+}
+
+#[test]
+fn who_fails_its_third_boot_is_given_up_with_that_whatever_the_ladder_was_at() {
+    let mut b = Bench::new(&[]);
+    for boot in 1..=2 {
+        assert_eq!(boot_without_it(&mut b, boot, "complete").len(), 2, "the ladder takes it up and goes on, boot {boot}");
+    }
+    let third = boot_without_it(&mut b, 3, "incomplete");
+    assert_eq!(third, [format!("order restart#1 of api@3.1: 3.1"), STARTED.to_owned()]);
+    b.rung_fails("api", "3.2");
+    let rest = b.take();
+    assert_eq!(
+        rest,
+        ["rung_tried restart failed quarantine", "recovery_failed 1 boom", "let go restart#1 of api@3.1"],
+        "its state is kept"
+    );
+}
+
+#[test]
+fn who_has_no_order_yet_is_given_up_at_once_when_its_third_boot_ends() {
+    let mut b = Bench::new(&[]);
+    for boot in 1..=3 {
+        b.close("api");
+        b.mission(&format!("m{boot}"), &[]);
+        b.desire(&spec("api", &[]), boot, v1::RunMode::Run);
+        b.started("api", &format!("{boot}.1"));
+        b.exited("api", &format!("{boot}.1"));
+        b.take();
+        b.mission_ends(&format!("m{boot}"), &[], &["api"], "timed_out");
+        assert_eq!(b.take(), [""; 0], "its node is at it yet");
+    }
+    b.failed("api", "3.1", "budget_spent");
+    assert_eq!(b.take(), ["recovery_started restart clear_state quarantine", "recovery_failed 0 boom"]);
+}
+
+#[test]
+fn a_boot_counts_once_and_only_one_that_started_it() {
+    let mut b = Bench::new(&[]);
+    boot_without_it(&mut b, 1, "complete");
+    // One that was superseded says nothing, nor does a mission that left it as it was.
+    boot_without_it(&mut b, 2, "superseded");
+    b.mission_ends("a switch", &[], &["api"], "complete");
+    boot_without_it(&mut b, 3, "complete");
+    for start in 2..=3 {
+        b.rung_fails("api", &format!("3.{start}"));
+    }
+    assert!(b.take().contains(&"recovery_failed 2 boom".to_owned()), "every rung was tried");
+    assert_eq!(b.state.facts().view(&crate::bench::id("api")).unwrap().lost_boots, (2, "m3".to_owned()), "given up in a lost boot");
+}
+
+#[test]
+fn a_void_try_of_one_that_is_lost_asks_its_ground_before_it_is_given_up() {
+    let mut b = Bench::new(&[spec("db", &[])]);
+    b.started("db", "1.1");
+    b.ready("db", "1.1");
+    for boot in 1..=3 {
+        b.close("api");
+        b.mission(&format!("m{boot}"), &[]);
+        b.desire(&spec("api", &["db"]), boot, v1::RunMode::Run);
+        b.started("api", &format!("{boot}.1"));
+        b.exited("api", &format!("{boot}.1"));
+        b.failed("api", &format!("{boot}.1"), "budget_spent");
+        if boot == 3 {
+            b.take();
+        }
+        b.mission_ends(&format!("m{boot}"), &[], &["api"], "complete");
+    }
+    b.holds(&[("db", "1.2", v1::InstanceState::Ready)]);
+    b.rung_fails("api", "3.2");
+    assert_eq!(b.take(), ["ask a", "rung_tried restart void restart", "ask a"], "db is another than is known");
+    b.holds(&[("db", "1.1", v1::InstanceState::Ready)]);
+    b.pass(5);
+    assert_eq!(b.take(), ["ask a", "recovery_failed 1 boom", "let go restart#1 of api@3.1"]);
+}

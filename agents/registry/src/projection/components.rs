@@ -28,6 +28,10 @@ impl Projection {
             // It is about a row of lives, not about the newest.
             component.escalated = Some(escalated.clone());
             Folded::Applied
+        } else if matches!(fact, Fact::ProbationStarted(_) | Fact::Released(_)) {
+            // Their incarnation is the one that was isolated; a later one may have been told.
+            fold_trial(component, event, fact);
+            Folded::Applied
         } else if told.is_some_and(|t| t < known) {
             Folded::Stale
         } else {
@@ -41,7 +45,7 @@ impl Projection {
                 component.incarnation = Some(told.into());
             }
             fold_fact(component, event, fact, told != Some(known));
-            if matches!(fact, Fact::Recovered(_) | Fact::Released(_)) {
+            if matches!(fact, Fact::Recovered(_)) {
                 component.escalated = None;
             }
             Folded::Applied
@@ -148,13 +152,6 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
         }
         Fact::Recovered(_) | Fact::IncidentWithdrawn(_) => close_incident(component),
         Fact::Quarantined(quarantined) => fold_quarantined(component, event, quarantined),
-        Fact::Released(_) => {
-            component.quarantined = None;
-            // Released by a passing probe it runs already.
-            if matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation) {
-                enter(component, event, InstanceState::Waiting);
-            }
-        }
         _ => {}
     }
 }
@@ -163,8 +160,21 @@ fn fold_quarantined(component: &mut v1::ObservedComponent, event: &v1::Event, qu
     // Isolated again it begins anew, also where it was not seen to live in between.
     component.set_state(InstanceState::Unspecified);
     enter(component, event, InstanceState::Quarantined);
-    component.quarantined = Some(quarantined.clone());
+    (component.quarantined, component.probation) = (Some(quarantined.clone()), None);
     close_incident(component);
+}
+
+/// From isolation to probation, or to release. What its node started of it meanwhile, or a passing probe released, goes on as it is.
+fn fold_trial(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fact) {
+    let rests = matches!(component.state(), InstanceState::Quarantined | InstanceState::Probation);
+    if let Fact::ProbationStarted(probation) = fact {
+        component.probation = Some(probation.clone());
+    } else {
+        (component.quarantined, component.probation, component.escalated) = (None, None, None);
+    }
+    if rests {
+        enter(component, event, if component.probation.is_some() { InstanceState::Probation } else { InstanceState::Waiting });
+    }
 }
 
 fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, started: &v1::ComponentStarted, new_incarnation: bool) {

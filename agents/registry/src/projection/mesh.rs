@@ -6,7 +6,7 @@ use razar_bus_schema::{
     v1::{self, InstanceState, event::Fact},
 };
 
-use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, Folded, Key, MISSIONS_KEPT, Projection, instance_of, mission_id};
+use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, ESCALATIONS_KEPT, Folded, Key, MISSIONS_KEPT, Projection, instance_of, mission_id};
 
 impl Projection {
     pub(super) fn fold_node(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
@@ -125,6 +125,37 @@ impl Projection {
             self.chakras.remove(&event.chakra);
         }
         self.dirty.insert(Key::Chakra(event.chakra.clone()));
+        Folded::Applied
+    }
+
+    /// What people were told of the mesh itself: the newest are kept.
+    pub(super) fn fold_escalation(&mut self, sequence: u64, event: &v1::Event, escalated: &v1::Escalated) -> Folded {
+        let escalation = v1::ObservedEscalation {
+            escalated: Some(escalated.clone()),
+            at: event.time,
+            source: event.source.clone(),
+            mesh_cause: event.incident.as_ref().map(|i| i.mesh_cause.clone()).unwrap_or_default(),
+            last_sequence: sequence,
+        };
+        self.escalations.insert(sequence, escalation);
+        self.dirty.insert(Key::Escalation(sequence));
+        while self.escalations.len() > ESCALATIONS_KEPT {
+            let Some((oldest, _)) = self.escalations.pop_first() else { break };
+            self.dirty.insert(Key::Escalation(oldest));
+        }
+        Folded::Applied
+    }
+
+    /// A mesh-wide cause has ended: what was told because of it is no news.
+    pub(super) fn end_escalations(&mut self, event: &v1::Event) -> Folded {
+        let Some(cause) = event.incident.as_ref().map(|i| i.mesh_cause.as_str()).filter(|cause| !cause.is_empty()) else {
+            return Folded::Applied;
+        };
+        let ended: Vec<u64> = self.escalations.iter().filter(|(_, e)| e.mesh_cause == cause).map(|(sequence, _)| *sequence).collect();
+        for sequence in ended {
+            self.escalations.remove(&sequence);
+            self.dirty.insert(Key::Escalation(sequence));
+        }
         Folded::Applied
     }
 
