@@ -67,10 +67,10 @@ impl IntentKey {
     }
 }
 
-/// Key in `leases` of a shard of an agent.
+/// Key in `leases` of a shard of an agent whose decisions are not divided; of one whose are: [`crate::shard::ShardCount::lease_key`].
 #[must_use]
 pub fn lease_key(agent: &str, shard: u32) -> String {
-    format!("shard.{agent}.{shard}")
+    crate::shard::ShardCount::ONE.lease_key(agent, shard)
 }
 
 /// Key in `missions` of the plan in force.

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Names of all facts, in the order of the contract.
-pub const KINDS: [&str; 56] = [
+pub const KINDS: [&str; 57] = [
     "component_started",
     "component_ready",
     "component_unready",
@@ -64,6 +64,7 @@ pub const KINDS: [&str; 56] = [
     "agent_returned",
     "limit_restored",
     "probation_started",
+    "rung_granted",
 ];
 
 /// Names a fact as subjects and [`v1::Event::kind`] do.
@@ -91,6 +92,7 @@ impl Kind for Fact {
             Fact::RecoveryStarted(_) => "recovery_started",
             Fact::IncidentWithdrawn(_) => "incident_withdrawn",
             Fact::OrderVoid(_) => "order_void",
+            Fact::RungGranted(_) => "rung_granted",
             Fact::RungTried(_) => "rung_tried",
             Fact::BrakeEngaged(_) => "brake_engaged",
             Fact::BrakeReleased(_) => "brake_released",

@@ -8,6 +8,7 @@ pub mod ids;
 pub mod json;
 pub mod places;
 pub mod presence;
+pub mod shard;
 pub mod startup;
 pub mod stream;
 pub mod subject;

@@ -66,6 +66,12 @@ impl Subjects {
         format!("{}.command.{agent}.>", self.mesh)
     }
 
+    /// A command handed over to the replica of `agent` that decides about its target.
+    #[must_use]
+    pub fn handover(&self, agent: &str, replica: &str) -> String {
+        format!("{}.handover.{agent}.{replica}", self.mesh)
+    }
+
     /// Every command.
     #[must_use]
     pub fn commands(&self) -> String {
@@ -220,6 +226,13 @@ pub fn catalogue() -> &'static [Entry] {
             "what the node makes of an instance that does not beat",
         ),
         entry("razar.query.watchdog.health", "query", "HealthRequest", "HealthReply", "how the mesh is, in numbers"),
+        entry(
+            "razar.handover.<agent>.<replica>",
+            "query",
+            "Command",
+            "empty once it is taken",
+            "a command that another replica has read, for the holder of its target's shard",
+        ),
         entry("razar.heartbeat.<kind>.<id>", "heartbeat", "Heartbeat", "-", "a beat of a node, an agent or a component"),
         entry("razar.log.<chakra>.<component>", "log", "LogLine", "-", "log lines while somebody follows"),
     ];

@@ -9,6 +9,8 @@ const FILE_DEFAULT: &str = "razar.yaml";
 
 /// Replicas of one agent on one machine; more serve nothing there.
 const REPLICAS_MAX: i64 = 16;
+/// Most shards of the agents' decisions, as the mesh has it.
+const SHARDS_MAX: i64 = razar_bus_schema::shard::SHARDS_MAX as i64;
 
 /// Razar boots a stack of services in order, watches it, and brings back whatever dies.
 #[derive(Debug, Parser)]
@@ -196,6 +198,9 @@ pub(crate) struct Up {
     /// Replicas of each agent, where this starts the embedded mesh (1)
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=REPLICAS_MAX))]
     pub(crate) replicas: Option<u8>,
+    /// Shards of the agents' decisions, where this starts the embedded mesh (as the stack file says, else 1)
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=SHARDS_MAX))]
+    pub(crate) shards: Option<u8>,
 }
 
 /// Options of `down`.

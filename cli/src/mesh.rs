@@ -151,8 +151,8 @@ impl Place {
     ///
     /// # Errors
     /// When the node's or the broker's binary is missing, or the state directory cannot be written.
-    /// `replicas`: of each agent; `None`: as `RAZAR_AGENTS` says.
-    pub(crate) fn start(&self, server: &str, replicas: Option<u8>) -> Result<std::process::Child, Failure> {
+    /// `replicas`: of each agent; `None`: as `RAZAR_AGENTS` says. `shards`: of their decisions; `None`: as `RAZAR_SHARDS` says.
+    pub(crate) fn start(&self, server: &str, replicas: Option<u8>, shards: Option<u32>) -> Result<std::process::Child, Failure> {
         let node = find_binary("razar-node")
             .ok_or_else(|| Failure::new(Exit::OutOfReach, "razar-node is neither beside this program nor on PATH; fix: make build"))?;
         let broker = find_broker()?;
@@ -173,6 +173,9 @@ impl Place {
             .stderr(log);
         if let Some(replicas) = replicas {
             command.env("RAZAR_AGENTS", AGENTS.map(|agent| format!("{agent}:{replicas}")).join(","));
+        }
+        if let Some(shards) = shards {
+            command.env("RAZAR_SHARDS", shards.to_string());
         }
         if std::env::var_os("RAZAR_NODE").is_none() {
             command.env("RAZAR_NODE", NODE_DEFAULT);

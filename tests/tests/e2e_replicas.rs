@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use prost::Message;
 use razar_bus_schema::{
     bucket::lease_key,
+    shard::ShardCount,
     v1::{self, event::Fact},
 };
 use razar_tests::e2e::{Mesh, Part, Proxy, SOON, Stack, Way, environment_of, signal, wait_for};
@@ -19,6 +20,10 @@ use serde_json::{Value, json};
 
 /// Replicas of each agent, where several are run.
 const REPLICAS: usize = 3;
+/// Shards of their decisions, where there are several.
+const SHARDS: u32 = 4;
+/// A rung has half a minute at least, and there are two, each with a soak.
+const LADDER: Duration = Duration::from_secs(90);
 /// Components besides the pair.
 const PARTS: std::ops::Range<u16> = 2..8;
 
@@ -274,4 +279,57 @@ fn a_replica_whose_line_is_cut_gives_way_to_another() -> Result<()> {
     mesh.razar(&["down"])?.ok()?;
     drop(replicas);
     mesh.end_checked()
+}
+
+/// The replica that holds a shard of four.
+fn shard_holder(mesh: &Mesh, agent: &str, shard: u32) -> Result<String> {
+    let bucket = format!("{}_leases", mesh.name());
+    let key = ShardCount::new(SHARDS)?.lease_key(agent, shard);
+    let name = String::from_utf8(mesh.raw()?.newest(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{key}"))?)?;
+    ensure!(!name.is_empty(), "nobody holds shard {shard} of {agent}");
+    Ok(name)
+}
+
+/// Faults 1 and 2 with shards: three replicas share four of them. Whoever holds the shard of a component that climbs its ladder is killed in
+/// the middle of it; another goes on, and the ladder ends as it would have.
+#[test]
+fn a_ladder_ends_as_it_would_have_when_its_shards_holder_is_killed() -> Result<()> {
+    let mesh = Mesh::new()?;
+    let cache = mesh.dir().join("cache");
+    let broken = cache.join("index.json");
+    let sick = Part::demo("sick", mesh.port(2))?
+        .arg(&format!("--break-file={}", broken.display()))
+        .arg("--break-error=JSONDecodeError: cache/index.json")
+        .set("state", json!([cache]))
+        .set("heal", json!(["restart", "clear_state"]))
+        .set("restart", json!({ "backoff": { "first": "0s", "base": "50ms", "max": "100ms" } }));
+    let stack = pair(&mesh)?.with(sick).set("mesh", json!({ "shards": SHARDS }));
+    mesh.up_with(&stack, &["--replicas", "3"])?.ok()?;
+    let shared = || {
+        let holders: Result<BTreeSet<String>> = (0..SHARDS).map(|shard| shard_holder(&mesh, "recovery", shard)).collect();
+        Ok(holders.ok().filter(|holders| holders.len() == REPLICAS).map(drop))
+    };
+    wait_for("the shards to be shared", SOON, shared)?;
+    std::fs::create_dir_all(&cache)?;
+    std::fs::write(&broken, "{")?;
+    signal(mesh.pid("sick")?, Signal::KILL)?;
+    let wait = |kind: &str| wait_for(&format!("{kind} of sick"), LADDER, || Ok(mesh.events_of("sick", kind)?.into_iter().next()));
+    wait("recovery_started")?;
+    let victim = shard_holder(&mesh, "recovery", ShardCount::new(SHARDS)?.shard_of("sick"))?;
+    signal(pid_of(&mesh, &victim)?, Signal::KILL)?;
+    let recovered = wait("recovered")?;
+    ensure!(matches!(&recovered.fact, Some(Fact::Recovered(r)) if r.rung == "clear_state"), "{recovered:?}");
+    let tries: Vec<String> = mesh.events_of("sick", "rung_tried")?.iter().map(tried).collect();
+    ensure!(tries == ["restart failed", "clear_state ok"], "{tries:?}");
+    let counts = ["recovery_started", "rung_granted", "recovered"].map(|kind| mesh.events_of("sick", kind).map(|e| e.len()).unwrap_or(0));
+    ensure!(counts == [1, 1, 1], "the ladder was climbed once: {counts:?}");
+    one_story(&mesh)?;
+    mesh.end()
+}
+
+fn tried(event: &v1::Event) -> String {
+    match &event.fact {
+        Some(Fact::RungTried(tried)) => format!("{} {}", tried.rung, tried.outcome),
+        _ => String::new(),
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use razar_bus_schema::ids::is_name;
+use razar_bus_schema::{ids::is_name, shard::ShardCount};
 
 /// Configuration of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Embedded {
     pub nats_server: String,
     /// Agents and their number of replicas. `RAZAR_AGENTS=registry:2,orchestrator:1`, default one of each.
     pub agents: Vec<(String, u32)>,
+    /// Shards into which they divide their decisions. `RAZAR_SHARDS`, default 1.
+    pub shards: ShardCount,
 }
 
 /// What is wrong with the configuration.
@@ -81,6 +83,7 @@ impl NodeConfig {
                 bin_dir: get("RAZAR_BIN_DIR").map_or_else(|| exe_dir.to_owned(), PathBuf::from),
                 nats_server: get("RAZAR_NATS_SERVER").unwrap_or_else(|| "nats-server".to_owned()),
                 agents: agents(get("RAZAR_AGENTS"))?,
+                shards: shards(get("RAZAR_SHARDS"))?,
             }),
             Some(other) => return Err(ConfigError::Bad { name: "RAZAR_EMBEDDED", value: other.to_owned(), why: "is neither 0 nor 1" }),
         };
@@ -121,6 +124,11 @@ fn agents(value: Option<String>) -> Result<Vec<(String, u32)>, ConfigError> {
     value.split(',').map(|part| parse(part.trim()).ok_or_else(bad)).collect()
 }
 
+fn shards(value: Option<String>) -> Result<ShardCount, ConfigError> {
+    let Some(value) = value else { return Ok(ShardCount::ONE) };
+    value.parse().map_err(|_| ConfigError::Bad { name: "RAZAR_SHARDS", value, why: "is no number of shards: 1 to 16" })
+}
+
 fn labels(value: Option<String>) -> Result<BTreeMap<String, String>, ConfigError> {
     let Some(value) = value else { return Ok(BTreeMap::new()) };
     let pair = |part: &str| part.split_once('=').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
@@ -155,5 +163,10 @@ mod tests {
         assert_eq!(read(&[]).unwrap_err(), ConfigError::Missing("RAZAR_STATE_DIR"));
         let agents = read(&[("RAZAR_STATE_DIR", "/tmp/x"), ("RAZAR_EMBEDDED", "1"), ("RAZAR_AGENTS", "oracle:1")]);
         assert!(agents.unwrap_err().to_string().contains("registry:2"));
+        let shards = |n| read(&[("RAZAR_STATE_DIR", "/tmp/x"), ("RAZAR_EMBEDDED", "1"), ("RAZAR_SHARDS", n)]);
+        assert_eq!(shards("4").unwrap().embedded.unwrap().shards.get(), 4);
+        for n in ["0", "17", "many"] {
+            assert_eq!(shards(n).unwrap_err().to_string(), format!("RAZAR_SHARDS: `{n}` is no number of shards: 1 to 16"));
+        }
     }
 }

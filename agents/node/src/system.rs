@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use razar_bus_schema::v1;
+use razar_bus_schema::{shard::ShardCount, v1};
 use razar_stack::{SystemAgent, SystemBroker, SystemStack, system};
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,9 @@ pub(crate) fn plan(config: &NodeConfig, ports: &Ports, node_epoch: &str, passed_
     let binary = |name: &str| embedded.bin_dir.join(format!("razar-{name}")).to_string_lossy().into_owned();
     let server = format!("nats://127.0.0.1:{}", ports.broker);
     let mut env = BTreeMap::from([("RAZAR_MESH".to_owned(), config.mesh.clone()), ("RAZAR_SERVER".to_owned(), server)]);
+    if embedded.shards != ShardCount::ONE {
+        env.insert("RAZAR_SHARDS".to_owned(), embedded.shards.to_string());
+    }
     env.extend(passed_on.iter().filter(|(name, _)| PASSED_ON.iter().any(|p| name.starts_with(p))).cloned());
     let agents = component_names(embedded).into_iter().map(|(name, agent)| {
         let http_port = ports.agents.get(&name).copied().unwrap_or(0);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
 use razar_bus::{BusError, ReceivedCommand};
-use razar_bus_schema::{bucket::IntentKey, time::system_time, v1};
+use razar_bus_schema::{bucket::IntentKey, shard::Shards, time::system_time, v1};
 
 use crate::{
     AGENT, actions,
@@ -36,6 +36,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
 
 impl Decider for Quarantine {
     const AGENT: &'static str = AGENT;
+    const DIVIDED: bool = true;
     const VERBS: &'static [&'static str] = &VERBS;
     type Settings = Settings;
     type Action = Action;
@@ -80,6 +81,10 @@ impl Decider for Quarantine {
 
     fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         self.state.apply_outcome(outcome, now);
+    }
+
+    fn apply_shards(&mut self, shards: &Shards, _now: Now) {
+        self.state.apply_shards(shards);
     }
 
     fn stand_down(&mut self) {

@@ -18,6 +18,7 @@ use std::{
 use razar_bus_schema::{
     bucket::IntentKey,
     ids::Instance,
+    shard::Shards,
     startup,
     v1::{self, QuarantinePhase as Phase, intent::Want},
 };
@@ -149,6 +150,8 @@ pub enum Outcome {
 pub struct State {
     who: Identity,
     limits: Limits,
+    /// About what this replica decides.
+    shards: Shards,
     bucket_epoch: String,
     records: BTreeMap<IntentKey, Record>,
     /// Records that somebody else deleted or overwrote with what is none.
@@ -279,7 +282,15 @@ impl State {
         }
     }
 
-    /// The shard was lost: commands that are not answered go to whoever holds it now.
+    /// This replica decides about these shards: what waits in others is for their holders.
+    pub fn apply_shards(&mut self, shards: &Shards) {
+        self.shards.clone_from(shards);
+        self.publishing.clear();
+        let shards = &self.shards;
+        self.pending.retain(|pending| shards.decides(component(&pending.target)));
+    }
+
+    /// Nothing is decided here any longer: commands that are not answered go to whoever decides now.
     pub fn stand_down(&mut self) {
         self.pending.clear();
         self.publishing.clear();
@@ -334,12 +345,17 @@ impl State {
     }
 
     /// At most one write is under way: what a bucket lost, then its mark, then the oldest command, then what follows from facts and time.
+    /// A new bucket is shard 0's until it has its mark: only who writes all that was known can say that all is written.
     fn next_write(&mut self, now: Now) -> Writes {
+        let marked = self.mark.1 == self.bucket_epoch;
+        if !marked && !self.shards.decides_on_mesh() {
+            return Writes::new();
+        }
         let lost = self.lost_records(now);
         if !lost.is_empty() {
             return lost;
         }
-        if self.mark.1 != self.bucket_epoch {
+        if !marked {
             return self.mark_write(now).into_iter().collect();
         }
         let command = self.next_command(now);
@@ -366,6 +382,20 @@ impl State {
     #[must_use]
     pub const fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Whether this replica decides about what a key concerns.
+    fn decides_on(&self, key: &IntentKey) -> bool {
+        match key {
+            IntentKey::QuarantineInstance(instance) => self.shards.decides_on(instance),
+            IntentKey::QuarantineComponent(name) => self.shards.decides(name),
+            IntentKey::Desired(_)
+            | IntentKey::Recovery(_)
+            | IntentKey::Load(_)
+            | IntentKey::Vram { .. }
+            | IntentKey::Escalation(_)
+            | IntentKey::Mark(_) => self.shards.decides_on_mesh(),
+        }
     }
 
     /// Instances that a key concerns.
@@ -396,4 +426,9 @@ impl State {
         };
         self.records.keys().filter(is).cloned().collect()
     }
+}
+
+/// Component of a command's target (`api`, `api.1`).
+fn component(target: &str) -> &str {
+    target.split('.').next().unwrap_or_default()
 }

@@ -6,6 +6,7 @@ use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, decidi
 use razar_bus::BusError;
 use razar_bus_schema::{
     bucket::IntentKey,
+    shard::Shards,
     v1::{self, intent::Want},
 };
 
@@ -43,6 +44,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
 impl Decider for Recovery {
     const AGENT: &'static str = AGENT;
     const SNAPSHOT: bool = true;
+    const DIVIDED: bool = true;
     type Settings = Settings;
     type Action = Action;
     type Outcome = Outcome;
@@ -89,6 +91,10 @@ impl Decider for Recovery {
 
     fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         self.state.apply_outcome(outcome, now);
+    }
+
+    fn apply_shards(&mut self, shards: &Shards, _now: Now) {
+        self.state.apply_shards(shards);
     }
 
     fn stand_down(&mut self) {

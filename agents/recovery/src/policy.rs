@@ -8,6 +8,7 @@ mod escalation;
 mod events;
 mod facts;
 mod folding;
+mod grants;
 mod incident;
 mod ladder;
 mod rungs;
@@ -20,6 +21,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incident, Instance},
+    shard::Shards,
     v1::{self, QuarantinePhase as Phase, intent::Want},
 };
 
@@ -194,6 +196,8 @@ impl Record {
 pub struct State {
     who: Identity,
     limits: Limits,
+    /// About what this replica decides.
+    shards: Shards,
     bucket_epoch: String,
     desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
     records: BTreeMap<Instance, Record>,
@@ -207,6 +211,8 @@ pub struct State {
     hooking: BTreeMap<String, (Instance, Duration)>,
     /// Orders that cannot be taken back and are being written, and until when that may take.
     destroying: BTreeMap<Instance, Duration>,
+    /// Instances to which a rung is being granted, and until when that may take.
+    granting: BTreeMap<Instance, Duration>,
     /// Records of escalations by node.
     announced: BTreeMap<String, Record>,
     /// By node, until when the write of its record may take.
@@ -281,12 +287,27 @@ impl State {
         self.facts.caught_up();
     }
 
-    /// The shard was lost.
+    /// This replica decides about these shards: what was under way in others is for their holders.
+    pub fn apply_shards(&mut self, shards: &Shards) {
+        self.shards.clone_from(shards);
+        self.publishing.clear();
+        self.writing.retain(|instance, _| shards.decides_on(instance));
+        self.questions.retain(|instance, _| shards.decides_on(instance));
+        if !shards.decides_on_mesh() {
+            self.granting.clear();
+            self.announcing.clear();
+            self.destroying.retain(|instance, _| shards.decides_on(instance));
+            self.hooking.retain(|_, (instance, _)| shards.decides_on(instance));
+        }
+    }
+
+    /// Nothing is decided here any longer.
     pub fn stand_down(&mut self) {
         self.publishing.clear();
         self.writing.clear();
         self.hooking.clear();
         self.destroying.clear();
+        self.granting.clear();
         self.announcing.clear();
         self.questions.clear();
     }
@@ -322,21 +343,24 @@ impl State {
     /// What is to be done now. Marks what it returns as under way, so that asking again asks for nothing twice.
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
-        if let Some(event) = self.owed_brake(now) {
-            self.publish(event, now, &mut actions);
+        if self.shards.decides_on_mesh() {
+            self.decide_on_mesh(now, &mut actions);
         }
-        for event in self.owed_escalations(now) {
-            self.publish(Box::new(event), now, &mut actions);
-        }
-        actions.extend(self.announcements(now).into_iter().map(|announce| Action::Announce(Box::new(announce))));
         for instance in self.concerned() {
-            match self.step(&instance, now) {
-                Step::Tell(event) => self.publish(event, now, &mut actions),
-                Step::Ask { nodes, incident, attempt } => {
+            match (self.step(&instance, now), self.shards.decides_on(&instance)) {
+                (Step::Order(intent), _) if self.lacks_grant(&instance, &intent) => {
+                    if self.shards.decides_on_mesh()
+                        && let Some(event) = self.grant(&instance, &intent, now)
+                    {
+                        self.publish(event, now, &mut actions);
+                    }
+                }
+                (Step::Tell(event), true) => self.publish(event, now, &mut actions),
+                (Step::Ask { nodes, incident, attempt }, true) => {
                     self.note_question(*incident, attempt, now);
                     actions.push(Action::Ask { instance, nodes });
                 }
-                Step::Order(intent) => {
+                (Step::Order(intent), true) => {
                     if self.writing.get(&instance).is_none_or(|until| *until <= now.mono) {
                         self.note_hook(&instance, &intent, now);
                         self.note_destructive(&instance, &intent, now.mono + WRITE_LIMIT);
@@ -345,10 +369,22 @@ impl State {
                         actions.push(Action::Write(Box::new(Write { instance, intent: *intent, expected })));
                     }
                 }
-                Step::Wait(_) => {}
+                (Step::Wait(_), _) | (_, false) => {}
             }
         }
         actions
+    }
+
+    /// What is mesh-wide: the brake, what people must know of.
+    fn decide_on_mesh(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.forget_grants(now.mono);
+        if let Some(event) = self.owed_brake(now) {
+            self.publish(event, now, actions);
+        }
+        for event in self.owed_escalations(now) {
+            self.publish(Box::new(event), now, actions);
+        }
+        actions.extend(self.announcements(now).into_iter().map(|announce| Action::Announce(Box::new(announce))));
     }
 
     /// Of two instances of one chakra that come to its hook in one turn, one has it.
@@ -371,6 +407,9 @@ impl State {
     #[must_use]
     pub fn next_deadline(&self, now: Now) -> Option<Duration> {
         let steps = self.concerned().into_iter().filter_map(|instance| match self.step(&instance, now) {
+            Step::Order(intent) if self.lacks_grant(&instance, &intent) => {
+                self.granted(&instance, &intent, now.wall).and_then(|event| self.publishing.get(&event.id).copied())
+            }
             Step::Wait(until) => until,
             Step::Tell(event) => self.publishing.get(&event.id).copied(),
             Step::Ask { .. } => self.questions.get(&instance).map(|q| q.until),
@@ -382,11 +421,12 @@ impl State {
         steps.chain(brake).chain(escalations).chain(announcing).filter(|at| *at > now.mono).min()
     }
 
-    /// Instances that something may be due for.
+    /// Instances that something may be due for here: who gives out grants looks at all of them.
     fn concerned(&self) -> BTreeSet<Instance> {
         let ordered = self.records.iter().filter(|(_, r)| r.order().is_some_and(|o| !o.ended)).map(|(i, _)| i);
         let broken = self.facts.views().iter().filter(|(_, v)| v.incident.as_ref().is_some_and(IncidentFacts::is_open)).map(|(i, _)| i);
-        ordered.chain(broken).cloned().collect()
+        let ours = |instance: &&Instance| self.shards.decides_on_mesh() || self.shards.decides_on(instance);
+        ordered.chain(broken).filter(ours).cloned().collect()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use razar_agent_kit::{Agent, Decider, Entry, Folded, Now, Shell, deciding};
 use razar_bus::{Bus, BusError, Query};
-use razar_bus_schema::{bucket::IntentKey, v1};
+use razar_bus_schema::{bucket::IntentKey, shard::Shards, v1};
 
 use crate::{
     AGENT,
@@ -84,6 +84,7 @@ fn echo(bus: Bus, replica: String, number: u64) {
 impl Decider for Watchdog {
     const AGENT: &'static str = AGENT;
     const SNAPSHOT: bool = true;
+    const DIVIDED: bool = true;
     type Settings = Settings;
     type Action = Action;
     type Outcome = Outcome;
@@ -126,6 +127,10 @@ impl Decider for Watchdog {
 
     fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         self.state.apply_outcome(outcome, now);
+    }
+
+    fn apply_shards(&mut self, shards: &Shards, now: Now) {
+        self.state.apply_shards(shards, now);
     }
 
     fn stand_down(&mut self) {

@@ -17,6 +17,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
+    shard::Shards,
     v1::{self, RunMode, event::Fact, intent::Want, probe::Check},
 };
 
@@ -98,6 +99,17 @@ pub enum Subject {
     Component(Instance),
 }
 
+impl Subject {
+    /// Whether who holds these shards gives verdicts on it: nodes and agents are mesh-wide.
+    #[must_use]
+    pub fn decided_by(&self, shards: &Shards) -> bool {
+        match self {
+            Self::Node(_) | Self::Agent(..) => shards.decides_on_mesh(),
+            Self::Component(instance) => shards.decides_on(instance),
+        }
+    }
+}
+
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -171,6 +183,8 @@ pub enum Outcome {
 pub struct State {
     who: Identity,
     limits: Limits,
+    /// About what this replica decides.
+    shards: Shards,
     currency: Currency,
     facts: Facts,
     bucket_epoch: String,
@@ -278,7 +292,25 @@ impl State {
         self.stale = true;
     }
 
-    /// The shard was lost.
+    /// This replica decides about these shards: questions and counts of others are for their holders; what has come to it is looked at now.
+    pub fn apply_shards(&mut self, shards: &Shards, now: Now) {
+        let before = std::mem::replace(&mut self.shards, shards.clone());
+        self.publishing.clear();
+        let turned: Vec<Subject> = self.watches.keys().filter(|s| s.decided_by(&before) != s.decided_by(shards)).cloned().collect();
+        for subject in turned {
+            if let Some(watch) = self.watches.get_mut(&subject) {
+                watch.question = Question::None;
+            }
+            self.look_at(&subject, now.mono);
+        }
+        if !shards.decides_on_mesh() {
+            self.below.clear();
+        }
+        self.usages.keep(shards);
+        self.stale = true;
+    }
+
+    /// Nothing is decided here any longer.
     pub fn stand_down(&mut self) {
         self.publishing.clear();
         self.usages.stand_down();
@@ -438,7 +470,9 @@ impl State {
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         self.decide_silence(now, &mut actions);
-        self.decide_chakras(now, &mut actions);
+        if self.shards.decides_on_mesh() {
+            self.decide_chakras(now, &mut actions);
+        }
         self.decide_usage(now, &mut actions);
         actions
     }
@@ -454,7 +488,7 @@ impl State {
     #[must_use]
     pub fn next_deadline(&self, now: Now) -> Option<Duration> {
         let silence = self.due.first().map(|(at, _)| *at);
-        let chakras = self.next_chakra(now);
+        let chakras = if self.shards.decides_on_mesh() { self.next_chakra(now) } else { None };
         [silence, chakras, self.usages.next_at()].into_iter().flatten().min()
     }
 }

@@ -997,7 +997,7 @@ pub struct Event {
     /// What happened. Absent: a kind from a newer version; it is counted, shown by `kind` and otherwise passed over.
     #[prost(
         oneof = "event::Fact",
-        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 80, 81, 82, 83"
+        tags = "20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70, 71, 80, 81, 82, 83, 84"
     )]
     pub fact: ::core::option::Option<event::Fact>,
 }
@@ -1174,6 +1174,9 @@ pub mod event {
         /// The time of an isolation is over: the component may start on trial.
         #[prost(message, tag = "83")]
         ProbationStarted(super::ProbationStarted),
+        /// A rung that all shards have a quota of was granted.
+        #[prost(message, tag = "84")]
+        RungGranted(super::RungGranted),
     }
 }
 impl ::prost::Name for Event {
@@ -1702,6 +1705,26 @@ impl ::prost::Name for RungTried {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/razar.v1.RungTried".into()
+    }
+}
+/// Recovery's holder of shard 0 grants a try of a rung that there is a mesh-wide quota of; told only where there are several shards.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RungGranted {
+    /// Rung.
+    #[prost(string, tag = "1")]
+    pub rung: ::prost::alloc::string::String,
+    /// Try of the incident that it is granted to, from 1.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+}
+impl ::prost::Name for RungGranted {
+    const NAME: &'static str = "RungGranted";
+    const PACKAGE: &'static str = "razar.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "razar.v1.RungGranted".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/razar.v1.RungGranted".into()
     }
 }
 /// The brake went on.

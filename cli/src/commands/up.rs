@@ -59,7 +59,8 @@ pub(crate) async fn run(args: Up, console: &Console, global: &Global) -> Done {
     document.resolve(&profile).map_err(|e| wrong(e.to_string()))?;
     let bytes = document.to_bytes().map_err(|e| wrong(e.to_string()))?;
     let revision = document.revision().map_err(|e| wrong(e.to_string()))?;
-    let link = mesh(args.replicas, console, global).await?;
+    let shards = args.shards.map(u32::from).or(loaded.file.mesh.shards);
+    let link = mesh(args.replicas, shards, console, global).await?;
     let stored = link.bus.objects(Store::Stacks).put(&revision, &bytes).await;
     stored.map_err(|e| Failure::new(Exit::OutOfReach, format!("the stack could not be stored: {e}")))?;
     let before = link.caught_up().await?;
@@ -232,7 +233,7 @@ fn note_cause(causes: &mut BTreeMap<String, String>, event: &v1::Event) {
 ///
 /// # Errors
 /// Exit 69 with the reason: what holds the port, what the node's log says.
-async fn mesh(replicas: Option<u8>, console: &Console, global: &Global) -> Result<Link, Failure> {
+async fn mesh(replicas: Option<u8>, shards: Option<u32>, console: &Console, global: &Global) -> Result<Link, Failure> {
     let place = Place::of(&global.mesh);
     let facts = place.facts();
     let address = server(global, facts.as_ref());
@@ -247,6 +248,9 @@ async fn mesh(replicas: Option<u8>, console: &Console, global: &Global) -> Resul
         if replicas.is_some() {
             console.note("the mesh runs already; --replicas counts when it is started");
         }
+        if shards.is_some() {
+            console.note("the mesh runs already; --shards counts when it is started");
+        }
         return tried.map_err(|why| Failure::new(Exit::OutOfReach, why));
     }
     let began = Instant::now();
@@ -255,7 +259,7 @@ async fn mesh(replicas: Option<u8>, console: &Console, global: &Global) -> Resul
         if tried.is_err() || !ours {
             free(&address, console)?;
         }
-        child = Some(place.start(&address, replicas)?);
+        child = Some(place.start(&address, replicas, shards)?);
     }
     console.footer(&format!("starting the mesh on {address}"));
     let link = wait_for_mesh(&place, global, &address, child, began).await;

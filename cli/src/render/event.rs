@@ -244,6 +244,7 @@ fn healing_fact(fact: &Fact) -> Option<String> {
         Fact::HookRan(h) => hook(h),
         Fact::IncidentWithdrawn(w) => word(&w.why),
         Fact::OrderVoid(v) => format!("{}: {}", escape(&v.key), word(&v.why)),
+        Fact::RungGranted(r) => format!("{}, try {}", escape(&r.rung), r.attempt),
         Fact::RungTried(r) => {
             let next = if r.next.is_empty() { String::new() } else { format!("; next {}", escape(&r.next)) };
             format!("{} {}{next}", escape(&r.rung), word(&r.outcome))

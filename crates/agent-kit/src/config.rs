@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use razar_bus_schema::{ids::is_name, subject::MESH_DEFAULT};
+use razar_bus_schema::{ids::is_name, shard::ShardCount, subject::MESH_DEFAULT};
 use serde::{Deserialize, de::DeserializeOwned};
 
 /// Where the broker is when nothing says otherwise.
@@ -26,6 +26,8 @@ pub struct AgentConfig {
     pub http: SocketAddr,
     /// Id of this replica, unique among its kind (`RAZAR_REPLICA`); made up when absent.
     pub replica: String,
+    /// Into how many shards the decisions of agents are divided that divide them (`RAZAR_SHARDS`): the same for all replicas.
+    pub shards: ShardCount,
     /// Filter of the logs (`RAZAR_LOG`), as tracing's `EnvFilter` reads it.
     pub log: String,
     /// Logs as JSON (`RAZAR_LOG_FORMAT=json`), else compact text.
@@ -67,6 +69,7 @@ struct File {
     credentials: Option<PathBuf>,
     http: Option<String>,
     replica: Option<String>,
+    shards: Option<i64>,
     log: Option<String>,
     log_format: Option<String>,
     settings: Option<toml::Table>,
@@ -130,6 +133,10 @@ pub fn read<T: DeserializeOwned + Default>(
     if !is_name(&replica) {
         return Err(bad("RAZAR_REPLICA", format!("`{replica}` is no name: a letter or digit, then at most 62 of a-z, 0-9, `-`, `_`")));
     }
+    let shards = match value("RAZAR_SHARDS", |f| f.shards.map(|n| n.to_string())) {
+        None => ShardCount::ONE,
+        Some(text) => text.parse().map_err(|e: razar_bus_schema::shard::ShardError| bad("RAZAR_SHARDS", e.to_string()))?,
+    };
     let log = value("RAZAR_LOG", |f| f.log.clone()).unwrap_or_else(|| LOG_DEFAULT.to_owned());
     if let Err(e) = tracing_subscriber::EnvFilter::builder().parse(&log) {
         return Err(bad("RAZAR_LOG", format!("`{log}` is no filter: {e}")));
@@ -140,7 +147,7 @@ pub fn read<T: DeserializeOwned + Default>(
         Some(other) => return Err(bad("RAZAR_LOG_FORMAT", format!("`{other}` is neither `text` nor `json`"))),
     };
     let credentials = env("RAZAR_CREDENTIALS").map(PathBuf::from).or_else(|| parsed.as_ref().and_then(|f| f.credentials.clone()));
-    Ok((AgentConfig { mesh, servers, credentials, http, replica, log, log_json }, settings))
+    Ok((AgentConfig { mesh, servers, credentials, http, replica, shards, log, log_json }, settings))
 }
 
 /// `orchestrator-1f3c9a02`: unique for all practical purposes.
@@ -175,8 +182,9 @@ mod tests {
 
     #[test]
     fn the_environment_wins_over_the_file() {
-        let file = "mesh = \"of-file\"\nserver = \"a:1, b:2\"\n[settings]\nshards = 4\n";
+        let file = "mesh = \"of-file\"\nserver = \"a:1, b:2\"\nshards = 2\n[settings]\nshards = 4\n";
         let (config, own) = with(&[("RAZAR_MESH", "of-env"), ("RAZAR_LOG_FORMAT", "json")], Some(file)).unwrap();
+        assert_eq!(config.shards.get(), 2);
         assert_eq!((config.mesh.as_str(), config.servers), ("of-env", vec!["a:1".to_owned(), "b:2".to_owned()]));
         assert_eq!((config.log_json, own), (true, Own { shards: 4 }));
     }
@@ -188,6 +196,9 @@ mod tests {
             ("RAZAR_SERVER", " , "),
             ("RAZAR_HTTP", "localhost"),
             ("RAZAR_REPLICA", "a.b"),
+            ("RAZAR_SHARDS", "0"),
+            ("RAZAR_SHARDS", "17"),
+            ("RAZAR_SHARDS", "some"),
             ("RAZAR_LOG", "bus=loudly"),
             ("RAZAR_LOG_FORMAT", "yaml"),
         ];

@@ -1,7 +1,8 @@
-//! An agent that decides: it folds EVENTS and whatever else it reads to the head, decides under the lease of its shard, and is told what
+//! An agent that decides: it folds EVENTS and whatever else it reads to the head, decides under the leases of its shards, and is told what
 //! came of it. Here is the wiring that all of them share, with the only `select!`; what is folded how, and what is decided, is the
 //! [`Decider`]'s, and it is plain code without IO.
 
+mod away;
 mod numbers;
 mod shell;
 mod sources;
@@ -12,9 +13,10 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use razar_bus::{BusError, CommandItem, FoldItem, IntentItem, IntentRecord, Lease, LeaseState, Query, ReceivedCommand, Start, WatchItem};
+use razar_bus::{BusError, CommandItem, FoldItem, IntentItem, IntentRecord, LeaseState, Query, ReceivedCommand, Start, WatchItem};
 use razar_bus_schema::{
-    bucket::{IntentKey, lease_key},
+    bucket::IntentKey,
+    shard::{ShardCount, Shards},
     stream::Store,
     v1,
 };
@@ -22,20 +24,21 @@ use tokio::sync::mpsc;
 
 pub use self::{numbers::Numbers, shell::Shell};
 use self::{
-    shell::Done,
+    shell::{Done, Heads},
     sources::{Input, Sources},
 };
-use crate::{Agent, Authority, HeadsWanted, health::STARTING, snapshot, tick::TICK_INTERVAL};
+use crate::{Agent, Authority, Tenures, health::STARTING, snapshot, tenures::TenuresWanted, tick::TICK_INTERVAL};
 
 /// Outcomes of actions that wait to be folded; there are never more actions under way than commands and one write for each instance.
 const OUTCOMES_MAX: usize = 256;
 /// Inputs folded in a row before the next decision: a burst is decided on once.
 const INPUTS_IN_A_ROW: usize = 512;
-/// The lease is given back within this time at the end.
+/// The leases are given back within this time at the end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 /// Keys of `/readyz`.
 const EVENTS: &str = "events";
 const INTENTS: &str = "intents";
+const SHARDS: &str = "shards";
 
 /// The two clocks at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,8 @@ pub trait Decider: Sized {
     const SNAPSHOT: bool = false;
     /// Whether it decides by intents.
     const INTENTS: bool = true;
+    /// Whether its decisions are divided into shards. All that it decides is mesh-wide else, and belongs to the one there is.
+    const DIVIDED: bool = false;
     /// Another bucket that it folds, and writes to.
     const STORE: Option<Store> = None;
     /// Verbs of the commands that it takes; none: it takes no commands.
@@ -134,7 +139,9 @@ pub trait Decider: Sized {
     fn apply_outcome(&mut self, outcome: Self::Outcome, now: Now);
     /// It may no longer decide: what was under way is for others to finish.
     fn stand_down(&mut self);
-    /// It may decide from now on.
+    /// It may decide about these shards from now on, and about no other: what was under way in those is for others to finish.
+    fn apply_shards(&mut self, _shards: &Shards, _now: Now) {}
+    /// It may decide from now on, about anything.
     fn take_over(&mut self) {}
     /// When to decide again if nothing happens, by [`Now::mono`].
     fn next_deadline(&self, now: Now) -> Option<Duration>;
@@ -155,7 +162,7 @@ pub struct Entry<S> {
     pub purpose: &'static str,
     /// Questions that it answers: verb and subject.
     pub endpoints: Vec<(&'static str, String)>,
-    /// How long the lease of its shard holds without renewal: whole seconds, at least 2.
+    /// How long the leases of its shards hold without renewal: whole seconds, at least 2.
     pub lease_ttl: Duration,
     /// Its own source.
     pub source: S,
@@ -175,9 +182,14 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
     let _beating = agent.beat();
     agent.announce();
     let (done, outcomes) = mpsc::channel(OUTCOMES_MAX);
-    let lease = bus.lease(lease_key(D::AGENT, 0), agent.config.replica.clone(), entry.lease_ttl)?;
+    const { assert!(!(D::DIVIDED && D::STORE.is_some()), "a bucket of its own is written by one holder") };
+    let count = if D::DIVIDED { agent.config.shards } else { ShardCount::ONE };
+    let leases = bus.shard_leases(D::AGENT, &agent.config.replica, count, entry.lease_ttl)?;
     let queries = bus.serve(D::AGENT, agent.version, entry.purpose, &entry.endpoints).await?;
-    let commands = if D::VERBS.is_empty() { None } else { Some(bus.serve_commands(D::AGENT).await?) };
+    let mut commands = if D::VERBS.is_empty() { None } else { Some(bus.serve_commands(D::AGENT).await?) };
+    if let Some(commands) = commands.as_mut().filter(|_| D::DIVIDED) {
+        commands.hear_handovers(&agent.config.replica).await?;
+    }
     let mut snapshot = if D::SNAPSHOT { snapshot::soon(&agent).await } else { None };
     let start = decider.begin(&mut snapshot);
     let folds = matches!(start, Start::After { .. });
@@ -188,7 +200,7 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         commands,
         queries,
         answers: !entry.endpoints.is_empty(),
-        lease: lease.state(),
+        leases,
         connection: bus.connection(),
         done: outcomes,
         shutdown: agent.shutdown.clone(),
@@ -198,18 +210,18 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         shell: Shell::new(agent, done),
         decider,
         snapshot,
-        authority: Authority::new(),
-        lease,
+        tenures: Tenures::new(count),
         store_applied: 0,
         store_head: None,
         heads_asked: None,
         folds,
-        led: false,
+        decides: Shards::new(count, []),
     };
+    running.shell.numbers.shards(&running.decides);
     running.connection_changed(&mut sources);
-    running.lease_changed(&mut sources);
+    running.leases_changed(&mut sources);
     while running.turn(&mut sources).await {}
-    running.lease.release(RELEASE_LIMIT).await;
+    sources.leases.release(RELEASE_LIMIT).await;
     Ok(())
 }
 
@@ -219,24 +231,24 @@ struct Running<D: Decider> {
     decider: D,
     /// The registry's snapshot, over which the stream is folded.
     snapshot: Option<v1::Observed>,
-    authority: Authority,
-    lease: Lease,
+    tenures: Tenures,
     store_applied: u64,
     /// Head of [`Decider::STORE`] when the heads were read.
     store_head: Option<u64>,
-    heads_asked: Option<(HeadsWanted, Instant)>,
+    heads_asked: Option<(TenuresWanted, Instant)>,
     /// A fold has begun before.
     folds: bool,
-    /// Whether it might decide at the end of the last turn.
-    led: bool,
+    /// What it might decide about at the end of the last turn.
+    decides: Shards,
 }
 
 impl<D: Decider> Running<D> {
     /// Waits for an input, folds it and what else is there, then decides once. False: the end.
     async fn turn(&mut self, sources: &mut Sources<D>) -> bool {
-        let leads = self.leads();
+        let leads = !self.held(sources).is_none();
         // To look for it may cost as much as to decide, which only who leads does.
         let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
+        let deadline = deadline.into_iter().chain(self.shell.away.next_try(self.shell.now().mono)).min();
         let timer = deadline.map_or(TICK_INTERVAL, |at| at.saturating_sub(self.shell.now().mono).min(TICK_INTERVAL));
         let mut input = Some(sources.next(leads, timer).await);
         let mut folded = 0;
@@ -246,31 +258,58 @@ impl<D: Decider> Running<D> {
             }
             self.handle(next, sources).await;
             folded += 1;
-            input = if folded < INPUTS_IN_A_ROW { sources.next(self.leads(), TICK_INTERVAL).now_or_never() } else { None };
+            let leads = !self.held(sources).is_none();
+            input = if folded < INPUTS_IN_A_ROW { sources.next(leads, TICK_INTERVAL).now_or_never() } else { None };
         }
         self.shell.agent.ticker.tick();
         self.ask_heads();
-        self.decide();
+        self.decide(sources);
         true
     }
 
-    /// Whether decisions may be made: under the lease, with everything read up to where it was when the lease was taken.
-    fn leads(&self) -> bool {
+    /// The shards about which decisions may be made: under their leases, with everything read up to where it was when each was taken.
+    fn held(&self, sources: &Sources<D>) -> Shards {
         let stored = D::STORE.is_none() || self.store_head.is_some_and(|head| self.store_applied >= head);
-        self.authority.may_decide() && stored && self.lease.holds()
+        self.tenures.held(|shard| stored && sources.leases.holds(shard))
     }
 
-    fn decide(&mut self) {
-        let leads = self.leads();
-        self.shell.numbers.leads(leads);
-        if leads && !self.led {
-            self.decider.take_over();
+    fn decide(&mut self, sources: &mut Sources<D>) {
+        let held = self.held(sources);
+        let now = self.shell.now();
+        if held != self.decides {
+            tracing::info!(shards = ?held.held(), of = held.count().get(), "decides");
+            self.shell.numbers.shards(&held);
+            self.decider.apply_shards(&held, now);
+            if self.decides.is_none() {
+                self.decider.take_over();
+            }
+            if held.is_none() {
+                self.stand_down(sources);
+            }
+            self.shell.give_away(&held, now.mono);
+            self.decides = held;
         }
-        self.led = leads;
-        if leads {
-            let now = self.shell.now();
+        self.hand_over(sources, now);
+        if !self.decides.is_none() {
             for action in self.decider.decide(now) {
                 self.decider.perform(action, &mut self.shell, now);
+            }
+        }
+    }
+
+    /// Commands about what another replica decides go there; what this one has come to decide about it takes itself.
+    fn hand_over(&mut self, sources: &Sources<D>, now: Now) {
+        let decides = &self.decides;
+        for received in self.shell.away.take(|target| decides.decides(target)) {
+            let token = self.shell.next_token();
+            self.decider.apply_command(token, &received, now);
+            self.shell.hold(token, received);
+        }
+        let (count, replica) = (decides.count(), &self.shell.agent.config.replica);
+        let holder = |component: &str| sources.leases.holder(count.shard_of(component)).filter(|holder| holder != replica);
+        for (number, to) in self.shell.away.due_to(now.mono, holder) {
+            if let Some(received) = self.shell.away.get(number) {
+                self.shell.handing_over(number, received.hand_over(&to));
             }
         }
     }
@@ -278,7 +317,7 @@ impl<D: Decider> Running<D> {
     async fn handle(&mut self, input: Input<D>, sources: &mut Sources<D>) {
         let now = self.shell.now();
         match input {
-            Input::Event(item) => self.fold_event(item, now),
+            Input::Event(item) => self.fold_event(item, !self.held(sources).is_none(), now),
             Input::Intent(item) => self.fold_intent(item, now),
             Input::Store(item) => self.fold_store(item, now),
             Input::Command(item) => self.take_command(item, now),
@@ -288,15 +327,16 @@ impl<D: Decider> Running<D> {
                 }
             }
             Input::Item(item) => self.decider.apply_item(item, &self.shell, now),
-            Input::Lease => self.lease_changed(sources),
+            Input::Lease => self.leases_changed(sources),
             Input::Connection => self.connection_changed(sources),
             Input::Done(Done::Outcome(outcome)) => self.decider.apply_outcome(outcome, now),
-            Input::Done(Done::Heads(wanted, heads)) => self.heads_read(wanted, heads),
+            Input::Done(Done::Heads(wanted, heads)) => self.heads_read(&wanted, heads, sources),
+            Input::Done(Done::HandedOver(number, taken)) => self.shell.away.handed_over(number, taken, now.mono),
             Input::Timer | Input::Stop | Input::Closed => {}
         }
     }
 
-    fn fold_event(&mut self, item: FoldItem, now: Now) {
+    fn fold_event(&mut self, item: FoldItem, leads: bool, now: Now) {
         match item {
             FoldItem::Reset { epoch } => {
                 tracing::info!(epoch, "events are folded from their beginning");
@@ -306,11 +346,11 @@ impl<D: Decider> Running<D> {
                     // A stream made anew under a running agent does not know that it runs.
                     self.shell.agent.announce();
                 }
-                self.authority.events_reset();
+                self.tenures.each(Authority::events_reset);
                 self.shell.agent.health.hold(EVENTS, "events are not folded to the head yet");
             }
             FoldItem::Event { sequence, event, pending, stored, .. } => {
-                let folded = Folded { sequence, event: &event, pending, stored, leads: self.leads() };
+                let folded = Folded { sequence, event: &event, pending, stored, leads };
                 self.decider.apply_event(&folded, now);
                 self.shell.numbers.folded(pending);
                 self.progressed(sequence);
@@ -331,7 +371,7 @@ impl<D: Decider> Running<D> {
     }
 
     fn progressed(&mut self, sequence: u64) {
-        self.authority.events_applied(sequence);
+        self.tenures.each(|a| a.events_applied(sequence));
         self.shell.agent.ticker.applied(sequence);
     }
 
@@ -339,7 +379,7 @@ impl<D: Decider> Running<D> {
         match item {
             IntentItem::Epoch(epoch) => {
                 self.decider.apply_intents_epoch(&epoch, now);
-                self.authority.intents_reset();
+                self.tenures.each(Authority::intents_reset);
                 self.shell.agent.health.hold(INTENTS, "intents are not read yet");
             }
             IntentItem::Record { key, revision, record, settled } => {
@@ -354,11 +394,11 @@ impl<D: Decider> Running<D> {
                     }
                 }
                 if settled {
-                    self.authority.intents_applied(revision);
+                    self.tenures.each(|a| a.intents_applied(revision));
                 }
             }
             IntentItem::Settled { revision } => {
-                self.authority.intents_applied(revision);
+                self.tenures.each(|a| a.intents_applied(revision));
                 self.shell.agent.health.release(INTENTS);
             }
         }
@@ -375,7 +415,7 @@ impl<D: Decider> Running<D> {
             WatchItem::Epoch(_) => {
                 self.store_applied = 0;
                 // The head that was read is of the bucket before it.
-                self.authority.store_reset();
+                self.tenures.each(Authority::store_reset);
             }
             WatchItem::Entry { revision, settled: true, .. } | WatchItem::Settled { revision } => {
                 self.store_applied = self.store_applied.max(*revision);
@@ -388,9 +428,13 @@ impl<D: Decider> Running<D> {
     fn take_command(&mut self, item: CommandItem, now: Now) {
         match item {
             CommandItem::Command(received) => {
-                let token = self.shell.next_token();
                 let (command, verb, target) = (&received.command.command_id, &received.verb, &received.target);
-                tracing::info!(command, verb, target, repeated = received.repeated, "command");
+                tracing::info!(command, verb, target, repeated = received.repeated, handed_over = received.handed_over, "command");
+                if !self.decides.decides(away::component(target)) {
+                    self.shell.away.put(*received, now.mono);
+                    return;
+                }
+                let token = self.shell.next_token();
                 self.decider.apply_command(token, &received, now);
                 self.shell.hold(token, *received);
             }
@@ -404,27 +448,27 @@ impl<D: Decider> Running<D> {
         }
     }
 
-    fn lease_changed(&mut self, sources: &mut Sources<D>) {
-        let state = *sources.lease.borrow_and_update();
-        match state {
-            LeaseState::Held { fence, .. } => {
-                tracing::info!(fence, "took the shard");
-                self.authority.lease_taken(fence);
-            }
-            LeaseState::Waiting => {
-                self.authority.lease_lost();
-                self.stand_down(sources);
+    fn leases_changed(&mut self, sources: &mut Sources<D>) {
+        for shard in self.decides.count().all() {
+            match sources.leases.state(shard) {
+                LeaseState::Held { fence, .. } => self.tenures.taken(shard, fence),
+                LeaseState::Waiting => self.tenures.lost(shard),
             }
         }
+        let foreign = sources.leases.foreign().filter(|_| self.held(sources).is_none());
+        let count = self.decides.count();
+        let why =
+            foreign.map(|other| format!("other replicas divide into {other} shards, this one into {count}: it waits for them to end"));
+        self.shell.agent.health.set(SHARDS, why);
     }
 
     fn connection_changed(&mut self, sources: &mut Sources<D>) {
         let up = sources.connection.borrow_and_update().is_up();
         self.decider.apply_connection(up, self.shell.now());
         if up {
-            self.authority.connected();
+            self.tenures.each(Authority::connected);
         } else {
-            self.authority.disconnected();
+            self.tenures.each(Authority::disconnected);
             self.stand_down(sources);
         }
     }
@@ -439,22 +483,29 @@ impl<D: Decider> Running<D> {
     }
 
     fn ask_heads(&mut self) {
-        let Some(wanted) = self.authority.wants_heads() else { return };
-        if self.heads_asked.as_ref().is_some_and(|(asked, at)| *asked == wanted && at.elapsed() < razar_bus::REQUEST_LIMIT) {
+        let wanted = self.tenures.wants_heads();
+        let asked = self.heads_asked.as_ref().is_some_and(|(asked, at)| *asked == wanted && at.elapsed() < razar_bus::REQUEST_LIMIT);
+        if wanted.is_empty() || asked {
             return;
         }
-        self.heads_asked = Some((wanted, Instant::now()));
+        self.heads_asked = Some((wanted.clone(), Instant::now()));
         self.store_head = None;
-        self.shell.read_heads(wanted);
+        self.shell.read_heads(wanted, self.decides.count());
     }
 
-    fn heads_read(&mut self, wanted: HeadsWanted, heads: Result<[u64; 3], BusError>) {
+    fn heads_read(&mut self, wanted: &TenuresWanted, heads: Result<Heads, BusError>, sources: &Sources<D>) {
         match heads {
-            Ok([events, intents, store]) => {
-                if self.authority.wants_heads() == Some(wanted) {
+            Ok(Heads { division: Some(other), .. }) => {
+                let count = self.decides.count();
+                tracing::error!(%other, %count, "other replicas divide into another number of shards; this one waits for them to end");
+                sources.leases.stand_aside(&wanted.iter().map(|(shard, _)| *shard).collect());
+                self.heads_asked = None;
+            }
+            Ok(Heads { events, intents, store, division: None }) => {
+                if self.tenures.wants_heads() == *wanted {
                     self.store_head = Some(store);
-                    self.authority.heads_read(wanted, events, intents);
                 }
+                self.tenures.heads_read(wanted, events, intents);
             }
             Err(error) => {
                 tracing::debug!(%error, "the heads cannot be read yet");

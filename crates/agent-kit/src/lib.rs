@@ -14,6 +14,7 @@ pub mod run;
 pub mod shutdown;
 pub mod snapshot;
 pub mod telemetry;
+pub mod tenures;
 pub mod tick;
 
 pub use authority::{Authority, HeadsWanted};
@@ -24,4 +25,5 @@ pub use metrics::Metrics;
 pub use run::{Agent, run, run_once};
 pub use shutdown::Shutdown;
 pub use telemetry::{SpanKind, SpanRecord, Spans};
+pub use tenures::Tenures;
 pub use tick::LoopTicker;

@@ -58,6 +58,13 @@ const INBOXES_MAX: usize = 1024;
 const HEARD_LIMIT: Duration = Duration::from_millis(100);
 /// How often it is asked whether it has.
 const HEARD_POLL: Duration = Duration::from_millis(1);
+/// Headers of a command that is handed over: where it was sent, and by which subject it is acknowledged.
+const SENT_TO: &str = "Razar-Subject";
+const ACK: &str = "Razar-Ack";
+/// Prefix of the subjects by which the broker takes acknowledgements: a header must not make an agent publish anywhere else.
+const ACK_PREFIX: &str = "$JS.ACK.";
+/// Who is handed a command takes it from its queue by then, or is no longer who decides.
+const HANDOVER_LIMIT: Duration = Duration::from_millis(500);
 /// Header in which our own askers say where they want the receipt: it is stored with the command.
 const REPLY: &str = "Razar-Reply";
 /// The only subjects that a stored header may name: a command must not make an agent publish anywhere else.
@@ -107,6 +114,8 @@ pub struct ReceivedCommand {
     pub traceparent: String,
     /// Delivered before: it may have been carried out.
     pub repeated: bool,
+    /// It was read by another replica, who took this one for the holder of its shard.
+    pub handed_over: bool,
     answer: Answer,
 }
 
@@ -150,14 +159,15 @@ impl Inboxes {
     }
 }
 
-/// Commands to one agent. Every replica makes one; only the lease's holder calls [`CommandSource::next`].
-#[derive(Debug)]
+/// Commands to one agent. Every replica makes one; only who holds a lease calls [`CommandSource::next`].
 pub struct CommandSource {
     bus: Bus,
     agent: String,
     inboxes: Arc<Inboxes>,
     listener: tokio::task::AbortHandle,
     pull: Option<Pull>,
+    /// What other replicas hand over to this one.
+    handed: Arc<tokio::sync::Mutex<Option<Subscriber>>>,
     /// Where the consumer stood when the last pull ran out although commands wait.
     stands_at: Option<u64>,
     /// The consumer is being made anew; everything up to this sequence of COMMANDS was acknowledged to the one before.
@@ -170,6 +180,12 @@ struct Pull {
     /// When it counts as dead; `None`: nothing is asked for at present.
     asked_until: Option<Instant>,
     connected: Instant,
+}
+
+impl std::fmt::Debug for CommandSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommandSource").field("agent", &self.agent).field("pull", &self.pull).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Pull {
@@ -189,7 +205,7 @@ impl Bus {
         let filled = inboxes.clone();
         let listener = tokio::spawn(async move { listen(&mut heard, &filled).await }).abort_handle();
         let (bus, agent) = (self.clone(), agent.to_owned());
-        Ok(CommandSource { bus, agent, inboxes, listener, pull: None, stands_at: None, anew_after: None })
+        Ok(CommandSource { bus, agent, inboxes, listener, pull: None, handed: Arc::default(), stands_at: None, anew_after: None })
     }
 
     /// Sends a command and waits for its receipt. An empty id is filled in, so that the call may be repeated with the returned id.
@@ -223,6 +239,15 @@ impl Bus {
     }
 }
 
+async fn handed_over(handed: &tokio::sync::Mutex<Option<Subscriber>>) -> async_nats::Message {
+    if let Some(subscriber) = handed.lock().await.as_mut()
+        && let Some(message) = subscriber.next().await
+    {
+        return message;
+    }
+    std::future::pending().await
+}
+
 async fn listen(heard: &mut Subscription, inboxes: &Inboxes) {
     while let Some(message) = heard.next().await {
         if let Some(reply) = message.reply {
@@ -232,10 +257,34 @@ async fn listen(heard: &mut Subscription, inboxes: &Inboxes) {
 }
 
 impl CommandSource {
-    /// The next command; waits as long as it takes. Cancel-safe. Call it only while the agent's lease is held.
+    /// Listens also for what other replicas read and hand over to `replica`.
+    ///
+    /// # Errors
+    /// When the client's buffer stays full.
+    pub async fn hear_handovers(&mut self, replica: &str) -> Result<(), BusError> {
+        let subject = self.bus.subjects().handover(&self.agent, replica);
+        let subscribe = async { self.bus.inner.client.subscribe(subject).await.map_err(|e| BusError::Client(e.to_string())) };
+        *self.handed.lock().await = Some(self.bus.limited("subscribing", "", REQUEST_LIMIT, subscribe).await?);
+        Ok(())
+    }
+
+    /// The next command; waits as long as it takes. Cancel-safe. Call it only while a lease of the agent is held.
     pub async fn next(&mut self) -> CommandItem {
         loop {
-            match self.pulled().await {
+            let handed = self.handed.clone();
+            let came = tokio::select! {
+                biased;
+                message = handed_over(&handed) => Err(message),
+                pulled = self.pulled() => Ok(pulled),
+            };
+            let pulled = match came {
+                Ok(pulled) => pulled,
+                Err(message) => match self.take_handed_over(message).await {
+                    Some(item) => return item,
+                    None => continue,
+                },
+            };
+            match pulled {
                 Ok(message) => {
                     if let Some(item) = self.open(message).await {
                         return item;
@@ -247,6 +296,26 @@ impl CommandSource {
                     tokio::time::sleep(jittered(RETRY)).await;
                 }
             }
+        }
+    }
+
+    /// One that was read by another replica: it is told that this one has it, and opened as if it had been pulled here.
+    async fn take_handed_over(&self, mut message: async_nats::Message) -> Option<CommandItem> {
+        let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
+        let (subject, ack, asked) = (header(SENT_TO)?, header(ACK)?, message.reply.take()?);
+        let of_us = format!(".{}.{}.", self.bus.stream_of(Store::Commands), self.agent);
+        let is_ours = self.bus.subjects().parse_command(&subject).is_some_and(|s| s.agent == self.agent);
+        if !is_ours || !ack.starts_with(ACK_PREFIX) || !ack.contains(&of_us) {
+            tracing::warn!(subject, ack, "what was handed over is no command to this agent");
+            return None;
+        }
+        if let Err(error) = self.bus.publish(&asked, Bytes::new(), "").await {
+            tracing::debug!(%error, "a command that was handed over may be handed over again");
+        }
+        (message.subject, message.reply) = (subject.into(), Some(ack.into()));
+        match self.open(message).await? {
+            CommandItem::Command(received) => Some(CommandItem::Command(Box::new(ReceivedCommand { handed_over: true, ..*received }))),
+            refused @ CommandItem::Refused { .. } => Some(refused),
         }
     }
 
@@ -395,7 +464,7 @@ impl CommandSource {
                 command.traceparent.clone_from(&traceparent);
                 let (verb, target) = (read.verb, read.target);
                 let repeated = delivered > 1;
-                let received = ReceivedCommand { verb, target, command, stored, traceparent, repeated, answer };
+                let received = ReceivedCommand { verb, target, command, stored, traceparent, repeated, handed_over: false, answer };
                 return Some(CommandItem::Command(Box::new(received)));
             }
             Ok(read) => ("expired", "it was stored too long ago".to_owned(), read.command.command_id),
@@ -472,6 +541,26 @@ impl ReceivedCommand {
         receipt.agent.clone_from(&self.answer.agent);
         self.answer.send(&receipt).await;
         self.answer.acknowledge().await
+    }
+
+    /// What hands it over to another replica, which then settles it in this one's place. It stays the broker's: if that replica dies, the
+    /// command comes again. The call ends once the other has taken it.
+    ///
+    /// # Errors
+    /// When the other is not there, or takes no commands now.
+    pub fn hand_over(&self, replica: &str) -> impl Future<Output = Result<(), BusError>> + Send + use<> {
+        let Answer { bus, agent, key: (sent_to, payload), inbox, ack, .. } = &self.answer;
+        let mut headers = HeaderMap::new();
+        headers.insert(SENT_TO, sent_to.as_str());
+        headers.insert(ACK, ack.as_str());
+        if let Some(inbox) = inbox {
+            headers.insert(REPLY, inbox.as_str());
+        }
+        if !self.traceparent.is_empty() {
+            headers.insert(TRACEPARENT, self.traceparent.as_str());
+        }
+        let (bus, subject, payload) = (bus.clone(), bus.subjects().handover(agent, replica), payload.clone());
+        async move { bus.request_raw(&subject, Some(headers), payload, HANDOVER_LIMIT).await.map(|_| ()) }
     }
 
     /// Tells the broker that work goes on; each 3 s while a decision takes longer than that.

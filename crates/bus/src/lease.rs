@@ -9,7 +9,7 @@ use std::{
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use razar_bus_schema::stream::Store;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{Bucket, Bus, BusError, WatchItem, batch::EXPECTED_REVISION};
 
@@ -39,6 +39,7 @@ pub enum LeaseState {
 pub struct Lease {
     state: watch::Receiver<LeaseState>,
     until: Arc<Mutex<Option<Instant>>>,
+    wanted: watch::Sender<bool>,
     stop: Option<oneshot::Sender<oneshot::Sender<()>>>,
 }
 
@@ -48,6 +49,18 @@ impl Bus {
     /// # Errors
     /// When `ttl` is shorter or not whole seconds.
     pub fn lease(&self, key: String, holder: String, ttl: Duration) -> Result<Lease, BusError> {
+        self.lease_if_wanted(key, holder, ttl, true, Arc::default())
+    }
+
+    /// As [`Bus::lease`], contended for while it is wanted; `changed` is told of each change of state.
+    pub(crate) fn lease_if_wanted(
+        &self,
+        key: String,
+        holder: String,
+        ttl: Duration,
+        wanted: bool,
+        changed: Arc<Notify>,
+    ) -> Result<Lease, BusError> {
         if ttl < TTL_MIN || ttl.subsec_nanos() != 0 {
             return Err(BusError::Config(format!("a lease of {ttl:?}: whole seconds, at least 2")));
         }
@@ -55,9 +68,10 @@ impl Bus {
         let (stop, stopped) = oneshot::channel();
         let until = Arc::new(Mutex::new(None));
         let bucket = self.bucket(Store::Leases);
-        let contender = Contender { bus: self.clone(), bucket, key, holder, ttl, state: state_tx, until: until.clone() };
-        tokio::spawn(contender.run(stopped));
-        Ok(Lease { state, until, stop: Some(stop) })
+        let (wanted, wanted_rx) = watch::channel(wanted);
+        let contender = Contender { bus: self.clone(), bucket, key, holder, ttl, state: state_tx, until: until.clone(), changed };
+        tokio::spawn(contender.run(wanted_rx, stopped));
+        Ok(Lease { state, until, wanted, stop: Some(stop) })
     }
 }
 
@@ -72,6 +86,11 @@ impl Lease {
     #[must_use]
     pub fn holds(&self) -> bool {
         self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether to contend for it, or to keep it; one that is not wanted is given back.
+    pub(crate) fn want(&self, wanted: bool) {
+        self.wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
     }
 
     /// Gives it back, so that another takes it at once; for at most `limit`.
@@ -91,6 +110,14 @@ struct Contender {
     ttl: Duration,
     state: watch::Sender<LeaseState>,
     until: Arc<Mutex<Option<Instant>>>,
+    changed: Arc<Notify>,
+}
+
+/// Waits until it is wanted no longer. A handle that is dropped is seen by `stopped`.
+async fn unwanted(wanted: &mut watch::Receiver<bool>) {
+    if wanted.wait_for(|wanted| !*wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The newest renewal.
@@ -101,29 +128,42 @@ struct Tenure {
 }
 
 impl Contender {
-    async fn run(self, mut stopped: oneshot::Receiver<oneshot::Sender<()>>) {
+    async fn run(self, mut wanted: watch::Receiver<bool>, mut stopped: oneshot::Receiver<oneshot::Sender<()>>) {
         loop {
+            let want = async { wanted.wait_for(|wanted| *wanted).await.is_ok() };
+            tokio::select! {
+                wants = want => if !wants { return },
+                _ = &mut stopped => return,
+            }
             // Who holds it needs no sign of it, least of all one for each of its own renewals.
             let mut watch = self.bucket.watch_keys(&self.key);
             let taken = tokio::select! {
                 tenure = self.take(&mut watch) => Ok(tenure),
-                done = &mut stopped => Err(done),
+                _ = unwanted(&mut wanted) => Err(None),
+                done = &mut stopped => Err(Some(done)),
             };
             drop(watch);
             let tenure = match taken {
                 Ok(Some(tenure)) => tenure,
+                Err(None) => {
+                    self.drop_what_was_taken().await;
+                    continue;
+                }
                 // Closed, or dropped without being held.
-                Ok(None) | Err(_) => return,
+                Ok(None) | Err(Some(_)) => return,
             };
             self.set(LeaseState::Held { since: Instant::now(), fence: tenure.revision }, Some(tenure));
             let mut tenure = tenure;
-            let ended = tokio::select! {
-                () = self.keep(&mut tenure) => None,
-                done = &mut stopped => Some(done),
+            let (ended, given) = tokio::select! {
+                () = self.keep(&mut tenure) => (None, false),
+                () = unwanted(&mut wanted) => (None, true),
+                done = &mut stopped => (Some(done), true),
             };
             self.set(LeaseState::Waiting, None);
-            if let Some(done) = ended {
+            if given {
                 self.give_back(tenure.revision).await;
+            }
+            if let Some(done) = ended {
                 if let Ok(done) = done {
                     let _ = done.send(());
                 }
@@ -132,9 +172,20 @@ impl Contender {
         }
     }
 
+    /// A try that was broken off may have taken it all the same.
+    async fn drop_what_was_taken(&self) {
+        if let Ok(Some((revision, Some(holder), _))) = self.bucket.newest(&self.key).await
+            && holder == self.holder.as_bytes()
+        {
+            self.give_back(revision).await;
+        }
+    }
+
     fn set(&self, state: LeaseState, tenure: Option<Tenure>) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = tenure.map(|t| self.ends(t));
-        self.state.send_if_modified(|s| std::mem::replace(s, state) != state);
+        if self.state.send_if_modified(|s| std::mem::replace(s, state) != state) {
+            self.changed.notify_one();
+        }
     }
 
     /// End of a tenure by our own clock: 0.6 of the TTL after the renewal was sent.

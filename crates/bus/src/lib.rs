@@ -17,6 +17,8 @@ mod ordered;
 mod provision;
 mod publisher;
 mod query;
+mod shards;
+mod sharing;
 mod stall;
 
 pub use bucket::{Bucket, BucketWatch, Entry, WatchItem};
@@ -32,6 +34,7 @@ pub use objects::Objects;
 pub use provision::provision;
 pub use publisher::{Acked, EventPublisher, Progress, WINDOW};
 pub use query::{Query, QueryServer};
+pub use shards::ShardLeases;
 
 /// Header that carries the W3C trace context; look-ups are case-sensitive.
 pub const TRACEPARENT: &str = "traceparent";

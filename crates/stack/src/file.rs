@@ -87,6 +87,9 @@ pub struct Mesh {
     /// Time after which a boot is called incomplete. Default 5m; a profile may say its own.
     #[schemars(with = "Option<DurationText>")]
     pub timeout: Option<Duration>,
+    /// Shards into which the agents divide their decisions, 1 to 16; counts when `razar up` starts the mesh. Default 1: one replica of each
+    /// agent decides.
+    pub shards: Option<u32>,
     /// Boots in a row that end with a component failed until it is no longer started. Default 3.
     pub failed_boots: Option<u32>,
     /// File with errors that are known to recur and what helps against each, relative to this file; it is asked before the built-in list.

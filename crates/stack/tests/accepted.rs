@@ -10,7 +10,7 @@ use razar_stack::{DocumentError, Loaded, ResolveError, Source, StackDocument, lo
 /// The stack of the format's description, without what this release does not do yet.
 const DESCRIBED: &str = r#"
 name: llm-stack
-mesh: { parallel_starts: 4, local_restarts: { max: 3, within: 90s } }
+mesh: { parallel_starts: 4, shards: 4, local_restarts: { max: 3, within: 90s } }
 defaults: { stop: { signal: SIGTERM, grace: 10s }, logs: { max_size: 20MiB, keep: 3 } }
 
 chakras:

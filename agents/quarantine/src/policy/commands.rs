@@ -269,7 +269,8 @@ impl State {
             let told = v1::OperatorCommand { result: if well { "done" } else { "failed" }.to_owned(), ..open.told.clone() };
             Some(self.command_event(told, (code, text), now.wall))
         };
-        self.facts.open_commands().filter_map(end).collect()
+        let ours = self.facts.open_commands().filter(|open| self.shards.decides(super::component(&open.told.target)));
+        ours.filter_map(end).collect()
     }
 
     fn command_end(&self, told: &v1::OperatorCommand) -> Option<(bool, &'static str, String)> {

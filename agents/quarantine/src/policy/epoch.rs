@@ -24,6 +24,8 @@ impl State {
             self.records.entry(key).or_insert(record);
         }
         let lost = self.records.iter().filter(|(key, r)| r.revision == 0 || self.spoiled.contains(*key));
+        let marked = self.mark.1 == self.bucket_epoch;
+        let lost = lost.filter(|(key, _)| !marked || self.decides_on(key));
         lost.take(BATCH_MAX).map(|(key, r)| (key.clone(), (*r.intent).clone(), r.revision)).collect()
     }
 

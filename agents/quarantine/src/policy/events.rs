@@ -41,7 +41,8 @@ impl Identity {
 impl State {
     /// Every event that is owed and not in EVENTS.
     pub(super) fn owed_events(&self, now: Now) -> Vec<v1::Event> {
-        let mut events: Vec<v1::Event> = self.records.iter().flat_map(|(key, record)| self.record_events(key, record)).collect();
+        let ours = self.records.iter().filter(|(key, _)| self.decides_on(key));
+        let mut events: Vec<v1::Event> = ours.flat_map(|(key, record)| self.record_events(key, record)).collect();
         events.extend(self.command_ends(now));
         events.retain(|e| !self.facts.is_told(&e.id));
         events

@@ -31,8 +31,9 @@ enum Trial<'s> {
 impl State {
     /// Every move that is due: isolation after the ladder, probation after the time, release or return after probation.
     pub(super) fn next_moves(&self, now: Now) -> Writes {
-        let mut writes: Writes = self.facts.recovery_failures().filter_map(|(i, failed)| self.isolate(i, failed, now)).collect();
-        for (key, record) in &self.records {
+        let failures = self.facts.recovery_failures().filter(|(instance, _)| self.shards.decides_on(instance));
+        let mut writes: Writes = failures.filter_map(|(i, failed)| self.isolate(i, failed, now)).collect();
+        for (key, record) in self.records.iter().filter(|(key, _)| self.decides_on(key)) {
             let is_new = !writes.iter().any(|(k, _, _)| k == key);
             if is_new && self.is_told(key, record) {
                 writes.extend(self.next_phase(key, record, now));

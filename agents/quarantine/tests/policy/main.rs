@@ -4,4 +4,5 @@
 mod epochs;
 mod hand;
 mod ladder;
+mod shards;
 mod world;

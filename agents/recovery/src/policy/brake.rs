@@ -90,11 +90,11 @@ impl State {
         })
     }
 
-    /// Instances whose ladder is not at its end: failed ones, and those with an order under way.
+    /// Instances whose ladder is not at its end: failed ones, and those with an order under way, or granted.
     fn unsettled(&self) -> impl Iterator<Item = (&Instance, bool)> {
         self.facts.views().iter().filter_map(|(id, view)| {
             let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open) && !view.blocked && !self.is_quarantined(id);
-            let ordered = self.records.get(id).is_some_and(|r| r.order().is_some_and(|o| !o.ended));
+            let ordered = self.records.get(id).is_some_and(|r| r.order().is_some_and(|o| !o.ended)) || self.has_grant(id);
             (open && (ordered || view.is_to_heal())).then_some((id, ordered))
         })
     }

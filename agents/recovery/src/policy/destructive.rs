@@ -2,7 +2,7 @@
 //! mesh; past that such a rung is passed over, and the ladder goes on to what harms nobody.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     time::{Duration, SystemTime},
 };
 
@@ -51,7 +51,10 @@ impl State {
         let under_way = self.records.iter().filter(|(id, record)| *id != at.instance && self.destroys(record)).map(|(id, _)| id);
         let written = self.destroying.iter().filter(|(id, until)| *id != at.instance && **until > now.mono).map(|(id, _)| id);
         let of = |id: &Instance| self.desired(id).map_or("", |(_, spec)| spec.chakra.as_str());
-        let all: Vec<(&Instance, &str)> = told.chain(under_way.chain(written).map(|id| (id, of(id)))).collect();
+        let granted = self.facts.views().keys().filter(|id| *id != at.instance && self.has_destructive_grant(id));
+        // One for each instance, however far it has come.
+        let pending: BTreeSet<&Instance> = under_way.chain(written).chain(granted).collect();
+        let all: Vec<(&Instance, &str)> = told.chain(pending.into_iter().map(|id| (id, of(id)))).collect();
         let own = all.iter().filter(|(id, _)| id.component == at.instance.component).count();
         let near = all.iter().filter(|(_, of)| *of == chakra).count();
         let budgets = [

@@ -116,6 +116,7 @@ pub(super) fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Ev
         Fact::LimitExceeded(_) => known.over = true,
         Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent = Some(known.id.signs_of_life),
         Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
+        Fact::RungGranted(granted) => known.granted(granted),
         Fact::RungTried(tried) => known.try_told(tried),
         Fact::RecoveryFailed(_) => known.given_up = true,
         Fact::IncidentWithdrawn(_) => known.close(Closed::Withdrawn),

@@ -1,5 +1,7 @@
 //! One incident as EVENTS tell it: how it began, which rungs were tried, how it ended. An instance has one at a time, the newest.
 
+use std::collections::BTreeSet;
+
 use razar_bus_schema::{ids::Incident, v1};
 
 /// Tries that are remembered of one incident; past them only the newest count.
@@ -42,6 +44,8 @@ pub struct IncidentFacts {
     pub tried: Vec<Tried>,
     /// Attempts that were told in all.
     pub attempts: u32,
+    /// Attempts and rungs that shard 0 has granted and that are not told yet.
+    pub granted: BTreeSet<(u32, String)>,
     /// How it ended; `None`: it is open.
     pub closed: Option<Closed>,
     /// The last rung was told: whoever quarantines has it now.
@@ -67,6 +71,7 @@ impl IncidentFacts {
             starts: 0,
             tried: Vec::new(),
             attempts: 0,
+            granted: BTreeSet::new(),
             closed: None,
             given_up: false,
             flapping: false,
@@ -98,8 +103,16 @@ impl IncidentFacts {
         self.closed.get_or_insert(how);
     }
 
+    pub(super) fn granted(&mut self, granted: &v1::RungGranted) {
+        if granted.attempt > self.attempts && self.granted.len() < TRIES_MAX {
+            self.granted.insert((granted.attempt, granted.rung.clone()));
+        }
+    }
+
     pub(super) fn try_told(&mut self, tried: &v1::RungTried) {
         self.attempts = self.attempts.saturating_add(1);
+        let told = self.attempts;
+        self.granted.retain(|(attempt, _)| *attempt > told);
         if self.tried.len() == TRIES_MAX {
             self.tried.remove(0);
         }

@@ -8,4 +8,5 @@ mod escalations;
 mod rules;
 mod rungs;
 mod sequences;
+mod shards;
 mod silent;

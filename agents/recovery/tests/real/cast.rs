@@ -31,10 +31,16 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn start(broker: &Broker, name: &str) -> Result<Self> {
+        Self::of(broker, name, 1)
+    }
+
+    /// One that divides its decisions into so many shards.
+    pub(crate) fn of(broker: &Broker, name: &str, shards: u32) -> Result<Self> {
         let http = free_port()?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_razar-recovery"));
         command.env("RAZAR_SERVER", format!("nats://127.0.0.1:{}", broker.port)).env("RAZAR_REPLICA", name);
         command.env("RAZAR_HTTP", format!("127.0.0.1:{http}")).stdin(Stdio::null());
+        command.env("RAZAR_SHARDS", shards.to_string());
         if std::env::var_os("RAZAR_TEST_LOGS").is_none() {
             command.stderr(Stdio::null());
         }
@@ -57,8 +63,33 @@ impl Replica {
     }
 
     async fn readyz(&self) -> Result<String> {
+        self.get("/readyz").await
+    }
+
+    /// The shards that it says it decides about.
+    pub(crate) async fn decides(&self) -> Vec<u32> {
+        let text = self.get("/metrics").await.unwrap_or_default();
+        let held = |line: &str| line.strip_prefix("razar_shard_held{shard=\"")?.strip_suffix("\"} 1")?.parse().ok();
+        text.lines().filter_map(held).collect()
+    }
+
+    /// Waits until it decides about so many.
+    pub(crate) async fn decides_about(&self, count: usize) -> Result<Vec<u32>> {
+        let held = async {
+            loop {
+                let held = self.decides().await;
+                if held.len() == count {
+                    return held;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        soon("shards", held).await
+    }
+
+    async fn get(&self, path: &str) -> Result<String> {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.http)).await?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
         Ok(text)
@@ -199,6 +230,11 @@ pub(crate) async fn holder(bus: &Bus, replicas: &[Replica]) -> Result<usize> {
 
 /// What recovery has told of components, oldest first, with the ids.
 pub(crate) async fn told(bus: &Bus) -> Result<Vec<(String, String)>> {
+    Ok(events(bus).await?.into_iter().map(|e| (line(&e), e.id)).collect())
+}
+
+/// What recovery has told of components, oldest first.
+pub(crate) async fn events(bus: &Bus) -> Result<Vec<v1::Event>> {
     let mut fold = bus.fold_events(Start::Beginning);
     let read = async {
         let mut events = Vec::new();
@@ -212,7 +248,7 @@ pub(crate) async fn told(bus: &Bus) -> Result<Vec<(String, String)>> {
     };
     let events = soon("the stream", read).await?.context("the bus was closed")?;
     let ours = events.into_iter().filter(|e| e.instance.is_some() && e.source.as_ref().is_some_and(|s| s.kind == "recovery"));
-    Ok(ours.map(|e| (line(&e), e.id)).collect())
+    Ok(ours.collect())
 }
 
 fn line(event: &v1::Event) -> String {

@@ -9,7 +9,10 @@ use anyhow::Result;
 use broker::Broker;
 use cast::{Node, Replica, order_of, told};
 use razar_bus::Bus;
-use razar_bus_schema::v1::{self, event::Fact};
+use razar_bus_schema::{
+    shard::ShardCount,
+    v1::{self, event::Fact},
+};
 
 /// A ladder of two rungs that the second one ends well.
 const STORY: [&str; 4] = ["recovery_started", "rung_tried restart failed", "rung_tried clear_state ok", "recovered clear_state"];
@@ -66,6 +69,58 @@ async fn a_killed_broker_is_survived() -> Result<()> {
     node.fail("api", 5).await?;
     assert_eq!(order_of(&bus, "api", 2).await?.rung, "clear_state");
     Ok(())
+}
+
+/// Two replicas and four shards: each decides about its own, and the one that is left about all of them. What cannot be taken back is
+/// granted by whoever holds shard 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_are_decided_by_their_holders_and_taken_over() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut node = Node::join(&bus).await?;
+    let (first, second) = (Replica::of(&broker, "r1", 4)?, Replica::of(&broker, "r2", 4)?);
+    let (of_first, of_second) = (first.decides_about(2).await?, second.decides_about(2).await?);
+    let four = ShardCount::new(4)?;
+    // One component of each shard.
+    let name = |shard: u32| (0..).map(|n| format!("c{n}")).find(|name| four.shard_of(name) == shard).unwrap_or_default();
+    for shard in four.all() {
+        node.desire(&name(shard)).await?;
+        node.exhaust(&name(shard)).await?;
+        assert_eq!(order_of(&bus, &name(shard), 1).await?.rung, "restart");
+    }
+    for event in cast::events(&bus).await? {
+        let component = event.instance.map(|i| i.component).unwrap_or_default();
+        let of = if event.source.is_some_and(|s| s.id == "r1") { &of_first } else { &of_second };
+        assert!(of.contains(&four.shard_of(&component)), "{component} was decided by another than its holder");
+    }
+    let (killed, left, lost) = if of_first.contains(&0) { (first, second, of_first) } else { (second, first, of_second) };
+    let died = std::time::Instant::now();
+    killed.kill();
+    left.decides_about(4).await?;
+    eprintln!("all shards are decided {:?} after the kill", died.elapsed());
+    assert!(died.elapsed() < std::time::Duration::from_secs(4), "{:?}", died.elapsed());
+    for shard in four.all() {
+        node.fail(&name(shard), 5).await?;
+        assert_eq!(order_of(&bus, &name(shard), 2).await?.rung, "clear_state", "shard {shard}, lost: {lost:?}");
+    }
+    let granted = cast::events(&bus).await?.iter().filter(|e| e.kind == "rung_granted").count();
+    assert_eq!(granted, 4);
+    Ok(())
+}
+
+/// A replica with another number of shards waits, and says so, until those before it have ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_number_of_shards_waits_for_the_first_to_end() -> Result<()> {
+    let broker = Broker::start()?;
+    let _bus = broker.provisioned().await?;
+    let one = Replica::start(&broker, "r1")?;
+    one.decides_about(1).await?;
+    let four = Replica::of(&broker, "r2", 4)?;
+    four.says("divide into 1 shards, this one into 4").await?;
+    assert!(four.decides().await.is_empty() && one.decides().await == [0]);
+    one.kill();
+    four.decides_about(4).await?;
+    four.says("\"ready\":true").await
 }
 
 #[test]

@@ -39,7 +39,9 @@ impl State {
                 self.watches.remove(&subject);
                 continue;
             };
-            let next = self.judge(&subject, &rhythm, now);
+            // Every replica observes; the holder of its shard gives the verdict.
+            let ours = subject.decided_by(&self.shards);
+            let next = if ours { self.judge(&subject, &rhythm, now) } else { Next::at(now.mono + rhythm.interval) };
             let due = next.due.max(now.mono + Duration::from_millis(1));
             if let Some(watch) = self.watches.get_mut(&subject) {
                 watch.due = due;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use razar_bus_schema::{
     ids::{Incarnation, Incident, Instance},
+    shard::Shards,
     v1::{self, event::Fact},
 };
 
@@ -44,6 +45,11 @@ impl Usages {
 
     pub(super) fn stand_down(&mut self) {
         *self = Self::default();
+    }
+
+    /// Keeps what was measured of what these shards decide about.
+    pub(super) fn keep(&mut self, shards: &Shards) {
+        self.levels.retain(|instance, _| shards.decides_on(instance));
     }
 }
 
@@ -90,7 +96,7 @@ impl State {
         for one in measured.into_iter().flatten() {
             let Measured { instance, incarnation, usage } = one;
             let current = self.facts.view(&instance).is_some_and(|v| v.incarnation == incarnation && v.node == node);
-            if !current {
+            if !current || !self.shards.decides_on(&instance) {
                 continue;
             }
             let limits = self.limits_of(&instance);

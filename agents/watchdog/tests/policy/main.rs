@@ -3,6 +3,7 @@
 
 mod beats;
 mod chakras;
+mod shards;
 mod silence;
 mod usage;
 mod world;

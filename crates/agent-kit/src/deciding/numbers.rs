@@ -1,6 +1,7 @@
 //! The numbers of a deciding agent for Prometheus.
 
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+use razar_bus_schema::shard::Shards;
 
 use crate::{Metrics, metrics::Labels};
 
@@ -12,6 +13,8 @@ pub struct Numbers {
     dead_letters: Counter,
     lag: Gauge,
     leads: Gauge,
+    divided: Gauge,
+    held: Family<Labels, Gauge>,
     decisions: Family<Labels, Counter>,
     commands: Option<Family<Labels, Counter>>,
 }
@@ -25,6 +28,8 @@ impl Numbers {
             dead_letters: metrics.counter("dead_letters", "Messages that could not be used and were put aside"),
             lag: metrics.gauge("events_behind", "Events in the stream that are not folded yet"),
             leads: metrics.gauge("leads", "Whether this replica may decide"),
+            divided: metrics.gauge("shards", "Shards into which the decisions are divided"),
+            held: metrics.gauges("shard_held", "Whether this replica may decide about a shard"),
             decisions: metrics.counters("decisions", "Decisions by kind"),
             commands: (!verbs.is_empty()).then(|| metrics.counters("commands", "Commands answered, by verb and result")),
         }
@@ -49,8 +54,12 @@ impl Numbers {
         self.lag.set(0);
     }
 
-    pub(super) fn leads(&self, leads: bool) {
-        self.leads.set(i64::from(leads));
+    pub(super) fn shards(&self, shards: &Shards) {
+        self.leads.set(i64::from(!shards.is_none()));
+        self.divided.set(shards.count().get().into());
+        for shard in shards.count().all() {
+            self.held.get_or_create(&vec![("shard", shard.to_string())]).set(i64::from(shards.held().contains(&shard)));
+        }
     }
 
     /// What senders make up is no label.

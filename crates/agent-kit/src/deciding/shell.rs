@@ -7,11 +7,18 @@ use std::{
 };
 
 use razar_bus::{BusError, EventPublisher, ReceivedCommand, RefusedCommand};
-use razar_bus_schema::{stream::Store, v1};
+use razar_bus_schema::{
+    shard::{ShardCount, Shards},
+    stream::Store,
+    v1,
+};
 use tokio::sync::mpsc;
 
-use super::{Decider, Now, Numbers};
-use crate::{Agent, HeadsWanted, event::refused_command};
+use super::{
+    Decider, Now, Numbers,
+    away::{Away, component},
+};
+use crate::{Agent, event::refused_command, tenures::TenuresWanted};
 
 /// Pause after the heads could not be read.
 const HEADS_PAUSE: Duration = Duration::from_millis(200);
@@ -19,8 +26,19 @@ const HEADS_PAUSE: Duration = Duration::from_millis(200);
 /// What came of a task.
 pub(super) enum Done<O> {
     Outcome(O),
-    /// Of EVENTS, of `intents`, of the agent's own bucket; 0 for what is not read.
-    Heads(HeadsWanted, Result<[u64; 3], BusError>),
+    Heads(TenuresWanted, Result<Heads, BusError>),
+    /// Whether the replica that a command was handed over to has taken it.
+    HandedOver(u64, bool),
+}
+
+/// The heads, read after the leases were taken; 0 for what is not read.
+pub(super) struct Heads {
+    pub(super) events: u64,
+    pub(super) intents: u64,
+    /// Of the agent's own bucket.
+    pub(super) store: u64,
+    /// Another division of which a shard is held.
+    pub(super) division: Option<ShardCount>,
 }
 
 /// The agent around its decider.
@@ -33,6 +51,8 @@ pub struct Shell<D: Decider> {
     publisher: EventPublisher,
     offered: u64,
     held: HashMap<u64, (ReceivedCommand, SystemTime)>,
+    /// Commands about what other replicas decide.
+    pub(super) away: Away<ReceivedCommand>,
     tokens: u64,
     done: mpsc::Sender<Done<D::Outcome>>,
     began: Instant,
@@ -45,6 +65,7 @@ impl<D: Decider> Shell<D> {
             publisher: agent.bus.event_publisher(),
             offered: 0,
             held: HashMap::new(),
+            away: Away::default(),
             tokens: 0,
             done,
             began: Instant::now(),
@@ -122,15 +143,37 @@ impl<D: Decider> Shell<D> {
 
     pub(super) fn forget_commands(&mut self) {
         self.held.clear();
+        self.away.clear();
     }
 
-    pub(super) fn read_heads(&self, wanted: HeadsWanted) {
+    /// Commands that wait, and about which another replica decides now, are for that one.
+    pub(super) fn give_away(&mut self, decides: &Shards, now: Duration) {
+        let lost = |received: &ReceivedCommand| !decides.decides(component(&received.target));
+        for (_, (received, _)) in self.held.extract_if(|_, (received, _)| lost(received)) {
+            self.away.put(received, now);
+        }
+    }
+
+    pub(super) fn handing_over(&self, number: u64, taken: impl Future<Output = Result<(), BusError>> + Send + 'static) {
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            let taken = taken.await;
+            if let Err(error) = &taken {
+                tracing::debug!(%error, "a command was not taken by who decides about its target");
+            }
+            let _ = done.send(Done::HandedOver(number, taken.is_ok())).await;
+        });
+    }
+
+    pub(super) fn read_heads(&self, wanted: TenuresWanted, count: ShardCount) {
         let (bus, done) = (self.agent.bus.clone(), self.done.clone());
         tokio::spawn(async move {
             let read = async {
+                // First: who took a lease of another division before this is seen, and who does so later sees this one.
+                let division = if D::DIVIDED { bus.foreign_division(D::AGENT, count).await? } else { None };
                 let intents = if D::INTENTS { bus.head(Store::Intents).await? } else { 0 };
                 let store = if let Some(store) = D::STORE { bus.head(store).await? } else { 0 };
-                Ok([bus.head(Store::Events).await?, intents, store])
+                Ok(Heads { events: bus.head(Store::Events).await?, intents, store, division })
             };
             let heads = read.await;
             if heads.is_err() {

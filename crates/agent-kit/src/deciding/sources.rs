@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use razar_bus::{
-    BucketWatch, CommandItem, CommandSource, Connection, EventFold, FoldItem, IntentItem, IntentWatch, LeaseState, Query, QueryServer,
+    BucketWatch, CommandItem, CommandSource, Connection, EventFold, FoldItem, IntentItem, IntentWatch, Query, QueryServer, ShardLeases,
     WatchItem,
 };
 use tokio::sync::{mpsc, watch};
@@ -36,7 +36,7 @@ pub(super) struct Sources<D: Decider> {
     /// Keeps the agent among the mesh's services, also when nobody asks it anything.
     pub(super) queries: QueryServer,
     pub(super) answers: bool,
-    pub(super) lease: watch::Receiver<LeaseState>,
+    pub(super) leases: ShardLeases,
     pub(super) connection: watch::Receiver<Connection>,
     pub(super) done: mpsc::Receiver<Done<D::Outcome>>,
     pub(super) shutdown: Shutdown,
@@ -52,7 +52,7 @@ impl<D: Decider> Sources<D> {
             biased;
             () = self.shutdown.asked() => Input::Stop,
             changed = self.connection.changed() => if changed.is_ok() { Input::Connection } else { Input::Closed },
-            changed = self.lease.changed() => if changed.is_ok() { Input::Lease } else { Input::Closed },
+            () = self.leases.changed() => Input::Lease,
             done = self.done.recv() => done.map_or(Input::Closed, Input::Done),
             query = self.queries.next(), if self.answers => query.map_or(Input::Closed, |query| Input::Query(Box::new(query))),
             item = of(self.intents.as_mut().map(IntentWatch::next)) => item.map_or(Input::Closed, Input::Intent),

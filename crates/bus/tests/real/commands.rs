@@ -150,6 +150,53 @@ async fn a_command_whose_holder_died_comes_again_with_the_same_id() -> Result<()
     Ok(())
 }
 
+/// One replica reads, another decides: it settles the command in the place of the first, for any client, and within milliseconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_is_handed_over_and_answered_by_who_was_given_it() -> Result<()> {
+    let broker = Broker::start()?;
+    let (bus, other) = (broker.provisioned().await?, broker.bus().await?);
+    let (mut first, mut second) = (bus.serve_commands("quarantine").await?, other.serve_commands("quarantine").await?);
+    second.hear_handovers("two").await?;
+    bus.flush().await?;
+    other.flush().await?;
+    let (sender, stranger) = (broker.bus().await?, stranger(&broker).await?);
+    for (id, json) in [("c1", false), ("c2", true)] {
+        let ask = async {
+            if json {
+                let payload = Bytes::from(format!("{{\"commandId\":\"{id}\"}}"));
+                let answer = stranger.request("razar.command.quarantine.release.api", payload).await?;
+                return Ok(String::from_utf8_lossy(&answer.payload).contains(&format!("\"{id}\"")));
+            }
+            let command = v1::Command { command_id: id.to_owned(), ..Default::default() };
+            Ok::<_, anyhow::Error>(sender.command("quarantine", "release", "api", command, SOON).await?.command_id == id)
+        };
+        let handing = async {
+            let read = received(&mut first).await?;
+            let began = std::time::Instant::now();
+            let (given, taken) = tokio::join!(received(&mut second), read.hand_over("two"));
+            taken?;
+            let given = given?;
+            assert_eq!((given.handed_over, given.command.command_id.as_str()), (true, id));
+            given.settle(accepted()).await?;
+            // So that nothing else is pulled there.
+            second.pause();
+            Ok(began.elapsed())
+        };
+        let (answered, took) = tokio::try_join!(ask, handing)?;
+        eprintln!("handed over and settled in {took:?}");
+        assert!(answered && took < Duration::from_millis(500), "{id}: {took:?}");
+    }
+    drop(first);
+    // Acknowledged by the second, neither comes again; nobody of another name is there to take one.
+    let mut third = bus.serve_commands("quarantine").await?;
+    sender.publish("razar.command.quarantine.release.last", Bytes::from_static(b"{}"), "").await?;
+    let last = received(&mut third).await?;
+    assert_eq!((last.target.as_str(), last.repeated), ("last", false));
+    assert!(matches!(last.hand_over("nobody").await, Err(razar_bus::BusError::NoResponders { .. })));
+    last.settle(accepted()).await?;
+    Ok(())
+}
+
 /// Fault 3.
 #[tokio::test]
 async fn commands_are_taken_up_after_a_broker_kill() -> Result<()> {

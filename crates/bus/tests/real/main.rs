@@ -12,4 +12,5 @@ mod played;
 #[path = "../../../../tests/src/e2e/proxy.rs"]
 mod proxy;
 mod queries;
+mod shards;
 mod stores;

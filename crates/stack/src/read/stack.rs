@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use razar_bus_schema::shard::SHARDS_MAX;
+
 use super::{Reader, component, probe};
 use crate::{
     diagnostic::Code,
@@ -64,6 +66,7 @@ fn mesh(r: &mut Reader<'_>, node: &Node) -> Option<Mesh> {
             Some(budget)
         }),
         timeout: f.get(r, "timeout", Reader::period),
+        shards: f.get(r, "shards", |r, n| r.number(n, 1, SHARDS_MAX)),
         failed_boots: f.get(r, "failed_boots", |r, n| r.number(n, 1, 1000)),
         errors: f.get(r, "errors", Reader::path),
         escalation_hook: f.get(r, "escalation_hook", hook),
