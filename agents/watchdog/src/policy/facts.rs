@@ -129,6 +129,8 @@ pub struct Facts {
     pub(super) unsynced: (u64, String),
     /// The mission that runs.
     pub(super) mission: Option<String>,
+    /// The mission that ended last: in EVENTS that are new its end may be told before its beginning.
+    ended: String,
     restarts: VecDeque<SystemTime>,
     told: BTreeSet<String>,
     told_order: VecDeque<String>,
@@ -173,8 +175,11 @@ impl Facts {
         }
         let turned = self.fold_presence(event, now);
         match &event.fact {
-            Some(Fact::MissionStarted(started)) => self.mission = Some(started.mission_id.clone()),
-            Some(Fact::MissionCompleted(ended)) if self.mission.as_ref() == Some(&ended.mission_id) => self.mission = None,
+            Some(Fact::MissionStarted(started)) if started.mission_id != self.ended => self.mission = Some(started.mission_id.clone()),
+            Some(Fact::MissionCompleted(completed)) => {
+                self.ended.clone_from(&completed.mission_id);
+                self.mission.take_if(|running| *running == completed.mission_id);
+            }
             Some(Fact::ChakraDown(_)) => {
                 self.down.insert(event.chakra.clone(), Down { id: event.id.clone(), stored });
             }

@@ -117,6 +117,19 @@ fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
     assert_eq!(kinds(&w).iter().filter(|k| **k == "chakra_down").count(), 2, "what was up and fell is missing, whatever runs");
 }
 
+/// In EVENTS that are new an orchestrator tells again what it finds untold, the end of a mission before its beginning.
+#[test]
+fn a_mission_whose_end_is_told_first_does_not_run() {
+    let (mut w, _) = stack();
+    let done = Fact::MissionCompleted(v1::MissionCompleted { mission_id: "m1".to_owned(), ..Default::default() });
+    w.agent_tells("a:orchestrator:mission_completed:m1", done);
+    let begun = Fact::MissionStarted(v1::MissionStarted { mission_id: "m1".to_owned(), ..Default::default() });
+    w.agent_tells("a:orchestrator:mission_started:m1", begun);
+    w.desire("new", "throat", |_| {});
+    w.pass(ms(4_000));
+    assert_eq!(w.told(), ["chakra_down", "out_of_sync"], "what was never up is missing");
+}
+
 /// What is wanted changes without an event of what broke: the same break is another verdict then.
 #[test]
 fn a_chakra_that_recovered_by_what_is_wanted_may_go_down_by_the_same_break() {
