@@ -228,7 +228,11 @@ impl World {
         if !self.leads(r) {
             return;
         }
-        self.listens(r);
+        // Who has just woken may decide before it hears what has come meanwhile.
+        let woken = self.replicas[r].paused_until.is_some();
+        if !(woken && self.ether.per_mille(400)) {
+            self.listens(r);
+        }
         let now = self.replica_clock(r);
         let mut deeds = self.replicas[r].mind.decide(now);
         // What it decides is under way now: asked again, it decides on no second write.

@@ -195,7 +195,7 @@ fn restart(rng: &mut Rng) -> v1::RestartSpec {
 fn depend(rng: &mut Rng, spec: &mut v1::ComponentSpec, before: &[v1::ComponentSpec]) {
     for other in before {
         if spec.depends_on.len() < 3 && rng.per_mille(350) {
-            let condition = match (other.one_shot, rng.below(6)) {
+            let condition = match (other.one_shot, rng.below(4)) {
                 (true, _) => Condition::Completed,
                 (false, 0) => Condition::Started,
                 (false, _) => Condition::Ready,
