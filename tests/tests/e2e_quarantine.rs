@@ -74,11 +74,6 @@ fn what_was_isolated_for_a_short_time_is_released_by_a_passing_probe() -> Result
     mesh.razar(&["quarantine", "worker", "--note", "a moment", "--for", "1s"])?.ok()?;
     let released = mesh.wait_event("worker", "released", |_| true)?;
     ensure!(released.reason.is_some_and(|r| r.text.contains("on probation")));
-    let told = mesh.events()?;
-    let place = |kind: &str| told.iter().position(|e| e.kind == kind).with_context(|| format!("no {kind}"));
-    ensure!(place("quarantined")? < place("probation_started")? && place("probation_started")? < place("released")?, "in this order");
-    let table = mesh.razar(&["quarantine", "--list", "--markdown"])?.ok()?.out;
-    ensure!(table.contains("| worker | probation_started | manual | on probation after 1s: a moment |"), "{table}");
     ensure!(mesh.component("worker")?.state() == State::Ready, "it served before it was released");
     mesh.wait_ready("web")?;
     ensure!(mesh.razar(&["release", "worker", "--note", "late"])?.is(77)?.err.contains("is not quarantined"));
