@@ -186,7 +186,7 @@ struct Mesh {
 impl Mesh {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let stacks = Stacks::random(&mut rng, &["a".to_owned()]);
+        let stacks = Stacks::random(&mut rng, &["a".to_owned()], false);
         let mono = Duration::from_secs(1_000);
         let now = node::Now { mono, wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
         let config = node::Config { mesh: "razar".to_owned(), node: "a".to_owned(), node_epoch: "e1".to_owned(), seed, start_floor: 0 };

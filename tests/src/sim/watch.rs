@@ -25,6 +25,8 @@ use super::{
 pub const BEAT: Duration = Duration::from_secs(1);
 /// Time between two turns of a watchdog's loop while nothing comes.
 const TURN: Duration = Duration::from_millis(100);
+/// A watchdog that stopped for longer than this has not listened for the whole of a silence.
+const NODS_OFF: Duration = Duration::from_millis(600);
 /// An agent that is not heard with its start tries again after this.
 const ANNOUNCE_RETRY: Duration = Duration::from_millis(500);
 /// A node that is asked about an instance, or what is used, and does not answer is waited for so long.
@@ -62,10 +64,11 @@ impl Ears {
 
     /// It was stopped until `until`.
     pub fn woken(&mut self, until: Duration) {
-        if until > self.upto {
-            self.upto = until;
+        // Half a beat is borne.
+        if until.saturating_sub(self.upto) > NODS_OFF {
+            self.attentive_since = self.attentive_since.max(until);
         }
-        self.attentive_since = self.attentive_since.max(until);
+        self.upto = self.upto.max(until);
     }
 
     fn comes(&mut self, at: Duration, sound: Sound) {

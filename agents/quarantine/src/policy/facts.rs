@@ -319,7 +319,11 @@ impl Facts {
                 }
             }
             Fact::ComponentUnready(_) => view.ready_since = None,
-            Fact::ComponentStopped(_) => view.ended(),
+            // What is told before that is of a life before the next trial, however late it was told.
+            Fact::ComponentStopped(_) => {
+                view.ended();
+                view.failure = None;
+            }
             Fact::ComponentExited(exited) => {
                 view.ended();
                 // Without an incident a dependency is to blame.
