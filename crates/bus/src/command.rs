@@ -3,10 +3,12 @@
 //! JetStream does not store where a request wants its answer. Razar's own askers say it in a header; for those of any other client every
 //! replica also listens to the commands themselves and remembers it.
 
+mod stored;
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::{
@@ -19,15 +21,9 @@ use async_nats::{
 use bytes::Bytes;
 use futures::StreamExt;
 use prost::Message;
-use razar_bus_schema::{
-    PAYLOAD_BYTES_MAX,
-    ids::sha256_hex,
-    json,
-    stream::Store,
-    time::{system_time, timestamp},
-    v1,
-};
+use razar_bus_schema::{json, stream::Store, v1};
 
+use self::stored::read;
 use crate::{
     Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT,
     connection::{check_size, jittered},
@@ -37,8 +33,6 @@ use crate::{
 
 /// A command is not taken up later than this after it was stored, whatever it says.
 pub const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
-/// Longest command id.
-const ID_BYTES_MAX: usize = 64;
 /// One pull waits so long at the broker.
 const PULL: Duration = Duration::from_secs(5);
 /// Silence after which a pull counts as dead.
@@ -488,46 +482,6 @@ impl Drop for CommandSource {
     fn drop(&mut self) {
         self.listener.abort();
     }
-}
-
-struct ReadCommand {
-    verb: String,
-    target: String,
-    command: v1::Command,
-    expires: SystemTime,
-}
-
-fn read(bus: &Bus, subject: &str, payload: &[u8], sequence: u64, stored: SystemTime) -> Result<ReadCommand, String> {
-    if payload.len() > PAYLOAD_BYTES_MAX {
-        return Err(format!("{} bytes are more than the {PAYLOAD_BYTES_MAX} allowed", payload.len()));
-    }
-    let tokens = bus.subjects().parse_command(subject).ok_or("the subject is not <mesh>.command.<agent>.<verb>.<target>")?;
-    let (verb, target) = (tokens.verb.to_owned(), tokens.target.to_owned());
-    let mut command: v1::Command = json::from_payload(payload).map_err(|e| e.to_string())?;
-    if command.command_id.len() > ID_BYTES_MAX {
-        return Err(format!("a command id has at most {ID_BYTES_MAX} bytes"));
-    }
-    if command.command_id.is_empty() {
-        command.command_id = computed_id(subject, payload, sequence, stored);
-    }
-    if command.issuer.is_empty() {
-        "anonymous".clone_into(&mut command.issuer);
-    }
-    let latest = stored + COMMAND_AGE_MAX;
-    let expires = command.expires_at.as_ref().map_or(latest, |at| system_time(at).min(latest));
-    command.expires_at = Some(timestamp(expires));
-    Ok(ReadCommand { verb, target, command, expires })
-}
-
-/// Id of a command that has none: the hash of what was sent and of its place in the stream. The place stands for the inbox, which
-/// JetStream does not keep: a replica that was started after the command was sent computes the same id.
-fn computed_id(subject: &str, payload: &[u8], sequence: u64, stored: SystemTime) -> String {
-    let nanos = stored.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let mut text = format!("{subject}\0{sequence}\0{nanos}\0").into_bytes();
-    text.extend_from_slice(payload);
-    let mut id = sha256_hex(&text);
-    id.truncate(32);
-    id
 }
 
 impl ReceivedCommand {

@@ -40,10 +40,11 @@ impl World {
         let mut wait = if arrives && !lost { self.latency() } else { REQUEST_LIMIT };
         let heard = match deed {
             Deed::Load { revision, profile } => {
-                let found = self.stacks.blueprints.get(&(revision.clone(), profile.clone())).cloned();
-                let away = || LoadError::Unavailable("the bus is away".to_owned());
-                let refused = || LoadError::Refused("unknown_revision".to_owned(), "no such revision".to_owned(), Vec::new());
-                let result = if arrives && !lost { found.ok_or_else(refused) } else { Err(away()) };
+                let result = if arrives && !lost {
+                    self.load(&revision, &profile)
+                } else {
+                    Err(LoadError::Unavailable("the bus is away".to_owned()))
+                };
                 Heard::Orchestrator(orchestrator::Outcome::Loaded { revision, profile, result })
             }
             Deed::WriteDesired(writes) => {
@@ -105,6 +106,11 @@ impl World {
             }
         };
         self.later(wait, Happening::ReplicaReply(r, life, Box::new(heard)));
+    }
+
+    fn load(&self, revision: &str, profile: &str) -> Result<Arc<Blueprint>, LoadError> {
+        let found = self.stacks.blueprints.get(&(revision.to_owned(), profile.to_owned())).cloned();
+        found.ok_or_else(|| LoadError::Refused("unknown_revision".to_owned(), "no such revision".to_owned(), Vec::new()))
     }
 
     fn take_event(&mut self, r: usize, event: Box<v1::Event>) {
