@@ -257,8 +257,11 @@ impl CommandSource {
     /// When the client's buffer stays full.
     pub async fn hear_handovers(&mut self, replica: &str) -> Result<(), BusError> {
         let subject = self.bus.subjects().handover(&self.agent, replica);
-        let subscribe = async { self.bus.inner.client.subscribe(subject).await.map_err(|e| BusError::Client(e.to_string())) };
-        *self.handed.lock().await = Some(self.bus.limited("subscribing", "", REQUEST_LIMIT, subscribe).await?);
+        // Also while the bus is away.
+        let subscribing = tokio::time::timeout(REQUEST_LIMIT, self.bus.inner.client.subscribe(subject.clone())).await;
+        let what = format!("subscribing to {subject}");
+        let subscribed = subscribing.map_err(|_| BusError::Timeout { what, after: REQUEST_LIMIT })?;
+        *self.handed.lock().await = Some(subscribed.map_err(|e| BusError::Client(e.to_string()))?);
         Ok(())
     }
 

@@ -145,7 +145,10 @@ impl State {
             let tried = incident.is_some_and(|i| self.facts.is_told(&super::events::fact_id("rung_tried", &i, Some(order.attempt))));
             !tried && self.desired(id).is_some_and(|(_, spec)| spec.chakra == chakra)
         };
-        (self.records.iter().any(runs) || self.hook_is_granted(instance, chakra)).then_some(None)
+        if self.hook_is_granted(instance, chakra) {
+            return Some(None);
+        }
+        self.records.iter().any(runs).then_some(None)
     }
 
     /// Time that a rung has, its backoff left out: never less than the startup limit and the soak.

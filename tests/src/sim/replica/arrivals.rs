@@ -40,11 +40,7 @@ impl World {
         let mut wait = if arrives && !lost { self.latency() } else { REQUEST_LIMIT };
         let heard = match deed {
             Deed::Load { revision, profile } => {
-                let result = if arrives && !lost {
-                    self.load(&revision, &profile)
-                } else {
-                    Err(LoadError::Unavailable("the bus is away".to_owned()))
-                };
+                let result = self.load(arrives && !lost, &revision, &profile);
                 Heard::Orchestrator(orchestrator::Outcome::Loaded { revision, profile, result })
             }
             Deed::WriteDesired(writes) => {
@@ -108,7 +104,10 @@ impl World {
         self.later(wait, Happening::ReplicaReply(r, life, Box::new(heard)));
     }
 
-    fn load(&self, revision: &str, profile: &str) -> Result<Arc<Blueprint>, LoadError> {
+    fn load(&self, heard: bool, revision: &str, profile: &str) -> Result<Arc<razar_orchestrator::blueprint::Blueprint>, LoadError> {
+        if !heard {
+            return Err(LoadError::Unavailable("the bus is away".to_owned()));
+        }
         let found = self.stacks.blueprints.get(&(revision.to_owned(), profile.to_owned())).cloned();
         found.ok_or_else(|| LoadError::Refused("unknown_revision".to_owned(), "no such revision".to_owned(), Vec::new()))
     }
