@@ -34,9 +34,7 @@ impl World {
             self.at(until, Happening::ReplicaSends(r, life, Box::new(deed)));
             return;
         }
-        let dead = !same || !self.replicas[r].alive;
-        let arrives = if dead { self.broker.up && self.net.per_mille(500) } else { self.broker.reaches(Client::Replica(r)) };
-        let lost = self.faults.on(Fault::ReplyLost) && self.net.per_mille(40);
+        let (arrives, lost) = self.fate(r, same);
         let mut wait = if arrives && !lost { self.latency() } else { REQUEST_LIMIT };
         let heard = match deed {
             Deed::Load { revision, profile } => {
@@ -44,29 +42,29 @@ impl World {
                 Heard::Orchestrator(orchestrator::Outcome::Loaded { revision, profile, result })
             }
             Deed::WriteDesired(writes) => {
-                let result = if arrives { self.write_desired(r, &writes) } else { Err(WriteError::Unknown) };
-                let result = if lost { Err(WriteError::Unknown) } else { result };
+                let result = arrives.then(|| self.write_desired(r, &writes)).filter(|_| !lost).unwrap_or(Err(WriteError::Unknown));
                 Heard::Orchestrator(orchestrator::Outcome::WroteDesired(writes, result))
             }
             Deed::WriteMissions(writes) => {
-                let result = if arrives { self.write_missions(r, &writes) } else { Err(WriteError::Unknown) };
-                let result = if lost { Err(WriteError::Unknown) } else { result };
+                let result = arrives.then(|| self.write_missions(r, &writes)).filter(|_| !lost).unwrap_or(Err(WriteError::Unknown));
                 Heard::Orchestrator(orchestrator::Outcome::WroteMissions(writes, result))
             }
             Deed::Order(write) => {
-                let result = if arrives { self.write_order(r, &write) } else { Err(recovery::WriteError::Unknown) };
-                let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
+                let result = arrives.then(|| self.write_order(r, &write)).filter(|_| !lost).unwrap_or(Err(recovery::WriteError::Unknown));
                 Heard::Recovery(recovery::Outcome::Wrote(write, result))
             }
             Deed::Announce(announce) => {
-                let key = IntentKey::Escalation(announce.node.clone());
-                let result = if arrives { self.write_announcement(key, &announce) } else { Err(recovery::WriteError::Unknown) };
+                let result = if arrives {
+                    self.write_announcement(IntentKey::Escalation(announce.node.clone()), &announce)
+                } else {
+                    Err(recovery::WriteError::Unknown)
+                };
                 let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
                 Heard::Recovery(recovery::Outcome::Announced(announce, result))
             }
             Deed::Isolate(writes) => {
-                let result = if arrives { self.write_quarantines(r, &writes) } else { None };
-                Heard::Quarantine(quarantine::Outcome::Wrote(writes, result.filter(|_| !lost)))
+                let result = arrives.then(|| self.write_quarantines(r, &writes)).flatten().filter(|_| !lost);
+                Heard::Quarantine(quarantine::Outcome::Wrote(writes, result))
             }
             Deed::Ask { instance, nodes } => {
                 let inventories = if arrives && !lost { self.inventories(&nodes) } else { None };
@@ -102,6 +100,14 @@ impl World {
             }
         };
         self.later(wait, Happening::ReplicaReply(r, life, Box::new(heard)));
+    }
+
+    /// Whether what it sends arrives, and whether the answer is lost.
+    fn fate(&mut self, r: usize, same: bool) -> (bool, bool) {
+        let dead = !same || !self.replicas[r].alive;
+        let arrives = if dead { self.broker.up && self.net.per_mille(500) } else { self.broker.reaches(Client::Replica(r)) };
+        let lost = self.faults.on(Fault::ReplyLost) && self.net.per_mille(40);
+        (arrives, lost)
     }
 
     fn load(&self, heard: bool, revision: &str, profile: &str) -> Result<Arc<razar_orchestrator::blueprint::Blueprint>, LoadError> {
