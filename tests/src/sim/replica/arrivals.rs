@@ -53,15 +53,7 @@ impl World {
                 let result = arrives.then(|| self.write_order(r, &write)).filter(|_| !lost).unwrap_or(Err(recovery::WriteError::Unknown));
                 Heard::Recovery(recovery::Outcome::Wrote(write, result))
             }
-            Deed::Announce(announce) => {
-                let result = if arrives {
-                    self.write_announcement(IntentKey::Escalation(announce.node.clone()), &announce)
-                } else {
-                    Err(recovery::WriteError::Unknown)
-                };
-                let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
-                Heard::Recovery(recovery::Outcome::Announced(announce, result))
-            }
+            Deed::Announce(announce) => self.announced(arrives, lost, announce),
             Deed::Isolate(writes) => {
                 let result = arrives.then(|| self.write_quarantines(r, &writes)).flatten().filter(|_| !lost);
                 Heard::Quarantine(quarantine::Outcome::Wrote(writes, result))
@@ -108,6 +100,16 @@ impl World {
         let arrives = if dead { self.broker.up && self.net.per_mille(500) } else { self.broker.reaches(Client::Replica(r)) };
         let lost = self.faults.on(Fault::ReplyLost) && self.net.per_mille(40);
         (arrives, lost)
+    }
+
+    fn announced(&mut self, arrives: bool, lost: bool, announce: Box<recovery::Announce>) -> Heard {
+        let result = if arrives {
+            self.write_announcement(IntentKey::Escalation(announce.node.clone()), &announce)
+        } else {
+            Err(recovery::WriteError::Unknown)
+        };
+        let result = if lost { Err(recovery::WriteError::Unknown) } else { result };
+        Heard::Recovery(recovery::Outcome::Announced(announce, result))
     }
 
     fn load(&self, heard: bool, revision: &str, profile: &str) -> Result<Arc<razar_orchestrator::blueprint::Blueprint>, LoadError> {
