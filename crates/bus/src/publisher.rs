@@ -180,8 +180,8 @@ impl Outgoing {
         next
     }
 
-    async fn send_alone(&self, bus: &Bus) -> Result<Acked, BusError> {
-        let message = self.message.clone();
+    async fn send_alone(self, bus: &Bus) -> Result<Acked, BusError> {
+        let message = self.message;
         let answer = bus.request_raw(&message.subject, Some(message.headers), message.payload, REQUEST_LIMIT).await;
         let answer = answer.map_err(|e| e.or_missing("events"))?;
         let ack: PubAck = read_answer(&answer.payload, "events")?;
