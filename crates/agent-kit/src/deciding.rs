@@ -245,7 +245,7 @@ struct Running<D: Decider> {
 impl<D: Decider> Running<D> {
     /// Waits for an input, folds it and what else is there, then decides once. False: the end.
     async fn turn(&mut self, sources: &mut Sources<D>) -> bool {
-        let leads = !self.held(sources).is_none();
+        let leads = self.leads(sources);
         // To look for it may cost as much as to decide, which only who leads does.
         let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
         let deadline = deadline.into_iter().chain(self.shell.away.next_try(self.shell.now().mono)).min();
@@ -258,7 +258,7 @@ impl<D: Decider> Running<D> {
             }
             self.handle(next, sources).await;
             folded += 1;
-            let leads = !self.held(sources).is_none();
+            let leads = self.leads(sources);
             input = if folded < INPUTS_IN_A_ROW { sources.next(leads, TICK_INTERVAL).now_or_never() } else { None };
         }
         self.shell.agent.ticker.tick();
@@ -269,8 +269,16 @@ impl<D: Decider> Running<D> {
 
     /// The shards about which decisions may be made: under their leases, with everything read up to where it was when each was taken.
     fn held(&self, sources: &Sources<D>) -> Shards {
-        let stored = D::STORE.is_none() || self.store_head.is_some_and(|head| self.store_applied >= head);
-        self.tenures.held(|shard| stored && sources.leases.holds(shard))
+        self.tenures.held(|shard| self.has_read_store() && sources.leases.holds(shard))
+    }
+
+    /// Whether there is one of them.
+    fn leads(&self, sources: &Sources<D>) -> bool {
+        self.tenures.holds_any(|shard| self.has_read_store() && sources.leases.holds(shard))
+    }
+
+    fn has_read_store(&self) -> bool {
+        D::STORE.is_none() || self.store_head.is_some_and(|head| self.store_applied >= head)
     }
 
     fn decide(&mut self, sources: &mut Sources<D>) {
@@ -317,7 +325,7 @@ impl<D: Decider> Running<D> {
     async fn handle(&mut self, input: Input<D>, sources: &mut Sources<D>) {
         let now = self.shell.now();
         match input {
-            Input::Event(item) => self.fold_event(item, !self.held(sources).is_none(), now),
+            Input::Event(item) => self.fold_event(item, self.leads(sources), now),
             Input::Intent(item) => self.fold_intent(item, now),
             Input::Store(item) => self.fold_store(item, now),
             Input::Command(item) => self.take_command(item, now),
@@ -455,7 +463,7 @@ impl<D: Decider> Running<D> {
                 LeaseState::Waiting => self.tenures.lost(shard),
             }
         }
-        let foreign = sources.leases.foreign().filter(|_| self.held(sources).is_none());
+        let foreign = sources.leases.foreign().filter(|_| !self.leads(sources));
         let count = self.decides.count();
         let why =
             foreign.map(|other| format!("other replicas divide into {other} shards, this one into {count}: it waits for them to end"));

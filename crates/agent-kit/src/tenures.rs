@@ -59,8 +59,18 @@ impl Tenures {
     /// The shards about which may be decided, if `holds` by the leases themselves, which know the time.
     #[must_use]
     pub fn held(&self, holds: impl Fn(u32) -> bool) -> Shards {
-        let held = self.count.all().zip(&self.shards).filter(|(shard, authority)| authority.may_decide() && holds(*shard));
-        Shards::new(self.count, held.map(|(shard, _)| shard))
+        Shards::new(self.count, self.decidable(holds))
+    }
+
+    /// Whether there is one of them.
+    #[must_use]
+    pub fn holds_any(&self, holds: impl Fn(u32) -> bool) -> bool {
+        self.decidable(holds).next().is_some()
+    }
+
+    fn decidable(&self, holds: impl Fn(u32) -> bool) -> impl Iterator<Item = u32> {
+        let held = self.count.all().zip(&self.shards).filter(move |(shard, authority)| authority.may_decide() && holds(*shard));
+        held.map(|(shard, _)| shard)
     }
 
     fn shard(&mut self, shard: u32) -> Option<&mut Authority> {
