@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,8 +19,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub struct Raw {
     reader: BufReader<TcpStream>,
     writer: TcpStream,
-    inboxes: u64,
 }
+
+/// Inboxes of all connections: two that are used at once must not hear each other's answers.
+static INBOXES: AtomicU64 = AtomicU64::new(0);
 
 impl Raw {
     /// Connects to the broker on a port of the loopback.
@@ -29,7 +32,7 @@ impl Raw {
     pub fn connect(port: u16) -> Result<Self> {
         let writer = TcpStream::connect(("127.0.0.1", port))?;
         writer.set_read_timeout(Some(ANSWER))?;
-        let mut raw = Self { reader: BufReader::new(writer.try_clone()?), writer, inboxes: 0 };
+        let mut raw = Self { reader: BufReader::new(writer.try_clone()?), writer };
         let info = raw.line()?;
         ensure!(info.starts_with("INFO "), "a broker says INFO first, not {info}");
         raw.send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\nPING\r\n")?;
@@ -71,8 +74,7 @@ impl Raw {
     /// # Errors
     /// When nobody answers in time, or nobody listens there.
     pub fn request(&mut self, subject: &str, payload: &[u8]) -> Result<Vec<u8>> {
-        self.inboxes += 1;
-        let number = self.inboxes;
+        let number = INBOXES.fetch_add(1, Ordering::Relaxed) + 1;
         let inbox = format!("_INBOX.e2e.{}.{number}", std::process::id());
         let head = format!("SUB {inbox} {number}\r\nUNSUB {number} 1\r\nPUB {subject} {inbox} {}\r\n", payload.len());
         let mut bytes = head.into_bytes();
