@@ -266,7 +266,7 @@ fn who_fails_its_third_boot_is_given_up_with_that_whatever_the_ladder_was_at() {
         assert_eq!(boot_without_it(&mut b, boot, "complete").len(), 2, "the ladder takes it up and goes on, boot {boot}");
     }
     let third = boot_without_it(&mut b, 3, "incomplete");
-    assert_eq!(third, [format!("order restart#1 of api@3.1: 3.1"), STARTED.to_owned()]);
+    assert_eq!(third, ["order restart#1 of api@3.1: 3.1".to_owned(), STARTED.to_owned()]);
     b.rung_fails("api", "3.2");
     let rest = b.take();
     assert_eq!(
