@@ -47,7 +47,6 @@ fn share(part: usize, of: usize) -> f64 {
 impl State {
     pub(super) fn chakras(&self) -> BTreeMap<String, Chakra> {
         let mut chakras: BTreeMap<String, Chakra> = BTreeMap::new();
-        let mission = self.mission();
         for instance in self.desired.keys() {
             let Some((desired, spec)) = self.desired(instance).filter(|(d, _)| d.mode() == RunMode::Run) else { continue };
             let chakra = chakras.entry(spec.chakra.clone()).or_default();
@@ -57,7 +56,7 @@ impl State {
                 continue;
             }
             let serves = view.is_some_and(super::View::serves);
-            let is_on_its_way = mission.is_some() && view.is_none_or(|v| v.served_in < desired.generation);
+            let is_on_its_way = self.facts.mission.is_some() && view.is_none_or(|v| v.served_in < desired.generation);
             if !serves && is_on_its_way {
                 continue;
             }
@@ -72,12 +71,6 @@ impl State {
             chakra.changed_by = std::mem::take(&mut chakra.changed_by).max(changed);
         }
         chakras
-    }
-
-    /// The mission that runs, as long as something is wanted by it: a late copy of the beginning of an old one begins nothing.
-    fn mission(&self) -> Option<&str> {
-        let running = self.facts.mission.as_deref()?;
-        self.desired.keys().filter_map(|instance| self.desired(instance)).any(|(d, _)| d.mission_id == running).then_some(running)
     }
 
     pub(super) fn decide_chakras(&mut self, now: Now, actions: &mut Vec<Action>) {
@@ -138,7 +131,7 @@ impl State {
         if self.facts.spiral.is_none() {
             let whole = |c: &Chakra| c.total > 0 && c.missing.is_empty();
             let whole = !chakras.is_empty() && chakras.values().all(whole) && self.facts.down.is_empty();
-            if !whole || self.mission().is_some() {
+            if !whole || self.facts.mission.is_some() {
                 return None;
             }
             let changes = chakras.values().map(|c| c.changed_by.clone());

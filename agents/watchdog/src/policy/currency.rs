@@ -4,13 +4,8 @@
 
 use std::time::Duration;
 
-/// Time between two echoes: what is noticed of a broker that stands is noticed after this and a limit below, together well within the beats
-/// that may be missed.
-const ECHO_EVERY: Duration = Duration::from_millis(400);
-/// The same while fine beats are listened for.
-const ECHO_EVERY_FINE: Duration = Duration::from_millis(100);
-/// Who listens for fine beats asks at each of them.
-const FINE_ASKED_FOR: Duration = Duration::from_secs(3);
+/// Time between two echoes: what is noticed of a broker that stands is noticed after this and a limit below.
+const ECHO_EVERY: Duration = Duration::from_millis(100);
 /// An echo that is not back by then was lost with its connection.
 const ECHO_LOST: Duration = Duration::from_secs(3);
 /// Lateness of the own loop, or of an echo, that voids the silence of those who beat faster than [`FINE_BELOW`].
@@ -36,8 +31,6 @@ pub struct Currency {
     number: u64,
     proven: Option<Duration>,
     wanted: bool,
-    /// When it was last asked whether it is current for fine beats.
-    fine_asked: Option<Duration>,
     interruptions: u64,
 }
 
@@ -54,7 +47,6 @@ impl Currency {
             self.interruptions += 1;
         }
         (self.fine, self.rough, self.echo, self.sent_at, self.proven) = (None, None, None, None, None);
-        self.fine_asked = None;
     }
 
     /// Messages were dropped, or something else went unheard until now.
@@ -103,22 +95,6 @@ impl Currency {
         if interval < FINE_BELOW { self.fine } else { self.rough }
     }
 
-    /// Beats of this interval are listened for at `now`. Who listens for fine ones makes its echoes as fine, and is current for them from the
-    /// first of those on.
-    pub fn listens(&mut self, interval: Duration, now: Duration) {
-        if interval < FINE_BELOW {
-            if !self.is_fine(now) {
-                self.fine = None;
-            }
-            self.fine_asked = Some(now);
-        }
-    }
-
-    /// Whether fine beats are listened for.
-    fn is_fine(&self, now: Duration) -> bool {
-        self.fine_asked.is_some_and(|asked| now.saturating_sub(asked) < FINE_ASKED_FOR)
-    }
-
     /// Up to when everything that the broker had is heard.
     #[must_use]
     pub const fn proven(&self) -> Option<Duration> {
@@ -136,8 +112,7 @@ impl Currency {
         if self.echo.is_some_and(|(_, sent)| now.saturating_sub(sent) < ECHO_LOST) {
             return None;
         }
-        let every = if self.is_fine(now) { ECHO_EVERY_FINE } else { ECHO_EVERY };
-        let due = self.sent_at.is_none_or(|sent| now.saturating_sub(sent) >= every);
+        let due = self.sent_at.is_none_or(|sent| now.saturating_sub(sent) >= ECHO_EVERY);
         if !due && !self.wanted {
             return None;
         }
@@ -174,7 +149,6 @@ mod tests {
             let due = back.extract_if(.., |(when, _)| *when <= at).collect::<Vec<_>>();
             due.into_iter().for_each(|(_, n)| c.echoed(n, ms(at)));
             c.turned(ms(at));
-            c.listens(ms(100), ms(at));
             if let Some(n) = c.due_echo(ms(at)) {
                 back.push((at + trip, n));
             }
@@ -242,22 +216,6 @@ mod tests {
         let mut c = current();
         c.missed(ms(10_010));
         assert_eq!((c.since(BEAT), c.since(ms(100))), (Some(ms(10_010)), Some(ms(10_010))));
-    }
-
-    #[test]
-    fn echoes_are_as_fine_as_the_beats_listened_for() {
-        let mut c = Currency::default();
-        c.connected(ms(0));
-        let n = c.due_echo(ms(0)).unwrap();
-        c.echoed(n, ms(10));
-        assert_eq!((c.due_echo(ms(200)), c.due_echo(ms(400)).is_some()), (None, true));
-        c.echoed(n + 1, ms(410));
-        assert!(c.since(ms(100)).is_some() && c.since(BEAT).is_some());
-        c.listens(ms(100), ms(500));
-        assert_eq!(c.since(ms(100)), None, "a tenth of a second may have gone unnoticed until now");
-        let n = c.due_echo(ms(500)).unwrap();
-        c.echoed(n, ms(510));
-        assert_eq!((c.since(ms(100)), c.since(BEAT)), (Some(ms(510)), Some(REJOIN)));
     }
 
     #[test]

@@ -79,7 +79,6 @@ impl State {
         if watch.stands(rhythm).is_some() && !matches!(subject, Subject::Node(_)) {
             return self.verdict_standing(subject, watch, rhythm, now);
         }
-        self.currency.listens(rhythm.interval, now.mono);
         let Some(current) = self.currency.since(rhythm.interval) else { return Next::at(now.mono + rhythm.interval) };
         let silence = watch.silence(rhythm, current, now.mono);
         if silence.missed == 0 {

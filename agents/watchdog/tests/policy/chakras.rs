@@ -103,7 +103,6 @@ fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
     let mission = |id: &str| v1::MissionStarted { mission_id: id.to_owned(), ..Default::default() };
     w.agent_tells("m1", Fact::MissionStarted(mission("1")));
     let db = w.desire("db", "heart", |_| {});
-    wanted_by(&mut w, &db, "1");
     w.pass(ms(30_000));
     assert_eq!(kinds(&w), [""; 0], "it may take as long as it takes");
     w.agent_tells("m1e", Fact::MissionCompleted(v1::MissionCompleted { mission_id: "1".to_owned(), ..Default::default() }));
@@ -129,23 +128,6 @@ fn a_mission_whose_end_is_told_first_does_not_run() {
     w.desire("new", "throat", |_| {});
     w.pass(ms(4_000));
     assert_eq!(w.told(), ["chakra_down", "out_of_sync"], "what was never up is missing");
-}
-
-/// A replica that began at a snapshot does not know by its id what came before.
-#[test]
-fn a_mission_by_which_nothing_is_wanted_any_more_does_not_run() {
-    let (mut w, _) = stack();
-    let new = w.desire("new", "throat", |_| {});
-    wanted_by(&mut w, &new, "m2");
-    w.agent_tells("late", Fact::MissionStarted(v1::MissionStarted { mission_id: "m1".to_owned(), ..Default::default() }));
-    w.pass(ms(4_000));
-    assert_eq!(w.told(), ["chakra_down", "out_of_sync"], "what was never up is missing");
-}
-
-fn wanted_by(w: &mut World, instance: &Instance, mission: &str) {
-    let Some(Want::Desired(mut wanted)) = w.desired[instance].1.want.clone() else { panic!() };
-    mission.clone_into(&mut wanted.mission_id);
-    w.record(instance, wanted);
 }
 
 /// What is wanted changes without an event of what broke: the same break is another verdict then.
