@@ -481,13 +481,13 @@ impl<D: Decider> Running<D> {
         }
     }
 
-    /// Commands that are not answered come again, to whoever may decide then.
+    /// Commands that are not answered go back, for whoever may decide then.
     fn stand_down(&mut self, sources: &mut Sources<D>) {
         if let Some(commands) = &mut sources.commands {
             commands.pause();
         }
         self.decider.stand_down();
-        self.shell.forget_commands();
+        self.shell.give_commands_back();
     }
 
     fn ask_heads(&mut self) {

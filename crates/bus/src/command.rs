@@ -520,6 +520,14 @@ impl ReceivedCommand {
         async move { bus.request_raw(&subject, Some(headers), payload, HANDOVER_LIMIT).await.map(|_| ()) }
     }
 
+    /// Gives it back to the broker, which delivers it again at once, to whoever takes commands then.
+    ///
+    /// # Errors
+    /// When the bus is down: the command comes again by itself, later.
+    pub async fn give_back(self) -> Result<(), BusError> {
+        self.answer.bus.publish(&self.answer.ack, Bytes::from_static(b"-NAK"), "").await
+    }
+
     /// Tells the broker that work goes on; each 3 s while a decision takes longer than that.
     ///
     /// # Errors

@@ -105,8 +105,9 @@ impl<C: Handed> Away<C> {
         self.waiting.values().filter_map(|w| w.at).min().map(|at| at.max(now))
     }
 
-    pub(super) fn clear(&mut self) {
-        self.waiting.clear();
+    /// Forgets all; what comes out is nobody's now, the rest is being taken by another.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = C> + use<C> {
+        std::mem::take(&mut self.waiting).into_values().filter(|w| w.at.is_some()).map(|w| w.command)
     }
 }
 

@@ -141,9 +141,20 @@ impl<D: Decider> Shell<D> {
         self.held.insert(token, (received, SystemTime::now()));
     }
 
-    pub(super) fn forget_commands(&mut self) {
-        self.held.clear();
-        self.away.clear();
+    /// Whoever decides next is to have them at once.
+    pub(super) fn give_commands_back(&mut self) {
+        let held = self.held.drain().map(|(_, (received, _))| received);
+        let back: Vec<ReceivedCommand> = held.chain(self.away.clear()).collect();
+        if back.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            for received in back {
+                if let Err(error) = received.give_back().await {
+                    tracing::debug!(%error, "a command will come again, later");
+                }
+            }
+        });
     }
 
     /// Commands that wait, and about which another replica decides now, are for that one.

@@ -234,6 +234,28 @@ async fn a_paused_source_leaves_commands_to_the_holder() -> Result<()> {
     Ok(())
 }
 
+/// Who may decide no longer gives back what it holds: another has it well before the ten seconds after which it would come by itself.
+#[tokio::test]
+async fn a_command_that_is_given_back_comes_to_another_at_once() -> Result<()> {
+    let broker = Broker::start()?;
+    let (bus, other) = (broker.provisioned().await?, broker.bus().await?);
+    let (mut old, mut new) = (bus.serve_commands("orchestrator").await?, other.serve_commands("orchestrator").await?);
+    let asker = broker.bus().await?;
+    let asking = tokio::spawn(async move { asker.command("orchestrator", "stop", "api", v1::Command::default(), SOON).await });
+    let held = received(&mut old).await?;
+    let id = held.command.command_id.clone();
+    old.pause();
+    let given = std::time::Instant::now();
+    held.give_back().await?;
+    let again = received(&mut new).await?;
+    assert!(again.repeated && given.elapsed() < Duration::from_secs(3), "{:?}", given.elapsed());
+    assert_eq!(again.command.command_id, id);
+    again.settle(accepted()).await?;
+    assert!(soon("the receipt", asking).await???.accepted);
+    drop(old);
+    Ok(())
+}
+
 async fn refused(source: &mut CommandSource) -> Result<RefusedCommand> {
     match soon("a refusal", source.next()).await? {
         CommandItem::Command(command) => anyhow::bail!("taken: {command:?}"),
