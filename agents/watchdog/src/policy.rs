@@ -275,6 +275,7 @@ impl State {
     pub fn apply_event(&mut self, sequence: u64, event: &v1::Event, stored: SystemTime, now: Now) {
         let about = self.facts.apply(sequence, event, stored, now.mono);
         self.publishing.remove(&event.id);
+        self.facts.take_forgotten().iter().for_each(|instance| self.watch_instance(instance, now.mono));
         match about {
             About::Nothing => {}
             About::Node(name) => self.watch(Subject::Node(name), Incarnation::default(), now.mono),

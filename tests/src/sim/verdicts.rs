@@ -297,10 +297,19 @@ impl World {
         let (all, _) = seen(read);
         let mut told = Told::default();
         read.iter().for_each(|Stored { event, at, .. }| drop(told.fold(event, *at)));
+        let mut isolated: BTreeSet<Instance> = BTreeSet::new();
+        for event in read.iter().map(|stored| &stored.event) {
+            match &event.fact {
+                Some(Fact::Quarantined(_)) => isolated.extend(instance(event)),
+                Some(Fact::Released(_)) => drop(instance(event).map(|id| isolated.remove(&id))),
+                _ => {}
+            }
+        }
         let out = self.desired_records().any(|(id, desired)| {
             let lost = told.present.get(&Whom::Node(desired.node.clone())).is_some_and(|p| p.away);
             let of_it = desired.spec.as_ref().is_some_and(|spec| spec.chakra == chakra);
-            of_it && !lost && desired.mode() == RunMode::Run && all.get(&id).is_none_or(|of| of.state != State::Ready)
+            let serves = all.get(&id).is_some_and(|of| of.state == State::Ready) && !isolated.contains(&id);
+            of_it && !lost && desired.mode() == RunMode::Run && !serves
         });
         (!out).then(|| "all that is wanted of it serves".to_owned())
     }

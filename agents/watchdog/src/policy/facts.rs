@@ -134,6 +134,7 @@ pub struct Facts {
     restarts: VecDeque<SystemTime>,
     told: BTreeSet<String>,
     told_order: VecDeque<String>,
+    forgotten: Vec<Instance>,
 }
 
 impl Facts {
@@ -167,8 +168,11 @@ impl Facts {
         if let Some(place) = &event.node_sequence {
             let joins = matches!(event.fact, Some(Fact::NodeJoined(_)));
             let places = self.places.entry(place.node.clone()).or_default();
-            if matches!(places.see(&place.epoch, place.sequence, joins), Sight::Again | Sight::Former) {
-                return About::Nothing;
+            match places.see(&place.epoch, place.sequence, joins) {
+                Sight::Again | Sight::Former => return About::Nothing,
+                // Anything else than its joining may be a late copy, from a journal that the node had before these EVENTS.
+                Sight::FirstOfNewJournal if joins => self.forget_lives(&place.node, sequence, event, now),
+                Sight::First | Sight::FirstOfNewJournal => {}
             }
         } else if !self.note_told(event) {
             return About::Nothing;
@@ -197,6 +201,22 @@ impl Facts {
             None => {}
         }
         turned
+    }
+
+    /// With a new journal a node has ended what it ran by the old one, whether or not it could tell, and counts its starts anew.
+    fn forget_lives(&mut self, node: &str, sequence: u64, event: &v1::Event, now: Duration) {
+        for (instance, view) in self.views.iter_mut().filter(|(_, v)| v.node == node) {
+            view.incarnation = Incarnation::default();
+            view.over.clear();
+            view.within.clear();
+            enter(view, State::Unspecified, sequence, event, now);
+            self.forgotten.push(instance.clone());
+        }
+    }
+
+    /// Instances whose lives were forgotten since this was asked last.
+    pub(super) fn take_forgotten(&mut self) -> Vec<Instance> {
+        std::mem::take(&mut self.forgotten)
     }
 
     fn fold_presence(&mut self, event: &v1::Event, now: Duration) -> About {
@@ -254,6 +274,10 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Duration) {
+        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
+        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+            return;
+        }
         for item in &inventory.items {
             let Some(instance) = item.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
             let told = item.incarnation.as_ref().map(Incarnation::from).unwrap_or_default();

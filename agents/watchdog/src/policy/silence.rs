@@ -76,7 +76,7 @@ impl State {
             return Next::at(now.mono + rhythm.interval);
         }
         // Whether a node's loop turns its guard and its health endpoint see; here it is there as long as it is heard or answers.
-        if watch.stands(rhythm).is_some() && !matches!(subject, Subject::Node(_)) {
+        if watch.stands(rhythm, now.mono).is_some() && !matches!(subject, Subject::Node(_)) {
             return self.verdict_standing(subject, watch, rhythm, now);
         }
         let Some(current) = self.currency.since(rhythm.interval) else { return Next::at(now.mono + rhythm.interval) };

@@ -79,10 +79,10 @@ impl Watch {
         Self { known, incarnation, due: known, ..Self::default() }
     }
 
-    /// The same one from `known` on, with what was heard of it before.
+    /// The same one from `known` on, with the signs that it gave before: it may be another process, whose loop has not stood.
     #[must_use]
     pub fn begun_anew(&self, known: Duration) -> Self {
-        Self { known, due: known, question: Question::None, seen: None, ..self.clone() }
+        Self { known, due: known, question: Question::None, seen: None, stands: None, ..self.clone() }
     }
 
     /// A beat was heard. True: it is a sign of life.
@@ -124,10 +124,12 @@ impl Watch {
     }
 
     /// Whether more than one beat in a row has said that its loop stands: the first may have been sent by a process that had just woken.
+    /// Who says so no longer is silent, and judged for that.
     #[must_use]
-    pub fn stands(&self, rhythm: &Rhythm) -> Option<Duration> {
+    pub fn stands(&self, rhythm: &Rhythm, now: Duration) -> Option<Duration> {
         let (first, newest, age) = self.stands?;
-        (newest.saturating_sub(first) >= rhythm.interval / 2).then_some(age)
+        let says_so = newest + rhythm.patience() > now && newest.saturating_sub(first) >= rhythm.interval / 2;
+        says_so.then_some(age)
     }
 }
 
@@ -160,12 +162,14 @@ mod tests {
         let mut w = Watch::new(ms(0), Incarnation::default());
         assert!(w.heard(&beat(1, 10), ms(3_000), ms(1_000)));
         assert!(!w.heard(&beat(2, 3_100), ms(3_000), ms(4_000)));
-        assert_eq!(w.stands(&RHYTHM), None, "once may be a process that has just woken");
+        assert_eq!(w.stands(&RHYTHM, ms(4_000)), None, "once may be a process that has just woken");
         assert!(!w.heard(&beat(3, 4_100), ms(3_000), ms(5_000)));
-        assert_eq!(w.stands(&RHYTHM), Some(ms(4_100)));
+        assert_eq!(w.stands(&RHYTHM, ms(5_000)), Some(ms(4_100)));
+        assert_eq!(w.stands(&RHYTHM, ms(8_000)), None, "who says nothing more is silent");
+        assert_eq!(w.begun_anew(ms(5_100)).stands(&RHYTHM, ms(5_100)), None, "another process");
         assert_eq!(w.silent_for(ms(5_000)), ms(4_000));
         assert!(w.heard(&beat(4, 0), ms(3_000), ms(6_000)));
-        assert_eq!(w.stands(&RHYTHM), None);
+        assert_eq!(w.stands(&RHYTHM, ms(6_000)), None);
     }
 
     #[test]

@@ -96,6 +96,18 @@ fn what_is_on_a_lost_node_is_unknown() {
     assert_eq!(w.dogs[0].state.health(w.at()).essential_up, 0, "nor does it count as well");
 }
 
+/// Simulation, seed 821: whatever it was by a journal that is lost, done too. Mutation caught: a new journal forgets nothing.
+#[test]
+fn what_served_by_a_lost_journal_serves_no_longer() {
+    let (mut w, all) = stack();
+    w.new_journal("a");
+    w.pass(ms(4_000));
+    assert_eq!(kinds(&w), ["great_spiral", "chakra_down", "chakra_down", "out_of_sync"]);
+    all.iter().for_each(|i| drop(w.ready(i, FIRST)));
+    w.pass(ms(500));
+    assert_eq!(w.stream.iter().filter(|e| e.kind == "chakra_recovered").count(), 2, "its starts count anew");
+}
+
 #[test]
 fn while_a_mission_runs_what_was_never_up_is_on_its_way() {
     let mut w = World::new(1);

@@ -63,6 +63,8 @@ pub(crate) struct World {
     held: Vec<v1::Heartbeat>,
     outcomes: Vec<(Duration, usize, Outcome)>,
     sequence: u64,
+    /// Epoch of the nodes' journals.
+    epoch: String,
 }
 
 impl World {
@@ -92,6 +94,7 @@ impl World {
             held: Vec::new(),
             outcomes: Vec::new(),
             sequence: 0,
+            epoch: "e".to_owned(),
         };
         for dog in &mut world.dogs {
             dog.state.apply_connected(Now { mono: Duration::ZERO, wall: UNIX_EPOCH });
@@ -117,12 +120,12 @@ impl World {
     /// An event of node `a`.
     pub(crate) fn node_tells(&mut self, node: &str, instance: Option<(&Instance, Incarnation)>, fact: Fact) -> String {
         self.sequence += 1;
-        let id = format!("n:{node}:e:{}", self.sequence);
+        let id = format!("n:{node}:{}:{}", self.epoch, self.sequence);
         let event = v1::Event {
             id: id.clone(),
             kind: fact.kind().to_owned(),
             source: Some(v1::Actor { kind: "node".to_owned(), id: node.to_owned() }),
-            node_sequence: Some(v1::NodeSequence { node: node.to_owned(), epoch: "e".to_owned(), sequence: self.sequence }),
+            node_sequence: Some(v1::NodeSequence { node: node.to_owned(), epoch: self.epoch.clone(), sequence: self.sequence }),
             instance: instance.map(|(i, _)| i.into()),
             incarnation: instance.map(|(_, i)| i.into()),
             stack: "demo".to_owned(),
@@ -137,6 +140,12 @@ impl World {
         let source = Some(v1::Actor { kind: "orchestrator".to_owned(), id: "o".to_owned() });
         let event = v1::Event { id: id.to_owned(), kind: fact.kind().to_owned(), source, fact: Some(fact), ..Default::default() };
         self.store(event);
+    }
+
+    /// The disk of `node` is lost, and with it its journal and whatever it ran.
+    pub(crate) fn new_journal(&mut self, node: &str) {
+        self.epoch.push('+');
+        self.node_tells(node, None, Fact::NodeJoined(v1::NodeJoined { node_epoch: self.epoch.clone(), ..Default::default() }));
     }
 
     /// A node joins and beats.
