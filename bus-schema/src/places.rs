@@ -16,6 +16,8 @@ pub struct Places {
     former: Vec<Former>,
     highest: u64,
     window: [u8; WINDOW_BYTES],
+    /// Place of the newest inventory.
+    inventory: u64,
 }
 
 /// A journal that another one took the place of.
@@ -46,7 +48,7 @@ impl Places {
     pub fn restore(epoch: &str, highest: u64, window: &[u8], former: Vec<Former>) -> Self {
         let mut bytes = [0; WINDOW_BYTES];
         bytes.iter_mut().zip(window).for_each(|(to, from)| *to = *from);
-        Self { epoch: epoch.to_owned(), former, highest, window: bytes }
+        Self { epoch: epoch.to_owned(), former, highest, window: bytes, inventory: 0 }
     }
 
     /// Notes a place. `joins`: it is that of a `node_joined`, by which a node tells its journal.
@@ -72,13 +74,21 @@ impl Places {
         if changes {
             // Which of its earlier ones were seen is not remembered: all of them, since they came in order.
             let window = if again.highest > 0 { [u8::MAX; WINDOW_BYTES] } else { [0; WINDOW_BYTES] };
-            (self.epoch, self.highest, self.window) = (again.epoch, again.highest, window);
+            (self.epoch, self.highest, self.window, self.inventory) = (again.epoch, again.highest, window, 0);
         }
         match (self.note(sequence), replaces) {
             (true, true) => Sight::FirstOfNewJournal,
             (true, false) => Sight::First,
             (false, _) => Sight::Again,
         }
+    }
+
+    /// Whether the inventory at this place of the present journal is the newest that was seen. One from before EVENTS were lost may come
+    /// late, into the new ones: it is seen there for the first time, and says how things were.
+    pub fn is_newest_inventory(&mut self, sequence: u64) -> bool {
+        let newest = sequence >= self.inventory;
+        self.inventory = self.inventory.max(sequence);
+        newest
     }
 
     /// Epoch of the present journal; empty: nothing was seen.
@@ -154,6 +164,17 @@ mod tests {
                 places = Places::restore(places.epoch(), places.highest(), places.window(), places.former().to_vec());
             }
         }
+    }
+
+    #[test]
+    fn an_inventory_that_comes_late_is_not_the_newest() {
+        let mut places = Places::default();
+        places.see("a", 11, false);
+        assert!(places.is_newest_inventory(11));
+        assert_eq!(places.see("a", 3, false), Sight::First, "its EVENTS do not know it");
+        assert!(!places.is_newest_inventory(3) && places.is_newest_inventory(12));
+        places.see("b", 1, true);
+        assert!(places.is_newest_inventory(1), "another journal counts anew");
     }
 
     /// A fold that begins behind the loss of a journal takes a late copy from it for a new one, until the one that lives says more.

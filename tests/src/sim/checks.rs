@@ -312,7 +312,7 @@ impl World {
         let mut rng = Rng::of(self.seed, "late copies");
         let stored: Vec<_> = self.broker.events.stored.iter().map(|s| s.event.clone()).collect();
         let place = |e: &v1::Event| e.node_sequence.as_ref().map(|s| (s.node.clone(), s.epoch.clone()));
-        let current: BTreeMap<String, String> = stored.iter().filter_map(|e| place(e)).collect();
+        let current: BTreeMap<String, String> = self.hosts.iter().map(|h| (h.name.clone(), h.journal.disk.epoch.clone())).collect();
         let mut late: Vec<_> =
             stored.into_iter().filter(|e| place(e).is_none_or(|(node, epoch)| current.get(&node) == Some(&epoch))).collect();
         for n in (1..late.len()).rev() {

@@ -324,6 +324,10 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
+        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
+        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+            return;
+        }
         let Some(source) = &event.source else { return };
         if let Some(node) = self.nodes.get_mut(&source.id)
             && node.epoch == inventory.node_epoch

@@ -155,6 +155,26 @@ fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
     assert_eq!(world.generations(), before, "nothing was started anew");
 }
 
+/// Simulation, seed 1650: a late copy, in EVENTS that do not know it. Mutation caught: the inventory told last counts, not the newest.
+#[test]
+fn an_inventory_from_before_the_loss_of_events_says_nothing_about_now() {
+    let mut world = booted(&THREE);
+    world.join("b", "e1");
+    world.run();
+    let is_of_b = |e: &&v1::Event| e.kind == "node_inventory" && e.source.as_ref().is_some_and(|s| s.id == "b");
+    let old = world.events.iter().find(is_of_b).unwrap().clone();
+    lose_events_and_intents(&mut world, false);
+    world.join("b", "e1");
+    world.run();
+    assert_ne!(world.events.iter().rfind(is_of_b).unwrap().fact, old.fact, "it has told anew");
+    world.events.push(old);
+    let more: Vec<&str> = THREE.into_iter().chain(["late"]).collect();
+    let stack_revision = world.store(&blueprint("demo", "", &more));
+    world.command("c2", "apply", "demo", v1::Command { stack_revision, approve: true, ..Default::default() });
+    world.run();
+    assert_eq!(world.desired("late").node, "b", "the least loaded node has told what it holds");
+}
+
 /// Rule: in a new bucket quarantine writes first, then its mark; the orchestrator writes after the mark.
 /// Mutation caught: `bucket_is_open` without the mark.
 #[test]

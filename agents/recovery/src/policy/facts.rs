@@ -400,6 +400,10 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
+        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
+        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+            return;
+        }
         for item in &inventory.items {
             let Some(instance) = item.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) else { continue };
             if self.views.len() >= ENTITIES_MAX && !self.views.contains_key(&instance) {
