@@ -17,7 +17,10 @@ use razar_bus_schema::{
     v1::{self, probe::Check},
 };
 use razar_os::{BootId, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+};
 
 use crate::{
     adopt::identity_record,
@@ -94,6 +97,7 @@ pub struct Processes {
     running: BTreeMap<Instance, Running>,
     /// Ended, and not yet reaped: see [`Processes::lay_to_rest`].
     ended: Vec<(Instance, Running)>,
+    resting: JoinSet<()>,
     news: mpsc::Sender<ProcessNews>,
 }
 
@@ -104,7 +108,17 @@ impl Processes {
     /// When no thread can be made, or the boot id cannot be read.
     pub fn new(places: Places, logs: LogStore, news: mpsc::Sender<ProcessNews>) -> io::Result<Self> {
         let (keeper, cgroups) = (LogKeeper::start(logs.clone())?, Cgroups::detect());
-        Ok(Self { places, logs, keeper, cgroups, boot_id: BootId::current()?, running: BTreeMap::new(), ended: Vec::new(), news })
+        Ok(Self {
+            places,
+            logs,
+            keeper,
+            cgroups,
+            boot_id: BootId::current()?,
+            running: BTreeMap::new(),
+            ended: Vec::new(),
+            resting: JoinSet::new(),
+            news,
+        })
     }
 
     /// Whether each component gets a cgroup of its own.
@@ -206,7 +220,7 @@ impl Processes {
 
     fn remove_cgroup(&self, instance: &Instance, incarnation: Incarnation) {
         if let Some(cgroups) = &self.cgroups {
-            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &format!("{}@{incarnation}", instance.key()));
+            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &cgroup_name(instance, incarnation));
         }
     }
 
@@ -345,21 +359,27 @@ impl Processes {
         Some((exit_record(status, oom), last_error))
     }
 
-    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors.
+    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors. In a thread of its own: the
+    /// kernel may take milliseconds for it.
     pub fn lay_to_rest(&mut self) {
+        while self.resting.try_join_next().is_some() {}
         for (instance, ended) in std::mem::take(&mut self.ended) {
-            if let Err(error) = ended.process.exit() {
-                tracing::warn!(%instance, %error, "cannot reap");
-            }
             self.keeper.forget(&instance, ended.incarnation);
-            if ended.cgroup.is_some() {
-                self.remove_cgroup(&instance, ended.incarnation);
-            }
+            let cgroup = ended.cgroup.as_ref().and(self.cgroups.clone()).map(|cgroups| (cgroups, self.places.clone()));
+            self.resting.spawn_blocking(move || {
+                if let Err(error) = ended.process.exit() {
+                    tracing::warn!(%instance, %error, "cannot reap");
+                }
+                if let Some((cgroups, places)) = cgroup {
+                    let _ = cgroups.remove(&places.mesh, &places.node, &cgroup_name(&instance, ended.incarnation));
+                }
+            });
         }
     }
 
     /// All are stopped: what a machine's memory holds of the node is given back.
-    pub fn close(self) {
+    pub async fn close(self) {
+        self.resting.join_all().await;
         let _ = std::fs::remove_dir(&self.places.notify_dir);
     }
 
@@ -368,6 +388,11 @@ impl Processes {
         let name: String = sha256_hex(format!("{}@{incarnation}", instance.key()).as_bytes()).chars().take(16).collect();
         self.places.notify_dir.join(name)
     }
+}
+
+/// Each incarnation has a cgroup of its own.
+fn cgroup_name(instance: &Instance, incarnation: Incarnation) -> String {
+    format!("{}@{incarnation}", instance.key())
 }
 
 /// What was made for a start.

@@ -99,43 +99,53 @@ impl Node {
 
     /// Tells who lives, what has completed, and as which process: for a stream of events that knows nothing of it.
     pub fn tell_living(&mut self, now: Now) {
-        let mut told = Vec::new();
-        for inst in self.instances.values().filter(|i| i.wanted.is_some()) {
-            let about = |fact| self.draft(Some(&inst.id), fact, TOLD_AGAIN, "EVENTS is new, and knows nothing of it", now);
-            let ready = |completed| {
-                Fact::ComponentReady(v1::ComponentReady { probe: inst.reason.clone(), again: true, completed, ..Default::default() })
-            };
-            if let Some(process) = inst.process.clone().filter(|_| inst.lives()) {
-                let started = v1::ComponentStarted {
-                    process: Some(process),
-                    generation: inst.incarnation.generation,
-                    adopted: true,
-                    dependencies: super::folding::dependencies_seen(inst),
-                    ..Default::default()
-                };
-                told.push(about(Fact::ComponentStarted(started)));
-            }
-            match inst.state {
-                InstanceState::Ready => told.push(about(ready(false))),
-                InstanceState::Completed => told.push(about(ready(true))),
-                InstanceState::Unready => {
-                    told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
-                }
-                InstanceState::Unspecified
-                | InstanceState::Waiting
-                | InstanceState::Preparing
-                | InstanceState::Starting
-                | InstanceState::Stopping
-                | InstanceState::Stopped
-                | InstanceState::Exited
-                | InstanceState::Backoff
-                | InstanceState::Failed
-                | InstanceState::Quarantined
-                | InstanceState::Probation => {}
-            }
-        }
+        let wanted = self.instances.values().filter(|i| i.wanted.is_some());
+        let told = wanted.flat_map(|inst| self.life(inst, "EVENTS is new, and knows nothing of it", now)).collect::<Vec<_>>();
         self.tells.extend(told);
         self.tell_failures(now);
+    }
+
+    /// Tells the same of one: others take its isolation, which came and went unseen here, for its end.
+    pub(super) fn tell_life(&mut self, id: &Instance, now: Now) {
+        let told = self.instances.get(id).map(|inst| self.life(inst, "it was released before its isolation was seen here", now));
+        self.tells.extend(told.unwrap_or_default());
+    }
+
+    fn life(&self, inst: &Inst, why: &str, now: Now) -> Vec<v1::Event> {
+        let mut told = Vec::new();
+        let about = |fact| self.draft(Some(&inst.id), fact, TOLD_AGAIN, why, now);
+        let ready = |completed| {
+            Fact::ComponentReady(v1::ComponentReady { probe: inst.reason.clone(), again: true, completed, ..Default::default() })
+        };
+        if let Some(process) = inst.process.clone().filter(|_| inst.lives()) {
+            let started = v1::ComponentStarted {
+                process: Some(process),
+                generation: inst.incarnation.generation,
+                adopted: true,
+                dependencies: super::folding::dependencies_seen(inst),
+                ..Default::default()
+            };
+            told.push(about(Fact::ComponentStarted(started)));
+        }
+        match inst.state {
+            InstanceState::Ready => told.push(about(ready(false))),
+            InstanceState::Completed => told.push(about(ready(true))),
+            InstanceState::Unready => {
+                told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
+            }
+            InstanceState::Unspecified
+            | InstanceState::Waiting
+            | InstanceState::Preparing
+            | InstanceState::Starting
+            | InstanceState::Stopping
+            | InstanceState::Stopped
+            | InstanceState::Exited
+            | InstanceState::Backoff
+            | InstanceState::Failed
+            | InstanceState::Quarantined
+            | InstanceState::Probation => {}
+        }
+        told
     }
 
     /// Tells again who is given up: the last life of the agent may have died before it did, or EVENTS may be new.

@@ -118,19 +118,28 @@ impl Node {
 
     fn settle(&mut self, now: Now) {
         let staged = std::mem::take(&mut self.intents.staged);
-        let mut changed = false;
+        let (mut changed, mut at_once) = (false, false);
         for (key, (revision, intent)) in staged {
             let place = Place { epoch: self.intents.epoch.clone(), revision };
-            let released_before = IntentKey::parse(&key).and_then(|key| self.intents.record(&key)).is_some_and(|r| releases(&r.intent));
-            let released = !released_before && releases(&intent);
+            let known = IntentKey::parse(&key).and_then(|key| self.intents.record(&key));
+            let is_isolated = known.is_some_and(|r| !releases(&r.intent));
+            let was_released = known.is_some_and(|r| releases(&r.intent));
+            let releases = releases(&intent);
             let in_force = self.put_in_force(&key, place, intent, now);
-            if in_force && released {
-                self.concerned(&key).iter().for_each(|id| self.release_failed(id, now));
+            for id in self.concerned(&key).iter().filter(|_| in_force && releases) {
+                if !was_released {
+                    self.release_failed(id, now);
+                }
+                if !is_isolated {
+                    self.tell_life(id, now);
+                }
             }
             changed |= in_force;
+            // An order names the life that it replaces: whoever forgets it with the power has none of them left.
+            at_once |= in_force && !matches!(IntentKey::parse(&key), Some(IntentKey::Recovery(_)));
         }
         if changed {
-            self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
+            self.actions.push(Action::StorePlan { plan: Box::new(self.intents.on_disk()), at_once });
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use razar_bus_schema::{
     ids::Incarnation,
-    v1::{self, InstanceState as State, QuarantinePhase as Phase, intent::Want},
+    v1::{self, InstanceState as State, QuarantinePhase as Phase, event::Fact, intent::Want},
 };
 
 use super::{
@@ -308,6 +308,26 @@ fn on_probation_it_starts_and_its_first_end_is_not_mended_here() {
         b.exit("api", 1);
         assert!(b.take().iter().any(|l| l.starts_with("spawn")), "{key}: released it has its restarts again");
     }
+}
+
+/// Simulation, seed 1923: others took the isolation, which came and went while the node was away, for its end. Mutation caught: nothing
+/// is told.
+#[test]
+fn a_release_whose_isolation_was_never_seen_tells_what_goes_on() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    let ready = b.told("component_ready");
+    b.quarantine("quarantine.api.0", Phase::Released);
+    assert_eq!((b.told("component_ready"), b.state("api")), (ready + 1, State::Ready));
+    let again = b.events.last().and_then(|e| e.fact.clone());
+    assert!(matches!(again, Some(Fact::ComponentReady(r)) if r.again), "the same life");
+    b.quarantine("quarantine.api.0", Phase::Isolated);
+    b.exit("api", 0);
+    b.quarantine("quarantine.api.0", Phase::Probation);
+    b.ready("api");
+    let ready = b.told("component_ready");
+    b.quarantine("quarantine.api.0", Phase::Released);
+    assert_eq!(b.told("component_ready"), ready, "what was seen needs no word");
 }
 
 #[test]
