@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail, ensure};
 use razar_tests::e2e::{Arrived, Collector, Mesh, Part, SOON, Stack, signal, wait_for};
 use rustix::process::Signal;
+use serde_json::json;
 
 /// Spans of one component in one trace.
 const COMPONENT_SPANS_MAX: usize = 12;
@@ -139,6 +140,54 @@ fn a_restart_by_hand_is_one_trace() -> Result<()> {
     ensure!(services == ["razar-cli", "razar-node", "razar-orchestrator"].into(), "{services:?}");
     ensure!(count(&trace, "stop component") == 1);
     within_one(&trace)?;
+    mesh.end()
+}
+
+/// An isolation is its command's story, and what it does to its chakra a verdict's.
+#[test]
+fn an_isolation_by_hand_and_the_verdict_on_its_chakra_are_a_trace_each() -> Result<()> {
+    let (collector, mesh) = traced()?;
+    let sent = |kind: &str| format!("send razar.event.<chakra>.<component>.{kind}");
+    mesh.razar(&["quarantine", "api", "--note", "leaks", "--for", "1h"])?.ok()?;
+    let command = "send razar.command.<agent>.<verb>.<target>";
+    let trace = whole_trace(&collector, command, |trace| {
+        count(trace, &sent("quarantined")) == 1 && count(trace, &sent("operator_command")) == 2 && count(trace, "stop component") == 1
+    })?;
+    hops_are_described(&trace)?;
+    let services: BTreeSet<_> = trace.iter().map(|s| s.service.as_str()).collect();
+    ensure!(services == ["razar-cli", "razar-node", "razar-quarantine"].into(), "{services:?}");
+    let taken = only(&trace, "process razar.command.<agent>.<verb>.<target>")?;
+    ensure!((taken.service.as_str(), &taken.parent) == ("razar-quarantine", &only(&trace, command)?.id), "{taken:?}");
+    wait_for("the verdict", SOON, || Ok(mesh.events()?.iter().any(|e| e.kind == "out_of_sync").then_some(())))?;
+    mesh.razar(&["release", "api", "--note", "mended"])?.ok()?;
+    let trace = whole_trace(&collector, "below threshold", |trace| count(trace, &sent("chakra_recovered")) == 1)?;
+    hops_are_described(&trace)?;
+    ensure!(count(&trace, &sent("chakra_down")) == 1 && count(&trace, "down") == 1, "{trace:#?}");
+    ensure!(trace.iter().all(|s| s.service == "razar-watchdog"));
+    mesh.end()
+}
+
+/// What no rung helps is one trace from the first exit to its isolation, whoever had a part in it.
+#[test]
+fn an_incident_that_ends_in_isolation_is_one_trace() -> Result<()> {
+    let collector = Collector::start()?;
+    let mesh = Mesh::new()?.with_env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
+    let broken = mesh.dir().join("broken");
+    let db = Part::demo("db", mesh.port(0))?
+        .arg(&format!("--break-file={}", broken.display()))
+        .set("heal", json!(["restart"]))
+        .set("restart", json!({ "max": 0, "within": "1m", "backoff": { "first": "0s", "base": "50ms", "max": "100ms" } }));
+    mesh.up(&Stack::new("alone").with(db))?.ok()?;
+    std::fs::write(&broken, "")?;
+    let sent = |kind: &str| format!("send razar.event.<chakra>.<component>.{kind}");
+    let trace = whole_trace(&collector, "incident", |trace| count(trace, &sent("quarantined")) == 1)?;
+    hops_are_described(&trace)?;
+    let services: BTreeSet<_> = trace.iter().map(|s| s.service.as_str()).collect();
+    ensure!(services == ["razar-node", "razar-quarantine", "razar-recovery"].into(), "{services:?}");
+    for name in ["component exit", "rung"] {
+        ensure!(count(&trace, name) >= 1, "{name}: {trace:#?}");
+    }
+    ensure!(count(&trace, &sent("recovery_failed")) == 1);
     mesh.end()
 }
 

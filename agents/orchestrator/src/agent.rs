@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Nothing, Now, Shell, deciding};
 use razar_bus::{BusError, Query, ReceivedCommand, WatchItem};
 use razar_bus_schema::{
     bucket::IntentKey,
@@ -36,9 +36,10 @@ struct Orchestrator {
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     agent.health.hold(MISSIONS, "the plan is not read yet");
+    let hops = Hops::new(agent.spans.clone(), AGENT, &agent.config.mesh, agent.bus.subjects());
     let orchestrator = Orchestrator {
         state: State::new(Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() }),
-        teller: Teller::new(agent.spans.clone(), &agent.config.mesh, agent.bus.subjects()),
+        teller: Teller::new(hops, &agent.config.mesh, agent.bus.subjects()),
     };
     let entry = Entry {
         purpose: "plans, and says what is to run where",

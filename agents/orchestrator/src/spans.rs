@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use razar_agent_kit::{SpanRecord, Spans, telemetry::Hop};
+use razar_agent_kit::{Hops, SpanRecord, hops::template, telemetry::Hop};
 use razar_bus::ReceivedCommand;
 use razar_bus_schema::{
     event::subject_of,
@@ -16,15 +16,13 @@ use razar_bus_schema::{
 
 use crate::policy::EndedMission;
 
-/// What of a command's subject is the same for all.
-const COMMAND_TEMPLATE: &str = "razar.command.<agent>.<verb>.<target>";
 /// What of a `desired` record's subject is the same for all.
 const DESIRED_TEMPLATE: &str = "$KV.<bucket>.desired.<component>.<ordinal>";
 
 /// Writes spans.
 #[derive(Debug)]
 pub(crate) struct Teller {
-    spans: Spans,
+    hops: Hops,
     mesh: String,
     subjects: Subjects,
     /// The batch of records whose span was written last: its records are told one after the other.
@@ -35,7 +33,7 @@ pub(crate) struct Teller {
 
 #[derive(Debug)]
 struct Folded {
-    kind: String,
+    template: String,
     subject: String,
     sent: Context,
     id: [u8; 8],
@@ -43,17 +41,14 @@ struct Folded {
 }
 
 impl Teller {
-    pub(crate) fn new(spans: Spans, mesh: &str, subjects: &Subjects) -> Self {
-        Self { spans, mesh: mesh.to_owned(), subjects: subjects.clone(), batch: None, folded: None }
+    pub(crate) fn new(hops: Hops, mesh: &str, subjects: &Subjects) -> Self {
+        Self { hops, mesh: mesh.to_owned(), subjects: subjects.clone(), batch: None, folded: None }
     }
 
     /// An event was folded by who may decide.
     pub(crate) fn folded(&mut self, event: &v1::Event) {
-        if !self.spans.is_on() {
-            return;
-        }
-        self.folded = Context::sampled(event.trace.as_ref()).map(|context| Folded {
-            kind: event.kind.clone(),
+        self.folded = self.hops.context(event).map(|context| Folded {
+            template: template(event),
             subject: subject_of(&self.subjects, event),
             sent: context.with_span(trace::event_sent(event)),
             id: trace::event_processed(event),
@@ -63,48 +58,28 @@ impl Teller {
 
     /// An event is sent; with the first that tells of a record, the batch that wrote it is known to be stored.
     pub(crate) fn published(&mut self, event: &v1::Event) {
-        let Some(context) = Context::sampled(event.trace.as_ref()).filter(|_| self.spans.is_on()) else { return };
+        let Some(context) = self.hops.context(event) else { return };
         let (begun, now) = (event.time.as_ref().map_or_else(SystemTime::now, system_time), SystemTime::now());
         if let Some(Fact::DesiredChanged(_)) = &event.fact
             && self.batch.replace(context.span) != Some(context.span)
         {
             self.written(event, context, begun, now);
         }
-        let hop = Hop::sent(format!("razar.event.<chakra>.<component>.{}", event.kind), subject_of(&self.subjects, event));
-        let span = hop.span(context.trace, trace::event_sent(event), begun, now).under(context.span);
-        self.spans.record(span.with("messaging.message.id", event.id.clone()));
+        self.hops.sent(event);
     }
 
     fn written(&self, event: &v1::Event, context: Context, begun: SystemTime, now: SystemTime) {
         let root = Context::mission(&self.mesh, &event.mission_id);
         let above = if root.trace == context.trace { root.span } else { trace::command_processed(&event.cause_id) };
         let span = Hop::sent(DESIRED_TEMPLATE.to_owned(), String::new()).span(context.trace, context.span, begun, now);
-        self.spans.record(span.under(above).with("razar.mission", event.mission_id.clone()).with("razar.cause", event.cause_id.clone()));
+        self.hops
+            .spans()
+            .record(span.under(above).with("razar.mission", event.mission_id.clone()).with("razar.cause", event.cause_id.clone()));
     }
 
     /// A command was decided.
     pub(crate) fn answered(&self, received: &ReceivedCommand, receipt: &v1::Receipt, taken: SystemTime) {
-        let command = &received.command;
-        let (id, sender) = (trace::command_processed(&command.command_id), Context::parse(&received.traceparent));
-        let own = Context::command(&self.mesh, &command.command_id);
-        let (trace, above) = if receipt.mission_id.is_empty() {
-            (sender.unwrap_or(own).trace, sender.map(|sender| sender.span))
-        } else {
-            let mission = Context::mission(&self.mesh, &receipt.mission_id);
-            // Who sends by this contract writes its span into the mission's trace, once the receipt has told which that is.
-            (mission.trace, Some(sender.filter(|sender| *sender == own).map_or(mission.span, |sender| sender.span)))
-        };
-        let subject = self.subjects.command(crate::AGENT, &received.verb, &received.target);
-        let mut span = Hop::processed(COMMAND_TEMPLATE.to_owned(), subject).span(trace, id, taken, SystemTime::now());
-        span.parent = above;
-        span.links.extend(sender.filter(|sender| sender.trace != trace && *sender != own).map(|sender| (sender.trace, sender.span)));
-        let span = span
-            .with("messaging.message.id", command.command_id.clone())
-            .with("razar.verb", received.verb.clone())
-            .with("razar.target", received.target.clone())
-            .with("razar.mission", receipt.mission_id.clone())
-            .error((!receipt.accepted).then(|| receipt.code.clone()));
-        self.spans.record(span);
+        self.hops.answered(received, receipt, taken);
     }
 
     /// A mission has ended: its root, the plan from the command to the last record, and what ended it.
@@ -122,21 +97,21 @@ impl Teller {
             .with("razar.ready", count(&completed.ready))
             .with("razar.failed", count(&completed.failed))
             .error(failed);
-        self.spans.record(mission);
+        self.hops.spans().record(mission);
         let id = span_id(&format!("plan:{}", completed.mission_id));
         let plan = SpanRecord::new(root.trace, id, "plan", start, planned)
             .under(root.span)
             .with("razar.to_start", count(&ended.started.to_start))
             .with("razar.to_stop", count(&ended.started.to_stop));
-        self.spans.record(plan);
+        self.hops.spans().record(plan);
     }
 
     /// What was folded last made the mission complete.
     pub(crate) fn completes(&mut self, completed: &v1::Event) {
         let mission = Context::mission(&self.mesh, &completed.mission_id);
         let Some(folded) = self.folded.take().filter(|folded| folded.sent.trace == mission.trace) else { return };
-        let hop = Hop::processed(format!("razar.event.<chakra>.<component>.{}", folded.kind), folded.subject);
+        let hop = Hop::processed(folded.template, folded.subject);
         let span = hop.span(folded.sent.trace, folded.id, folded.at, SystemTime::now()).under(folded.sent.span);
-        self.spans.record(span.with("razar.mission", completed.mission_id.clone()));
+        self.hops.spans().record(span.with("razar.mission", completed.mission_id.clone()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Nothing, Now, Shell, deciding};
 use razar_bus::{BusError, ReceivedCommand};
 use razar_bus_schema::{bucket::IntentKey, shard::Shards, time::system_time, v1};
 
@@ -16,6 +16,7 @@ use crate::{
 #[derive(Debug)]
 struct Quarantine {
     state: State,
+    hops: Hops,
 }
 
 /// Runs quarantine until it is asked to end.
@@ -24,7 +25,8 @@ struct Quarantine {
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let who = Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() };
-    let quarantine = Quarantine { state: State::new(who, agent.settings.limits()) };
+    let hops = Hops::new(agent.spans.clone(), AGENT, &agent.config.mesh, agent.bus.subjects());
+    let quarantine = Quarantine { state: State::new(who, agent.settings.limits()), hops };
     let entry = Entry {
         purpose: "isolates what cannot be healed, and says how it earns release",
         endpoints: Vec::new(),
@@ -110,11 +112,17 @@ impl Decider for Quarantine {
             }
             Action::Publish(event) => {
                 shell.numbers.decided("event");
+                self.hops.sent(&event);
                 if !shell.offer(&event) {
                     self.state.apply_outcome(Outcome::NotPublished(event.id), now);
                 }
             }
-            Action::Answer { token, receipt, .. } => shell.settle(token, *receipt),
+            Action::Answer { token, receipt, .. } => {
+                if let Some((received, taken)) = shell.command(token) {
+                    self.hops.answered(received, &receipt, taken);
+                }
+                shell.settle(token, *receipt);
+            }
         }
     }
 }

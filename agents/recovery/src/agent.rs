@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use razar_agent_kit::{Agent, Decider, Entry, Folded, Nothing, Now, Shell, deciding};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Nothing, Now, Shell, deciding};
 use razar_bus::BusError;
 use razar_bus_schema::{
     bucket::IntentKey,
@@ -30,8 +30,8 @@ struct Recovery {
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let who = Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() };
-    let recovery =
-        Recovery { state: State::new(who, agent.settings.limits()), teller: Teller::new(agent.spans.clone(), agent.bus.subjects()) };
+    let hops = Hops::new(agent.spans.clone(), AGENT, &agent.config.mesh, agent.bus.subjects());
+    let recovery = Recovery { state: State::new(who, agent.settings.limits()), teller: Teller::new(hops) };
     let entry = Entry {
         purpose: "climbs the ladder with what its node has given up",
         endpoints: Vec::new(),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
-use razar_agent_kit::{Agent, Decider, Entry, Folded, Now, Shell, deciding};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Now, Shell, deciding};
 use razar_bus::{Bus, BusError, Query};
 use razar_bus_schema::{bucket::IntentKey, shard::Shards, v1};
 
@@ -14,6 +14,7 @@ use crate::{
     numbers::Numbers,
     policy::{Action, Identity, Outcome, State},
     questions,
+    spans::Teller,
 };
 
 /// Kind of the beats by which the watchdog hears itself.
@@ -27,6 +28,7 @@ struct Watchdog {
     replica: String,
     /// Beats that were dropped, as far as the policy knows.
     dropped: u64,
+    teller: Teller,
 }
 
 /// Runs the watchdog until it is asked to end.
@@ -40,6 +42,7 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         state: State::new(who, agent.settings.limits()),
         numbers: Numbers::new(&agent.metrics),
         dropped: 0,
+        teller: Teller::new(Hops::new(agent.spans.clone(), AGENT, &agent.config.mesh, agent.bus.subjects())),
     };
     let entry = Entry {
         purpose: "says who is silent, and how the mesh is",
@@ -164,6 +167,7 @@ impl Decider for Watchdog {
                 shell.numbers.decided(&event.kind);
                 let why = event.reason.as_ref().map_or("", |r| r.text.as_str());
                 tracing::info!(event = event.id, why, "{}", event.kind);
+                self.teller.published(&event);
                 let stored = shell.offer(&event);
                 if !stored {
                     self.state.apply_outcome(Outcome::Published { id: event.id, stored }, now);

@@ -12,5 +12,6 @@ mod ears;
 mod numbers;
 pub mod policy;
 mod questions;
+mod spans;
 
 pub use policy::AGENT;

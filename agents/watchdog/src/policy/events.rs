@@ -56,22 +56,28 @@ impl State {
     /// An event about a node.
     pub(super) fn about_node(&self, node: &str, fact: Fact, said: Said, now: Now) -> Box<v1::Event> {
         let id = agent_event_id(AGENT, fact.kind(), None, None, &format!("{node}:{}", short(&said.cause)));
-        let cause = lost_node_cause(node);
-        let trace = Context::incident(&self.who.mesh, &cause).into();
-        let incident = v1::IncidentId { mesh_cause: cause, ..v1::IncidentId::default() };
-        Box::new(v1::Event { id, incident: Some(incident), trace: Some(trace), ..self.event(fact, said, now) })
+        let incident = v1::IncidentId { mesh_cause: lost_node_cause(node), ..v1::IncidentId::default() };
+        self.in_story(v1::Event { id, incident: Some(incident), ..self.event(fact, said, now) })
     }
 
     /// An event about an agent.
     pub(super) fn about_agent(&self, kind: &str, id: &str, fact: Fact, said: Said, now: Now) -> Box<v1::Event> {
         let event_id = agent_event_id(AGENT, fact.kind(), None, None, &format!("{kind}/{id}:{}", short(&said.cause)));
-        Box::new(v1::Event { id: event_id, ..self.event(fact, said, now) })
+        self.in_story(v1::Event { id: event_id, ..self.event(fact, said, now) })
     }
 
     /// An event about a chakra, or all of them (`mesh`).
     pub(super) fn about_chakra(&self, chakra: &str, fact: Fact, said: Said, now: Now) -> Box<v1::Event> {
         let id = agent_event_id(AGENT, fact.kind(), None, None, &format!("{chakra}:{}", short(&said.cause)));
-        Box::new(v1::Event { id, chakra: chakra.to_owned(), ..self.event(fact, said, now) })
+        self.in_story(v1::Event { id, chakra: chakra.to_owned(), ..self.event(fact, said, now) })
+    }
+
+    /// A verdict begins a story of its own; what ends it, which it is the cause of, belongs to that.
+    fn in_story(&self, event: v1::Event) -> Box<v1::Event> {
+        let ends = matches!(event.fact, Some(Fact::NodeReturned(_) | Fact::AgentReturned(_) | Fact::ChakraRecovered(_)));
+        let verdict = if ends { &event.cause_id } else { &event.id };
+        let trace = Some(Context::incident(&self.who.mesh, verdict).into());
+        Box::new(v1::Event { trace, ..event })
     }
 
     /// An event about an instance; `detail` tells two apart that follow from one event.
