@@ -6,11 +6,15 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use razar_bus_schema::v1::PlanOnDisk;
 
 use crate::view;
+
+/// What may be written later waits for this: those who act on the same news have better use for the CPU, and more of it may come.
+const GATHER: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Pending {
@@ -90,6 +94,9 @@ impl Shared {
             }
             let stopping = pending.stopping;
             drop(pending);
+            if !stopping {
+                std::thread::sleep(GATHER);
+            }
             let writing = lock(&self.writing);
             let mut pending = lock(&self.pending);
             let due = std::mem::take(&mut pending.due);
@@ -119,7 +126,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

@@ -73,6 +73,9 @@ impl Drop for Running {
     }
 }
 
+/// The dead are put away after this; whoever is started in their place is ready by then, if it is quick.
+const REST_AFTER: Duration = Duration::from_millis(50);
+
 /// Where things are, and who the node is.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -359,20 +362,25 @@ impl Processes {
         Some((exit_record(status, oom), last_error))
     }
 
-    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors. In a thread of its own: the
-    /// kernel may take milliseconds for it.
+    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors. A while later and in a thread of
+    /// its own: the kernel may take milliseconds for it, which whoever takes its place has better use for.
     pub fn lay_to_rest(&mut self) {
         while self.resting.try_join_next().is_some() {}
         for (instance, ended) in std::mem::take(&mut self.ended) {
-            self.keeper.forget(&instance, ended.incarnation);
+            let forget = self.keeper.forgets(instance.clone(), ended.incarnation);
             let cgroup = ended.cgroup.as_ref().and(self.cgroups.clone()).map(|cgroups| (cgroups, self.places.clone()));
-            self.resting.spawn_blocking(move || {
+            let rest = move || {
+                forget();
                 if let Err(error) = ended.process.exit() {
                     tracing::warn!(%instance, %error, "cannot reap");
                 }
                 if let Some((cgroups, places)) = cgroup {
                     let _ = cgroups.remove(&places.mesh, &places.node, &cgroup_name(&instance, ended.incarnation));
                 }
+            };
+            self.resting.spawn(async move {
+                tokio::time::sleep(REST_AFTER).await;
+                let _ = tokio::task::spawn_blocking(rest).await;
             });
         }
     }

@@ -83,17 +83,9 @@ pub fn last_error_line(path: &Path) -> io::Result<String> {
     };
     let size = file.metadata()?.len();
     let bytes = read_range(&file, size.saturating_sub(ERROR_TAIL_BYTES), size)?;
-    let mut last = None;
-    for line in bytes.rsplit(|b| *b == b'\n') {
-        let line = line.get(..line.len().min(LINE_BYTES_MAX)).unwrap_or_default();
-        let shown = text::clean(line, ERROR_BYTES_MAX);
-        let shown = shown.trim();
-        if text::is_error(shown) {
-            return Ok(shown.to_owned());
-        }
-        if last.is_none() && !shown.is_empty() {
-            last = Some(shown.to_owned());
-        }
-    }
-    Ok(last.unwrap_or_default())
+    let lines = || bytes.rsplit(|b| *b == b'\n').map(|line| line.get(..line.len().min(LINE_BYTES_MAX)).unwrap_or_default());
+    let shown = |line| text::clean(line, ERROR_BYTES_MAX).trim().to_owned();
+    // Its component is not started again before this is known: only what may be shown is made fit for it.
+    let error = lines().filter(|line| text::may_be_error(line)).map(shown).find(|line| text::is_error(line));
+    Ok(error.or_else(|| lines().map(shown).find(|line| !line.is_empty())).unwrap_or_default())
 }

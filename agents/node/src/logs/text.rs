@@ -84,6 +84,16 @@ pub fn clean(bytes: &[u8], bytes_max: usize) -> String {
     shown
 }
 
+/// Whether the line may look like an error once it is cleaned: a quick look at what was written.
+#[must_use]
+pub(super) fn may_be_error(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    if !bytes.contains(&0x1b) {
+        return is_error(&text);
+    }
+    COLOUR.as_ref().is_none_or(|pattern| is_error(&pattern.replace_all(&text, "")))
+}
+
 /// Whether the line looks like an error.
 #[must_use]
 pub fn is_error(line: &str) -> bool {
