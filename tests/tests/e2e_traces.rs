@@ -184,10 +184,10 @@ fn an_incident_that_ends_in_isolation_is_one_trace() -> Result<()> {
     hops_are_described(&trace)?;
     let services: BTreeSet<_> = trace.iter().map(|s| s.service.as_str()).collect();
     ensure!(services == ["razar-node", "razar-quarantine", "razar-recovery"].into(), "{services:?}");
-    for name in ["component exit", "rung"] {
-        ensure!(count(&trace, name) >= 1, "{name}: {trace:#?}");
+    ensure!(count(&trace, "rung") == 1 && count(&trace, "start component") == 1, "{trace:#?}");
+    for (kind, times) in [("component_exited", 2), ("component_failed", 2), ("recovery_failed", 1)] {
+        ensure!(count(&trace, &sent(kind)) == times, "{kind}: {trace:#?}");
     }
-    ensure!(count(&trace, &sent("recovery_failed")) == 1);
     mesh.end()
 }
 

@@ -43,11 +43,15 @@ impl Node {
         self.tells.push(event);
     }
 
-    /// The trace that what happens to `inst` belongs to: its open incident's, else that of the record that it follows.
+    /// The trace that what happens to `inst` belongs to: its open incident's, else its isolation's, else that of the record that it follows.
     pub(super) fn story(&self, inst: &Inst) -> Option<v1::TraceContext> {
         match &inst.incident {
             Some(open) => Some(Context::incident(&self.config.mesh, &open.id.to_string()).into()),
-            None => inst.wanted.as_ref()?.trace.clone().filter(|t| Context::parse(&t.traceparent).is_some()),
+            None => {
+                let well_formed = |t: &v1::TraceContext| Context::parse(&t.traceparent).is_some();
+                let isolation = self.isolation(&inst.id).and_then(|intent| intent.trace.clone()).filter(well_formed);
+                isolation.or_else(|| inst.wanted.as_ref()?.trace.clone().filter(well_formed))
+            }
         }
     }
 

@@ -143,6 +143,12 @@ impl Node {
         }
     }
 
+    /// The record that isolates an instance, or has it on probation.
+    pub(super) fn isolation(&self, id: &Instance) -> Option<&v1::Intent> {
+        let keys = [IntentKey::QuarantineInstance(id.clone()), IntentKey::QuarantineComponent(id.component.clone())];
+        keys.iter().filter_map(|key| self.intents.record(key)).map(|record| &*record.intent).find(|intent| !releases(intent))
+    }
+
     fn put_in_force(&mut self, key: &str, place: Place, intent: Arc<v1::Intent>, now: Now) -> bool {
         let Some(parsed) = IntentKey::parse(key) else {
             self.tell_void(None, key, "unknown_key", now);

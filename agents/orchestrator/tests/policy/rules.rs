@@ -163,7 +163,10 @@ fn an_inventory_from_before_the_loss_of_events_says_nothing_about_now() {
     world.run();
     let is_of_b = |e: &&v1::Event| e.kind == "node_inventory" && e.source.as_ref().is_some_and(|s| s.id == "b");
     let old = world.events.iter().find(is_of_b).unwrap().clone();
+    let away = world.nodes.pop().filter(|n| n.name == "b").unwrap();
     lose_events_and_intents(&mut world, false);
+    world.run();
+    world.nodes.push(away);
     world.join("b", "e1");
     world.run();
     assert_ne!(world.events.iter().rfind(is_of_b).unwrap().fact, old.fact, "it has told anew");
