@@ -336,7 +336,7 @@ impl Mesh {
                 self.event(&bytes);
                 return self.remember("razar.v1.Event", bytes);
             }
-            node::Action::Remember(_) | node::Action::StorePlan { .. } => return,
+            node::Action::Remember(_) | node::Action::StorePlan(_) => return,
         };
         self.node.apply(input, self.node_now());
     }

@@ -28,7 +28,6 @@ use crate::{
     logs::LogStore,
     news::News,
     outbox::Outbox,
-    plans::PlanStore,
     policy::{
         Action, Input, Node, Now, Spawn, ViewChange,
         evidence::{Sample, Task, Window},
@@ -37,6 +36,7 @@ use crate::{
     probe::{Outcome, ProbeContext, Prober},
     processes::{Cleared, ProcessNews, Processes},
     usage::Usages,
+    view,
 };
 
 /// News that wait for the loop; a burst of all instances with all their probes fits.
@@ -61,7 +61,8 @@ pub struct Agent {
     pub(crate) house: crate::house::House,
     prober: Prober,
     exits: Exits,
-    plans: PlanStore,
+    /// A plan that the disk did not take: tried again each second.
+    unstored: Option<Box<v1::PlanOnDisk>>,
     /// Ended processes that the journal still holds.
     buried: Vec<(Instance, Incarnation)>,
     timer: DeadlineTimer,
@@ -113,7 +114,6 @@ pub fn now() -> Now {
 impl Agent {
     pub(crate) fn new(parts: Parts) -> Result<(Self, mpsc::Receiver<News>)> {
         let (news, receiver) = mpsc::channel(NEWS_MAX);
-        let plans = PlanStore::start(&parts.config.path("plan.pb")).context("starting the thread that keeps the plan")?;
         let agent = Self {
             hooks: Hooks::open(parts.config.path("hooks"), parts.processes.places().clone(), news.clone()),
             config: parts.config,
@@ -128,7 +128,7 @@ impl Agent {
             house: parts.house,
             prober: Prober::new(),
             exits: parts.exits,
-            plans,
+            unstored: None,
             buried: parts.buried,
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
@@ -221,10 +221,19 @@ impl Agent {
             Action::EndHook(key) => self.hooks.end(&key),
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => self.note(|journal| journal.remember(*memory)),
-            Action::StorePlan { plan, at_once: true } => self.plans.store(plan),
-            Action::StorePlan { plan, at_once: false } => self.plans.store_soon(plan),
+            Action::StorePlan(plan) => self.store_plan(plan),
             Action::Tell(event) => self.tell(*event),
         }
+    }
+
+    fn store_plan(&mut self, plan: Box<v1::PlanOnDisk>) {
+        self.unstored = match view::store(&self.config.path("plan.pb"), &plan) {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::error!(%error, "the plan could not be kept on disk");
+                Some(plan)
+            }
+        };
     }
 
     fn tell(&mut self, event: v1::Event) {
@@ -365,7 +374,9 @@ impl Agent {
     /// What is due each second.
     fn keep_house(&mut self) {
         self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
-        self.plans.retry();
+        if let Some(plan) = self.unstored.take() {
+            self.store_plan(plan);
+        }
         for loss in self.processes.log_losses() {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");
         }

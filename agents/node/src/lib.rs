@@ -18,7 +18,6 @@ pub mod journal;
 pub mod logs;
 mod news;
 pub mod outbox;
-mod plans;
 pub mod policy;
 pub mod probe;
 pub mod processes;

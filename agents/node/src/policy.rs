@@ -232,12 +232,7 @@ pub enum Action {
     /// Write this to the journal.
     Remember(Box<v1::InstanceMemory>),
     /// Keep the settled view on disk.
-    StorePlan {
-        /// The view.
-        plan: Box<v1::PlanOnDisk>,
-        /// It is to be there before the next action; else soon, at the latest when the agent ends in order.
-        at_once: bool,
-    },
+    StorePlan(Box<v1::PlanOnDisk>),
     /// Tell this; id and sequence are the journal's to give.
     Tell(Box<v1::Event>),
 }

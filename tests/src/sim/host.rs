@@ -18,7 +18,7 @@ use razar_node::policy::{
 use super::{
     bus::{Client, Item},
     disk::{BLOCK, Journal, Life},
-    oracle::{Known, Oracle},
+    oracle::Oracle,
     process::{Hang, Proc},
     world::{Happening, World},
 };
@@ -127,8 +127,6 @@ pub struct Host {
     pub before: BTreeMap<Instance, State>,
     /// What the node must and must not do.
     pub oracle: Oracle,
-    /// A plan that its agent is about to write, with what it says.
-    plan_waits: Option<(v1::PlanOnDisk, Known)>,
 }
 
 impl Host {
@@ -154,7 +152,6 @@ impl Host {
             dies_after: None,
             before: BTreeMap::new(),
             oracle: Oracle::new(name),
-            plan_waits: None,
         }
     }
 

@@ -57,9 +57,6 @@ struct Row {
     signs: u64,
 }
 
-/// Epoch and records of a plan.
-pub type Known = (String, BTreeMap<String, Record>);
-
 /// The oracle of one node.
 #[derive(Debug, Clone, Default)]
 pub struct Oracle {
@@ -69,7 +66,7 @@ pub struct Oracle {
     staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
     /// Records in force.
     pub in_force: BTreeMap<String, Record>,
-    stored: Known,
+    stored: (String, BTreeMap<String, Record>),
     generation: BTreeMap<Instance, u64>,
     fence: BTreeMap<Instance, (String, u64)>,
     /// Highest incarnation ever used on this disk.
@@ -157,14 +154,8 @@ impl Oracle {
     }
 
     /// The plan is on disk.
-    pub fn plan_stored(&mut self, known: Known) {
-        self.stored = known;
-    }
-
-    /// What a plan that is written now says.
-    #[must_use]
-    pub fn known(&self) -> Known {
-        (self.epoch.clone(), self.in_force.clone())
+    pub fn plan_stored(&mut self) {
+        self.stored = (self.epoch.clone(), self.in_force.clone());
     }
 
     /// A memory is written: what it persists never falls.

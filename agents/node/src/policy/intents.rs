@@ -118,7 +118,7 @@ impl Node {
 
     fn settle(&mut self, now: Now) {
         let staged = std::mem::take(&mut self.intents.staged);
-        let (mut changed, mut at_once) = (false, false);
+        let mut changed = false;
         for (key, (revision, intent)) in staged {
             let place = Place { epoch: self.intents.epoch.clone(), revision };
             let known = IntentKey::parse(&key).and_then(|key| self.intents.record(&key));
@@ -135,11 +135,9 @@ impl Node {
                 }
             }
             changed |= in_force;
-            // An order names the life that it replaces: whoever forgets it with the power has none of them left.
-            at_once |= in_force && !matches!(IntentKey::parse(&key), Some(IntentKey::Recovery(_)));
         }
         if changed {
-            self.actions.push(Action::StorePlan { plan: Box::new(self.intents.on_disk()), at_once });
+            self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
         }
     }
 

@@ -49,31 +49,12 @@ impl World {
                     self.violated("I4", why);
                 }
             }
-            Action::StorePlan { plan, at_once } => {
-                // Another draw of luck would make other stories of all seeds that are kept.
-                let wait = Duration::from_millis(1 + plan.revision.wrapping_mul(2_654_435_761) % 50);
+            Action::StorePlan(plan) => {
                 let host = &mut self.hosts[h];
-                host.plan_waits = Some((*plan, host.oracle.known()));
-                let life = host.lives;
-                if at_once {
-                    self.plan_written(h, life);
-                } else {
-                    self.later(wait, Happening::PlanWritten(h, life));
-                }
+                host.journal.disk.plan = *plan;
+                host.oracle.plan_stored();
             }
             Action::Tell(event) => self.journal_event(h, *event),
-        }
-    }
-
-    /// The newest plan is on disk, unless the agent that had it in hand is gone.
-    pub(in super::super) fn plan_written(&mut self, h: usize, life: u64) {
-        let host = &mut self.hosts[h];
-        if host.lives == life
-            && host.agent.is_some()
-            && let Some((plan, known)) = host.plan_waits.take()
-        {
-            host.journal.disk.plan = plan;
-            host.oracle.plan_stored(known);
         }
     }
 

@@ -170,7 +170,7 @@ impl Bench {
                 let id = Instance::try_from(memory.instance.as_ref().unwrap()).unwrap();
                 self.memories.insert(id, *memory);
             }
-            Action::StorePlan { plan, .. } => self.plan = *plan,
+            Action::StorePlan(plan) => self.plan = *plan,
             Action::Probe { .. } => {}
         }
     }
