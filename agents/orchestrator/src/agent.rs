@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Nothing, Now, Shell, deciding};
+use razar_agent_kit::{Agent, Decider, Entry, Folded, Health, Hops, Nothing, Now, Shell, deciding};
 use razar_bus::{BusError, Query, ReceivedCommand, WatchItem};
 use razar_bus_schema::{
     bucket::IntentKey,
@@ -22,12 +22,21 @@ use crate::{
 const QUARANTINE: &str = "quarantine";
 /// Key of `/readyz`.
 const MISSIONS: &str = "missions";
+/// Key of the reason on `/readyz` while a new bucket is not written to.
+const BUCKET: &str = "bucket";
+/// Those who are waited for take less than this.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The orchestrator around its policy.
 #[derive(Debug)]
 struct Orchestrator {
     state: State,
     teller: Teller,
+    health: Health,
+    /// Nothing is written into a new bucket since.
+    waits_since: Option<Duration>,
+    /// And that was said.
+    waits_told: bool,
 }
 
 /// Runs the orchestrator until it is asked to end.
@@ -40,6 +49,9 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let orchestrator = Orchestrator {
         state: State::new(Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() }),
         teller: Teller::new(hops, &agent.config.mesh, agent.bus.subjects()),
+        health: agent.health.clone(),
+        waits_since: None,
+        waits_told: false,
     };
     let entry = Entry {
         purpose: "plans, and says what is to run where",
@@ -48,6 +60,20 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         source: Nothing,
     };
     deciding::run(agent, orchestrator, entry).await
+}
+
+impl Orchestrator {
+    /// Says what it waits for, once that takes longer than it should.
+    fn waits(&mut self, why: Option<String>, now: Duration) {
+        let since = why.as_ref().map(|_| *self.waits_since.get_or_insert(now));
+        self.waits_since = since;
+        let too_long = why.filter(|_| since.is_some_and(|since| now >= since + WAIT_MAX));
+        if let Some(why) = too_long.as_ref().filter(|_| !self.waits_told) {
+            tracing::warn!(why, "nothing is placed yet");
+        }
+        self.waits_told = too_long.is_some();
+        self.health.set(BUCKET, too_long);
+    }
 }
 
 impl Decider for Orchestrator {
@@ -127,6 +153,7 @@ impl Decider for Orchestrator {
 
     fn stand_down(&mut self) {
         self.state.stand_down();
+        self.waits(None, Duration::ZERO);
     }
 
     fn next_deadline(&self, now: Now) -> Option<Duration> {
@@ -134,7 +161,9 @@ impl Decider for Orchestrator {
     }
 
     fn decide(&mut self, now: Now) -> Vec<Action> {
-        self.state.decide(now)
+        let actions = self.state.decide(now);
+        self.waits(self.state.waits_for(), now.mono);
+        actions
     }
 
     fn perform(&mut self, action: Action, shell: &mut Shell<Self>, now: Now) {

@@ -140,6 +140,20 @@ impl State {
             || (marked && present.peek().is_some() && present.all(|n| n.inventory_of.as_ref() == Some(&self.bucket_epoch)))
     }
 
+    /// Why nothing of the plan is written into a new bucket yet; `None`: it is written, or there is no plan.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<String> {
+        self.in_force().filter(|_| !self.bucket_epoch.is_empty() && !self.bucket_is_open())?;
+        if self.marked != self.bucket_epoch {
+            return Some("the records of what is desired are new, and quarantine has not written yet what is isolated".to_owned());
+        }
+        let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost);
+        let untold = present.filter(|(_, n)| n.inventory_of.as_ref() != Some(&self.bucket_epoch)).map(|(name, _)| name.as_str());
+        let untold: Vec<&str> = untold.collect();
+        let who = if untold.is_empty() { "no node is here".to_owned() } else { format!("not told what they hold: {}", untold.join(" ")) };
+        Some(format!("the records of what is desired are new; {who}"))
+    }
+
     fn load_by_node(&self) -> BTreeMap<String, usize> {
         let mut load = BTreeMap::new();
         for desired in self.records.values().filter_map(Record::desired).filter(|d| d.mode() == RunMode::Run) {

@@ -151,6 +151,7 @@ fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
     world.lose_intents("b2");
     while world.step() {}
     assert!(world.intents.is_empty(), "no inventory for this bucket is told");
+    assert!(world.state().waits_for().is_some_and(|why| why.ends_with("not told what they hold: a")), "{:?}", world.state().waits_for());
     world.run();
     assert_eq!(world.generations(), before, "nothing was started anew");
 }
@@ -184,14 +185,16 @@ fn an_inventory_from_before_the_loss_of_events_says_nothing_about_now() {
 fn a_new_bucket_waits_for_the_mark_of_quarantine() {
     let mut world = booted(&THREE);
     let before = world.generations();
+    assert_eq!(world.state().waits_for(), None);
     world.marked = false;
     world.lose_intents("b2");
     world.run();
     assert!(world.intents.is_empty(), "quarantine has not written yet");
+    assert!(world.state().waits_for().is_some_and(|why| why.contains("quarantine has not written")), "and that is said");
     world.marked = true;
     world.restart();
     world.run();
-    assert_eq!(world.generations(), before);
+    assert_eq!((world.generations(), world.state().waits_for()), (before, None));
 }
 
 /// EVENTS and the bucket are lost at once, before a take-over or under a holder that lives on; the nodes go on.
