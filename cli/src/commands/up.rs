@@ -256,7 +256,10 @@ async fn mesh(replicas: Option<u8>, shards: Option<u32>, console: &Console, glob
     let began = Instant::now();
     let mut child = None;
     if place.guard().is_none() {
-        if tried.is_err() || !ours {
+        if tried.is_ok() && !ours {
+            return Err(silent(&address, console, global));
+        }
+        if tried.is_err() {
             free(&address, console)?;
         }
         child = Some(place.start(&address, replicas, shards)?);
@@ -284,6 +287,18 @@ fn ready_line(reply: &v1::StatusReply, took: Duration, round_trip: Duration) -> 
     let nodes: Vec<_> = observed.nodes.iter().filter(|n| !n.lost).map(|n| format!("node {}", escape(&n.name))).collect();
     let nodes = if nodes.is_empty() { "no node yet".to_owned() } else { nodes.join(", ") };
     format!("mesh ready in {}: broker, {agents}, {nodes}", seconds(took))
+}
+
+/// A broker that another node keeps, or somebody else, and on which the mesh does not answer.
+fn silent(address: &str, console: &Console, global: &Global) -> Failure {
+    let text = format!(
+        "a broker answers on {}, and no registry and orchestrator of mesh `{}` do; fix: wait until they run, or name another mesh or port",
+        escape(address),
+        escape(&global.mesh)
+    );
+    let other = host_port(address).and_then(|(_, port)| ports::free_near(port));
+    let other = other.map_or_else(|| address.to_owned(), |port| format!("nats://127.0.0.1:{port}"));
+    Failure::new(Exit::OutOfReach, text).next(console.command(&["--server", &other, "up"]))
 }
 
 /// Refuses when another process holds the bus's port.
