@@ -1,11 +1,16 @@
 //! Hooks and the error registry with the programs as they are: a chakra's hook that cures, one that hangs, the hook of escalations, and a
 //! known error that says where the ladder begins.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use razar_bus_schema::v1::{self, InstanceState as State, event::Fact};
-use razar_tests::e2e::{Mesh, Part, SOON, Stack, alive, wait_for};
+use razar_tests::e2e::{Mesh, Part, SOON, Stack, alive, binary, wait_for};
 use serde_json::{Value, json};
 
 /// Two rungs with their backoff and soak.
@@ -186,6 +191,50 @@ fn a_chakra_that_is_down_has_its_hook_run_before_any_other_rung() -> Result<()> 
     let told = |kind: &str| -> Result<usize> { Ok(mesh.events()?.iter().filter(|e| e.kind == kind && e.chakra == "heart").count()) };
     wait_for("the chakra to be well", SOON, || Ok((told("chakra_recovered")? == 1).then_some(())))?;
     ensure!(told("chakra_down")? == 1, "it went down once");
+    mesh.end()
+}
+
+fn copied(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            copied(&entry.path(), &to.join(entry.file_name()))?;
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// `examples/healing`, as its README walks through it.
+#[test]
+fn the_example_of_healing_does_as_it_says() -> Result<()> {
+    let mesh = Mesh::new()?.with_env("RAZAR_DEMO_SERVICE", &binary("razar-demo-service")?.to_string_lossy());
+    let dir = mesh.dir().join("healing");
+    copied(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/healing"), &dir)?;
+    mesh.razar(&["up", "--detach", &dir.join("razar.yaml").to_string_lossy(), "--timeout", "60s"])?.ok()?;
+    let rung = |name: &str| match wait_event(&mesh, name, "recovered")?.fact {
+        Some(Fact::Recovered(recovered)) => Ok(recovered.rung),
+        other => anyhow::bail!("{other:?}"),
+    };
+    fs::create_dir_all(dir.join("cache"))?;
+    fs::write(dir.join("cache/index.json"), "{")?;
+    ensure!(rung("search")? == "clear_state" && !dir.join("cache/index.json").exists());
+    let story = mesh.razar(&["incident", "search"])?.ok()?.out;
+    ensure!(story.contains("index-corrupt") && story.contains("remove cache/index.json"), "{story}");
+    fs::write(dir.join("break/route"), "")?;
+    ensure!(rung("gateway")? == "chakra_hook" && !dir.join("break/route").exists());
+    let hook = wait_event(&mesh, "gateway", "hook_ran")?;
+    ensure!(hook_ran(&hook)?.output.contains("restoring the route for gateway, which said: OSError"), "{hook:?}");
+    fs::write(dir.join("break/weights"), "")?;
+    wait_event(&mesh, "model", "quarantined")?;
+    wait_for("somebody to be paged", SOON, || {
+        Ok(fs::read_to_string(dir.join("pages.log")).is_ok_and(|pages| pages.contains("third_eye model: ")).then_some(()))
+    })?;
+    fs::remove_file(dir.join("break/weights"))?;
+    mesh.razar(&["release", "model", "--note", "weights are back"])?.ok()?;
+    mesh.wait_ready("model")?;
     mesh.end()
 }
 

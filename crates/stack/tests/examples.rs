@@ -2,14 +2,31 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use razar_stack::{History, NodeFacts, Source, load, plan};
+use razar_stack::{History, NodeFacts, Outside, Source, load_with, plan};
+
+/// The machine that the tests run on, without variables; whether a program is there is seen where it is run.
+struct Here;
+
+impl Outside for Here {
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn text(&self, path: &Path) -> Result<String, String> {
+        std::fs::read_to_string(path).map_err(|error| error.to_string())
+    }
+
+    fn program(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+}
 
 #[test]
 fn the_examples_are_sound_and_plan() {
-    for (name, components) in [("quickstart", 12), ("unified-77", 77), ("llm-stack", 6)] {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
+    for (name, components) in [("quickstart", 12), ("unified-77", 77), ("llm-stack", 6), ("healing", 3)] {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name).canonicalize().unwrap();
         let text = std::fs::read_to_string(dir.join("razar.yaml")).unwrap();
-        let loaded = load(&Source { file: "razar.yaml", text: &text, dir: &dir }, &|_| None).map_err(|d| d.to_string()).unwrap();
+        let loaded = load_with(&Source { file: "razar.yaml", text: &text, dir: &dir }, &Here).map_err(|d| d.to_string()).unwrap();
         assert_eq!(loaded.warnings.to_string(), "", "{name}");
         let mut profiles = loaded.document.profile_names();
         profiles.push("");
