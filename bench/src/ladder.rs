@@ -1,5 +1,5 @@
 //! From a component's `component_failed` until its node has acted on the order of recovery: event stored, folded by recovery, order written,
-//! folded by the node, spawned. By the node's clock, at both ends. The rung is the first of the ladder, a restart.
+//! folded by the node, state cleared, spawned. By the node's clock, at both ends.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::SystemTime};
 
@@ -88,7 +88,7 @@ fn stack(demo: &str) -> Result<String> {
     for (n, port) in ports.into_iter().enumerate() {
         let chakra = CHAKRAS.get(n % CHAKRAS.len()).context("no chakra")?;
         writeln!(text, "  c{n}:\n    chakra: {chakra}\n    command: [{demo}, --name=c{n}, --port={port}, --notify]")?;
-        writeln!(text, "    ports: [{port}]\n    readiness: {{ notify: true }}\n    state: [./state/c{n}]\n    heal: [restart]")?;
+        writeln!(text, "    ports: [{port}]\n    readiness: {{ notify: true }}\n    state: [./state/c{n}]\n    heal: [clear_state]")?;
         writeln!(text, "    liveness: {{ http: {{ port: {port}, path: /alive }} }}")?;
     }
     Ok(text)
