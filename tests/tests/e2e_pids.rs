@@ -40,6 +40,27 @@ fn with_pid(pid: u32) -> Result<Stranger> {
     anyhow::bail!("the number {pid} was not given out again in {TRIES} tries")
 }
 
+/// A program that finds the number in its file alive refuses to start, and a zombie's is: PostgreSQL's `postmaster.pid`, for one.
+#[test]
+fn who_died_is_put_away_before_who_takes_its_place_looks_for_it() -> Result<()> {
+    let looks = |mesh: &Mesh| -> Result<Stack> {
+        let (script, file) = (mesh.dir().join("odd.sh"), mesh.dir().join("odd.pid").display().to_string());
+        fs::write(&script, format!("sleep 0.01; [ -e {file} ] && kill -0 $(cat {file}) && exit 1\necho $$ > {file}; exec sleep 1000\n"))?;
+        Ok(Stack::new("looks").with(Part::shell("odd", &format!("exec /bin/sh {}", script.display()))))
+    };
+    let mesh = Mesh::start(looks)?;
+    for starts in 2..=3 {
+        let old = wait_for("its number written", SOON, || {
+            let written = fs::read_to_string(mesh.dir().join("odd.pid")).unwrap_or_default();
+            Ok(written.trim().parse::<u32>().ok().filter(|pid| mesh.pid("odd").is_ok_and(|now| now == *pid)))
+        })?;
+        signal(old, Signal::KILL)?;
+        wait_for("another process of the component", SOON, || Ok(mesh.pid("odd").ok().filter(|pid| *pid != old && alive(*pid))))?;
+        holds_for("it stays", Duration::from_millis(500), || Ok(mesh.events_of("odd", "component_started")?.len() <= starts))?;
+    }
+    mesh.end()
+}
+
 /// Mutation caught: an identity that is compared by its number alone (`Process::open` and `survey` in crates/os and agents/node).
 #[test]
 fn a_number_that_was_given_out_again_is_neither_adopted_nor_signalled() -> Result<()> {

@@ -182,7 +182,7 @@ impl Agent {
         self.outbox.drained(DRAIN_LIMIT).await;
         self.house.close().await;
         self.bus.close(DRAIN_LIMIT).await;
-        self.processes.close().await;
+        self.processes.close();
         self.journal.close().context("closing the journal")?;
         Ok(Ending::Stopped)
     }

@@ -17,10 +17,7 @@ use razar_bus_schema::{
     v1::{self, probe::Check},
 };
 use razar_os::{BootId, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
-use tokio::{
-    sync::mpsc,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     adopt::identity_record,
@@ -73,9 +70,6 @@ impl Drop for Running {
     }
 }
 
-/// The dead are put away after this; whoever is started in their place is ready by then, if it is quick.
-const REST_AFTER: Duration = Duration::from_millis(50);
-
 /// Where things are, and who the node is.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -100,7 +94,6 @@ pub struct Processes {
     running: BTreeMap<Instance, Running>,
     /// Ended, and not yet reaped: see [`Processes::lay_to_rest`].
     ended: Vec<(Instance, Running)>,
-    resting: JoinSet<()>,
     news: mpsc::Sender<ProcessNews>,
 }
 
@@ -111,17 +104,7 @@ impl Processes {
     /// When no thread can be made, or the boot id cannot be read.
     pub fn new(places: Places, logs: LogStore, news: mpsc::Sender<ProcessNews>) -> io::Result<Self> {
         let (keeper, cgroups) = (LogKeeper::start(logs.clone())?, Cgroups::detect());
-        Ok(Self {
-            places,
-            logs,
-            keeper,
-            cgroups,
-            boot_id: BootId::current()?,
-            running: BTreeMap::new(),
-            ended: Vec::new(),
-            resting: JoinSet::new(),
-            news,
-        })
+        Ok(Self { places, logs, keeper, cgroups, boot_id: BootId::current()?, running: BTreeMap::new(), ended: Vec::new(), news })
     }
 
     /// Whether each component gets a cgroup of its own.
@@ -223,7 +206,7 @@ impl Processes {
 
     fn remove_cgroup(&self, instance: &Instance, incarnation: Incarnation) {
         if let Some(cgroups) = &self.cgroups {
-            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &cgroup_name(instance, incarnation));
+            let _ = cgroups.remove(&self.places.mesh, &self.places.node, &format!("{}@{incarnation}", instance.key()));
         }
     }
 
@@ -362,32 +345,21 @@ impl Processes {
         Some((exit_record(status, oom), last_error))
     }
 
-    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors. A while later and in a thread of
-    /// its own: the kernel may take milliseconds for it, which whoever takes its place has better use for.
+    /// Reaps what was buried, and removes what it had: its cgroup, the watch on its log, its descriptors.
     pub fn lay_to_rest(&mut self) {
-        while self.resting.try_join_next().is_some() {}
         for (instance, ended) in std::mem::take(&mut self.ended) {
-            let forget = self.keeper.forgets(instance.clone(), ended.incarnation);
-            let cgroup = ended.cgroup.as_ref().and(self.cgroups.clone()).map(|cgroups| (cgroups, self.places.clone()));
-            let rest = move || {
-                forget();
-                if let Err(error) = ended.process.exit() {
-                    tracing::warn!(%instance, %error, "cannot reap");
-                }
-                if let Some((cgroups, places)) = cgroup {
-                    let _ = cgroups.remove(&places.mesh, &places.node, &cgroup_name(&instance, ended.incarnation));
-                }
-            };
-            self.resting.spawn(async move {
-                tokio::time::sleep(REST_AFTER).await;
-                let _ = tokio::task::spawn_blocking(rest).await;
-            });
+            if let Err(error) = ended.process.exit() {
+                tracing::warn!(%instance, %error, "cannot reap");
+            }
+            self.keeper.forget(&instance, ended.incarnation);
+            if ended.cgroup.is_some() {
+                self.remove_cgroup(&instance, ended.incarnation);
+            }
         }
     }
 
     /// All are stopped: what a machine's memory holds of the node is given back.
-    pub async fn close(self) {
-        self.resting.join_all().await;
+    pub fn close(self) {
         let _ = std::fs::remove_dir(&self.places.notify_dir);
     }
 
@@ -396,11 +368,6 @@ impl Processes {
         let name: String = sha256_hex(format!("{}@{incarnation}", instance.key()).as_bytes()).chars().take(16).collect();
         self.places.notify_dir.join(name)
     }
-}
-
-/// Each incarnation has a cgroup of its own.
-fn cgroup_name(instance: &Instance, incarnation: Incarnation) -> String {
-    format!("{}@{incarnation}", instance.key())
 }
 
 /// What was made for a start.

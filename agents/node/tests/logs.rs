@@ -188,7 +188,7 @@ fn a_log_that_rests_is_kept_when_it_is_written_to_again() {
         // Long enough for the keeper to let it rest.
         std::thread::sleep(Duration::from_millis(60 * round));
     }
-    keeper.forgets(api.clone(), incarnation)();
+    keeper.forget(&api, incarnation);
     log.file.write_all(&vec![b'\n'; 100_000]).unwrap();
     std::thread::sleep(Duration::from_millis(150));
     assert!(std::fs::metadata(&log.path).unwrap().len() >= 100_000, "what is forgotten is left alone");

@@ -114,18 +114,15 @@ impl LogKeeper {
         self.shared.wake();
     }
 
-    /// Once it is called, looks after this incarnation's log no longer: its process has gone.
-    pub fn forgets(&self, instance: Instance, incarnation: Incarnation) -> impl FnOnce() + Send + use<> {
-        let shared = Arc::clone(&self.shared);
-        move || {
-            let mut state = shared.lock();
-            if state.kept.get(&instance).is_none_or(|kept| kept.incarnation != incarnation) {
-                return;
-            }
-            let before = state.kept.remove(&instance);
-            drop(state);
-            shared.disarm(before);
+    /// No longer looks after this incarnation's log: its process has gone.
+    pub fn forget(&self, instance: &Instance, incarnation: Incarnation) {
+        let mut state = self.shared.lock();
+        if state.kept.get(instance).is_none_or(|kept| kept.incarnation != incarnation) {
+            return;
         }
+        let before = state.kept.remove(instance);
+        drop(state);
+        self.shared.disarm(before);
     }
 
     /// What was lost since the last call: to be said once a second or so, never line by line.
