@@ -1,6 +1,10 @@
 //! Which of a node's events a fold has seen: the highest sequence of its journal and those below it that are told apart, and which journals
 //! the node had before. Every fold of EVENTS goes by this, so that a copy changes none, however late it comes.
 
+use std::collections::BTreeMap;
+
+use crate::v1;
+
 /// Sequences up to a journal's highest that are told apart; a node has at most so many events unacknowledged.
 pub const WINDOW: u64 = 256;
 /// Former journals of a node that are remembered. One is lost with a disk, so that a late copy from one longer ago is not to be expected.
@@ -83,9 +87,8 @@ impl Places {
         }
     }
 
-    /// Whether the inventory at this place of the present journal is the newest that was seen. One from before EVENTS were lost may come
-    /// late, into the new ones: it is seen there for the first time, and says how things were.
-    pub fn is_newest_inventory(&mut self, sequence: u64) -> bool {
+    /// Whether the inventory at this place of the present journal is the newest that was seen.
+    fn is_newest_inventory(&mut self, sequence: u64) -> bool {
         let newest = sequence >= self.inventory;
         self.inventory = self.inventory.max(sequence);
         newest
@@ -143,6 +146,13 @@ impl Places {
             *byte = u8::try_from(moved & 0xff).unwrap_or(0);
         }
     }
+}
+
+/// Whether an inventory is the newest of its node, by the places that a fold keeps for each. One from before EVENTS were lost may come
+/// late, into the new ones: it is seen there for the first time, and says how things were.
+pub fn is_newest_inventory(places: &mut BTreeMap<String, Places>, inventory: &v1::Event) -> bool {
+    let Some(place) = &inventory.node_sequence else { return true };
+    places.get_mut(&place.node).is_none_or(|places| places.is_newest_inventory(place.sequence))
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use crate::{
 const JOURNAL: &str = "journal";
 /// Key of the reason on `/readyz` while the disk, or what the broker keeps on it, is not as it must be.
 const STORES: &str = "stores";
-/// Turns of the house between two looks at disk and stores: what is gone is made again within some seconds, for five requests a second.
+/// Turns of the house between two looks at disk and stores: what is gone is made again within some seconds, for one question to the broker.
 const LOOK_TURNS: u64 = 2;
 /// Name of the kind, for beats and spans.
 const KIND: &str = "node";

@@ -296,9 +296,13 @@ fn silent(address: &str, console: &Console, global: &Global) -> Failure {
         escape(address),
         escape(&global.mesh)
     );
-    let other = host_port(address).and_then(|(_, port)| ports::free_near(port));
-    let other = other.map_or_else(|| address.to_owned(), |port| format!("nats://127.0.0.1:{port}"));
+    let other = host_port(address).map_or_else(|| address.to_owned(), |(_, port)| elsewhere(address, port));
     Failure::new(Exit::OutOfReach, text).next(console.command(&["--server", &other, "up"]))
+}
+
+/// Where a mesh may be started instead, near this port.
+fn elsewhere(address: &str, port: u16) -> String {
+    ports::free_near(port).map_or_else(|| address.to_owned(), |port| format!("nats://127.0.0.1:{port}"))
 }
 
 /// Refuses when another process holds the bus's port.
@@ -313,7 +317,7 @@ fn free(address: &str, console: &Console) -> Result<(), Failure> {
         ));
     }
     let Some(holder) = ports::holder(port) else { return Ok(()) };
-    let other = ports::free_near(port).map_or_else(|| address.to_owned(), |p| format!("nats://127.0.0.1:{p}"));
+    let other = elsewhere(address, port);
     let text = format!("port {port} is held by {holder}, not by this mesh; fix: stop it, or another port");
     Err(Failure::new(Exit::OutOfReach, text).next(console.command(&["--server", &other, "up"])))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    places::{Places, Sight},
+    places::{self, Places, Sight},
     presence::{self, Presence},
     time,
     trace::Context,
@@ -324,8 +324,7 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
-        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
-        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+        if !places::is_newest_inventory(&mut self.places, event) {
             return;
         }
         let Some(source) = &event.source else { return };

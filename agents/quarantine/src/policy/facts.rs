@@ -10,7 +10,7 @@ use prost::Message as _;
 use razar_bus_schema::{
     event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
-    places::{Places, Sight},
+    places::{self, Places, Sight},
     presence::{self, Presence},
     trace::Context,
     v1::{self, InstanceState, event::Fact},
@@ -210,8 +210,7 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
-        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
-        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+        if !places::is_newest_inventory(&mut self.places, event) {
             return;
         }
         let Some(source) = &event.source else { return };

@@ -9,7 +9,7 @@ use std::{
 use razar_bus_schema::{
     event::TOLD_AGAIN,
     ids::{Incarnation, Incident, Instance},
-    places::{Places, Sight},
+    places::{self, Places, Sight},
     presence::{self, Presence},
     v1::{self, DependencyCondition as Condition, InstanceState, event::Fact},
 };
@@ -400,8 +400,7 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, event: &v1::Event, inventory: &v1::NodeInventory, now: Now) {
-        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
-        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+        if !places::is_newest_inventory(&mut self.places, event) {
             return;
         }
         for item in &inventory.items {

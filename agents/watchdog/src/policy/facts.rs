@@ -7,7 +7,7 @@ use std::{
 
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    places::{Places, Sight},
+    places::{self, Places, Sight},
     presence::{self, Presence, Turn},
     v1::{self, InstanceState as State, event::Fact},
 };
@@ -274,8 +274,7 @@ impl Facts {
     }
 
     fn fold_inventory(&mut self, sequence: u64, event: &v1::Event, inventory: &v1::NodeInventory, now: Duration) {
-        let place = event.node_sequence.as_ref().and_then(|place| Some((self.places.get_mut(&place.node)?, place.sequence)));
-        if place.is_some_and(|(places, sequence)| !places.is_newest_inventory(sequence)) {
+        if !places::is_newest_inventory(&mut self.places, event) {
             return;
         }
         for item in &inventory.items {
