@@ -11,7 +11,7 @@ use bytes::Bytes;
 use razar_bus_schema::stream::Store;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::{Bucket, Bus, BusError, WatchItem, batch::EXPECTED_REVISION};
+use crate::{Bucket, Bus, BusError, batch::EXPECTED_REVISION};
 
 /// The broker refuses shorter ones, and ends 1.5 s after 1.0–1.25.
 const TTL_MIN: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub enum LeaseState {
     /// Another holds it, or nobody can while the bus is away.
     Waiting,
-    /// This process holds it. Before acting ask [`Lease::holds`] besides, which also knows a process that was frozen meanwhile.
+    /// This process holds it. Before acting ask [`crate::ShardLeases::holds`] besides, which also knows a process that was frozen meanwhile.
     Held {
         /// When this tenure began.
         since: Instant,
@@ -36,31 +36,26 @@ pub enum LeaseState {
 
 /// A contender for a lease, in the background, until dropped or released.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     state: watch::Receiver<LeaseState>,
     until: Arc<Mutex<Option<Instant>>>,
     wanted: watch::Sender<bool>,
     stop: Option<oneshot::Sender<oneshot::Sender<()>>>,
 }
 
-impl Bus {
-    /// Contends for the lease `key` as `holder` (unique among processes). `ttl` in whole seconds, at least 2; renewed at a third of it.
-    ///
-    /// # Errors
-    /// When `ttl` is shorter or not whole seconds.
-    pub fn lease(&self, key: String, holder: String, ttl: Duration) -> Result<Lease, BusError> {
-        self.lease_if_wanted(key, holder, ttl, true, Arc::default())
-    }
+/// What a contender shares with whoever follows the bucket for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signs {
+    /// Told when the lease seems to be free. A sign may be missing: its TTL is waited for besides.
+    pub(crate) free: Arc<Notify>,
+    /// Told of each change of state.
+    pub(crate) changed: Arc<Notify>,
+}
 
-    /// As [`Bus::lease`], contended for while it is wanted; `changed` is told of each change of state.
-    pub(crate) fn lease_if_wanted(
-        &self,
-        key: String,
-        holder: String,
-        ttl: Duration,
-        wanted: bool,
-        changed: Arc<Notify>,
-    ) -> Result<Lease, BusError> {
+impl Bus {
+    /// Contends for the lease `key` as `holder` (unique among processes) while it is wanted. `ttl` in whole seconds, at least 2; renewed at a
+    /// third of it.
+    pub(crate) fn lease(&self, key: String, holder: String, ttl: Duration, wanted: bool, signs: Signs) -> Result<Lease, BusError> {
         if ttl < TTL_MIN || ttl.subsec_nanos() != 0 {
             return Err(BusError::Config(format!("a lease of {ttl:?}: whole seconds, at least 2")));
         }
@@ -69,7 +64,7 @@ impl Bus {
         let until = Arc::new(Mutex::new(None));
         let bucket = self.bucket(Store::Leases);
         let (wanted, wanted_rx) = watch::channel(wanted);
-        let contender = Contender { bus: self.clone(), bucket, key, holder, ttl, state: state_tx, until: until.clone(), changed };
+        let contender = Contender { bus: self.clone(), bucket, key, holder, ttl, state: state_tx, until: until.clone(), signs };
         tokio::spawn(contender.run(wanted_rx, stopped));
         Ok(Lease { state, until, wanted, stop: Some(stop) })
     }
@@ -77,14 +72,12 @@ impl Bus {
 
 impl Lease {
     /// The state and its changes.
-    #[must_use]
-    pub fn state(&self) -> watch::Receiver<LeaseState> {
+    pub(crate) fn state(&self) -> watch::Receiver<LeaseState> {
         self.state.clone()
     }
 
     /// Whether it is held at this instant, by the monotonic clock: the last renewal was sent less than 0.6 of the TTL ago.
-    #[must_use]
-    pub fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.until.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
     }
 
@@ -94,7 +87,7 @@ impl Lease {
     }
 
     /// Gives it back, so that another takes it at once; for at most `limit`.
-    pub async fn release(mut self, limit: Duration) {
+    pub(crate) async fn release(mut self, limit: Duration) {
         let (done, released) = oneshot::channel();
         if self.stop.take().is_some_and(|stop| stop.send(done).is_ok()) {
             let _ = tokio::time::timeout(limit, released).await;
@@ -110,7 +103,7 @@ struct Contender {
     ttl: Duration,
     state: watch::Sender<LeaseState>,
     until: Arc<Mutex<Option<Instant>>>,
-    changed: Arc<Notify>,
+    signs: Signs,
 }
 
 /// Waits until it is wanted no longer. A handle that is dropped is seen by `stopped`.
@@ -135,14 +128,11 @@ impl Contender {
                 wants = want => if !wants { return },
                 _ = &mut stopped => return,
             }
-            // Who holds it needs no sign of it, least of all one for each of its own renewals.
-            let mut watch = self.bucket.watch_keys(&self.key);
             let taken = tokio::select! {
-                tenure = self.take(&mut watch) => Ok(tenure),
+                tenure = self.take() => Ok(tenure),
                 _ = unwanted(&mut wanted) => Err(None),
                 done = &mut stopped => Err(Some(done)),
             };
-            drop(watch);
             let tenure = match taken {
                 Ok(Some(tenure)) => tenure,
                 Err(None) => {
@@ -184,7 +174,7 @@ impl Contender {
     fn set(&self, state: LeaseState, tenure: Option<Tenure>) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = tenure.map(|t| self.ends(t));
         if self.state.send_if_modified(|s| std::mem::replace(s, state) != state) {
-            self.changed.notify_one();
+            self.signs.changed.notify_one();
         }
     }
 
@@ -194,14 +184,14 @@ impl Contender {
     }
 
     /// Contends until the lease is taken; `None`: the bus is closed.
-    async fn take(&self, watch: &mut crate::BucketWatch) -> Option<Tenure> {
+    async fn take(&self) -> Option<Tenure> {
         loop {
             if !self.bus.until_up().await {
                 return None;
             }
             match self.try_take().await {
                 Ok(Some(tenure)) => return Some(tenure),
-                Ok(None) => self.until_free(watch).await?,
+                Ok(None) => self.until_free().await,
                 Err(BusError::Conflict { .. }) => {}
                 Err(error) => {
                     tracing::debug!(key = self.key, %error, "cannot contend for the lease yet");
@@ -212,19 +202,8 @@ impl Contender {
     }
 
     /// Waits for a sign that the lease is free, or for its TTL: a sign may be missed.
-    async fn until_free(&self, watch: &mut crate::BucketWatch) -> Option<()> {
-        let free = async {
-            loop {
-                match watch.next().await? {
-                    WatchItem::Entry { value: None, .. } | WatchItem::Epoch(_) => return Some(()),
-                    WatchItem::Entry { .. } | WatchItem::Settled { .. } => {}
-                }
-            }
-        };
-        match tokio::time::timeout(self.ttl, free).await {
-            Ok(None) => None,
-            Ok(Some(())) | Err(_) => Some(()),
-        }
+    async fn until_free(&self) {
+        let _ = tokio::time::timeout(self.ttl, self.signs.free.notified()).await;
     }
 
     /// `None`: another holds it.

@@ -28,7 +28,7 @@ pub use core::{CoreMessage, Subscription};
 pub use error::BusError;
 pub use fold::{EventFold, FoldItem, Start};
 pub use intents::{IntentItem, IntentRecord, IntentWatch};
-pub use lease::{Lease, LeaseState};
+pub use lease::LeaseState;
 pub use lookup::EventBounds;
 pub use objects::Objects;
 pub use provision::provision;

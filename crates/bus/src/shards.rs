@@ -17,8 +17,9 @@ use tokio::{
 };
 
 use crate::{
-    Bus, BusError, Lease, LeaseState, WatchItem,
+    Bus, BusError, LeaseState, WatchItem,
     connection::jittered,
+    lease::{Lease, Signs},
     sharing::{View, wanted},
 };
 
@@ -36,15 +37,21 @@ pub struct ShardLeases {
 }
 
 impl Bus {
-    /// Contends for the shards of `agent` as `replica` (unique among processes), for its share of them. `ttl` as for [`Bus::lease`].
+    /// Contends for the shards of `agent` as `replica` (unique among processes), for its share of them. `ttl` in whole seconds, at least 2.
     ///
     /// # Errors
     /// When `ttl` is shorter than two seconds or not whole seconds.
     pub fn shard_leases(&self, agent: &str, replica: &str, count: ShardCount, ttl: Duration) -> Result<ShardLeases, BusError> {
         let changed = Arc::new(Notify::new());
-        let lease = |key: String, wanted: bool| self.lease_if_wanted(key, replica.to_owned(), ttl, wanted, changed.clone());
-        let leases: Vec<Lease> = count.all().map(|shard| lease(count.lease_key(agent, shard), false)).collect::<Result<_, _>>()?;
-        let member = (count != ShardCount::ONE).then(|| lease(count.member_key(agent, replica), true)).transpose()?;
+        let free: BTreeMap<u32, Arc<Notify>> = count.all().map(|shard| (shard, Arc::default())).collect();
+        let lease = |key: String, wanted: bool, signs: Signs| self.lease(key, replica.to_owned(), ttl, wanted, signs);
+        let of_shard = |(shard, free): (&u32, &Arc<Notify>)| {
+            lease(count.lease_key(agent, *shard), false, Signs { free: free.clone(), changed: changed.clone() })
+        };
+        let leases: Vec<Lease> = free.iter().map(of_shard).collect::<Result<_, _>>()?;
+        // Nobody else contends for it.
+        let signs = Signs { free: Arc::default(), changed: changed.clone() };
+        let member = (count != ShardCount::ONE).then(|| lease(count.member_key(agent, replica), true, signs)).transpose()?;
         let leases = Arc::new(leases);
         let (view_tx, view) = watch::channel(View::default());
         let (aside, aside_rx) = watch::channel(BTreeMap::new());
@@ -58,6 +65,7 @@ impl Bus {
             view: view_tx,
             aside: aside_rx,
             changed: changed.clone(),
+            free,
             shards: Seen::default(),
             members: Seen::default(),
         };
@@ -100,7 +108,7 @@ impl ShardLeases {
         self.lease(shard).map_or(LeaseState::Waiting, |lease| *lease.state().borrow())
     }
 
-    /// Whether a shard is held at this instant, see [`Lease::holds`].
+    /// Whether a shard is held at this instant, by the monotonic clock: the last renewal was sent less than 0.6 of the TTL ago.
     #[must_use]
     pub fn holds(&self, shard: u32) -> bool {
         self.lease(shard).is_some_and(Lease::holds)
@@ -182,8 +190,21 @@ impl Seen {
         false
     }
 
+    /// When the one was written whose last writing is longest ago.
+    fn oldest(&self) -> Option<Instant> {
+        self.0.values().map(|(_, at)| *at).min()
+    }
+
     fn forget(&mut self, age: Duration) {
         self.0.retain(|_, (_, at)| at.elapsed() < age);
+    }
+}
+
+/// Waits until then; for ever, where time changes nothing.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -198,6 +219,8 @@ struct Sharer {
     view: watch::Sender<View>,
     aside: watch::Receiver<BTreeMap<u32, Instant>>,
     changed: Arc<Notify>,
+    /// By shard: told when nobody seems to hold it.
+    free: BTreeMap<u32, Arc<Notify>>,
     /// What the watches of shards and of members tell.
     shards: Seen,
     members: Seen,
@@ -209,24 +232,54 @@ impl Sharer {
         let (mut shards, mut members) = (bucket.watch_keys(&lease_keys(&self.agent)), bucket.watch_keys(&member_keys(&self.agent)));
         // One shard is contended for by all; who shares in it does not matter.
         let mut whole = (false, self.count == ShardCount::ONE);
-        let mut look = tokio::time::interval(self.ttl / 8);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let next = self.next_deadline();
             tokio::select! {
                 item = shards.next() => match item {
-                    Some(item) => whole.0 |= self.shards.fold(item),
+                    Some(item) => {
+                        self.tell_free(&item);
+                        whole.0 |= self.shards.fold(item);
+                    }
                     None => return,
                 },
                 item = members.next(), if self.count != ShardCount::ONE => match item {
                     Some(item) => whole.1 |= self.members.fold(item),
                     None => return,
                 },
-                _ = look.tick() => {}
+                () = until(next) => {}
                 asked = self.aside.changed() => if asked.is_err() { return },
             }
             if whole == (true, true) {
                 self.share();
             }
+        }
+    }
+
+    /// When time alone changes what is wanted: somebody renews no longer, or has stood aside for long enough.
+    fn next_deadline(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let aside = self.aside.borrow().values().copied().filter(|until| *until > now).min();
+        let written = [&self.shards, &self.members].into_iter().filter_map(Seen::oldest).min();
+        aside.into_iter().chain(written.map(|at| at + self.forgotten_after())).min()
+    }
+
+    fn forgotten_after(&self) -> Duration {
+        self.ttl + self.ttl / 4
+    }
+
+    /// Wakes who contends for what is free now, as far as can be told.
+    fn tell_free(&self, item: &WatchItem) {
+        match item {
+            WatchItem::Epoch(_) => self.free.values().for_each(|free| free.notify_one()),
+            WatchItem::Entry { key, value: None, .. } => {
+                if let Some(LeaseKey::Shard { shard, count, .. }) = LeaseKey::parse(key)
+                    && count == self.count
+                    && let Some(free) = self.free.get(&shard)
+                {
+                    free.notify_one();
+                }
+            }
+            WatchItem::Entry { .. } | WatchItem::Settled { .. } => {}
         }
     }
 
@@ -246,8 +299,9 @@ impl Sharer {
     }
 
     fn share(&mut self) {
-        self.shards.forget(self.ttl + self.ttl / 4);
-        self.members.forget(self.ttl + self.ttl / 4);
+        let age = self.forgotten_after();
+        self.shards.forget(age);
+        self.members.forget(age);
         let view = self.view();
         let aside: BTreeSet<u32> =
             self.aside.borrow_and_update().iter().filter(|(_, until)| **until > Instant::now()).map(|(shard, _)| *shard).collect();
