@@ -184,12 +184,16 @@ impl World {
             return;
         }
         if ours || held.is_none() {
+            // One that was never lost may be renewed after it had run out by the replica's own clock.
+            let led = self.leads(r);
             self.broker.leases.insert(trade, Lease { holder: r, life, until: now + ttl });
             self.replicas[r].renewed_at = Some(now);
             if !ours {
                 self.say(trade.name(), format_args!("replica {r} takes the lease"));
                 let fence = self.number();
                 self.replicas[r].authority.lease_taken(fence);
+            }
+            if !led {
                 self.replica_turn(r, life);
             }
         } else if self.replicas[r].renewed_at.is_some() {
