@@ -128,12 +128,12 @@ impl Node {
             (Verdict::Held { .. }, Some(wanted)) => self.blockers(&wanted.spec, id, now.mono),
             _ => Vec::new(),
         };
-        let Some(inst) = self.instances.get_mut(id) else { return };
-        if stays_failed(inst, &by) {
+        if self.instances.get(id).is_none_or(|inst| stays_failed(inst, &by)) {
             // It stays failed, and is the ladder's; blocked, it would be nobody's.
             by.clear();
         }
-        let bad = |b: &v1::Blocker| !matches!(b.is.as_str(), "waiting" | "preparing" | "starting");
+        let stuck = by.iter().any(|b| self.is_stuck(b));
+        let Some(inst) = self.instances.get_mut(id) else { return };
         let due = if inst.lives() {
             let since = *inst.blocked_since.get_or_insert(now.mono);
             if by.is_empty() {
@@ -141,7 +141,7 @@ impl Node {
             }
             !by.is_empty() && inst.was_ready && now.mono >= since + BLOCKED_TOLD_AFTER
         } else {
-            by.iter().any(bad) || (!inst.blocked_told.is_empty() && !by.is_empty())
+            stuck || (!inst.blocked_told.is_empty() && !by.is_empty())
         };
         if inst.state == State::Completed {
             // Its readiness has said that nothing blocks it; said after that, it would read as waiting again.
@@ -154,7 +154,15 @@ impl Node {
             let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
             let code = if ended { "unblocked" } else { "dependency_unmet" };
             self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by }), code, &text, now);
+            // Whoever waits for it is blocked as well.
+            self.touch(id);
         }
+    }
+
+    /// Whether a dependency does not come by itself: it is neither on its way nor waits for its turn alone, or what it waits for is stuck.
+    fn is_stuck(&self, by: &v1::Blocker) -> bool {
+        let comes = matches!(by.is.as_str(), "waiting" | "preparing" | "starting");
+        !comes || self.replicas(&by.component).any(|inst| !inst.lives() && !inst.blocked_told.is_empty())
     }
 
     /// Starts are gated; what runs goes on. A failure that a dependency is to blame for costs nothing.

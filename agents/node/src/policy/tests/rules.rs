@@ -423,3 +423,33 @@ fn an_optional_dependency_on_trial_takes_no_failure_back() {
         assert_eq!(b.state("cache"), State::Waiting, "a new generation leaves `failed`");
     }
 }
+
+/// However far behind it waits: else its failure would be the ladder's for ever, which has nothing to stand on.
+#[test]
+fn what_waits_for_one_that_is_blocked_is_blocked_as_well() {
+    let (db, cache, gate) = (component("db", &[]), component("cache", &["db"]), component("gate", &["cache"]));
+    for failed_before in [true, false] {
+        let mut b = Bench::running(&[db.clone(), cache.clone(), gate.clone()]);
+        ["db", "cache", "gate"].into_iter().for_each(|name| b.ready(name));
+        if failed_before {
+            b.exhaust("gate");
+        }
+        b.desire(&v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&db, 1, 1) });
+        b.settle();
+        b.exit("cache", 1);
+        b.exit("db", 0);
+        if !failed_before {
+            b.exit("gate", 1);
+        }
+        let by = |b: &Bench, name: &str| {
+            b.node.instance(&id(name)).unwrap().blocked_told.iter().map(|b| b.component.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!((b.state("cache"), by(&b, "cache")), (State::Waiting, vec!["db".to_owned()]));
+        assert_eq!((b.state("gate"), by(&b, "gate")), (State::Waiting, vec!["cache".to_owned()]), "{failed_before}");
+        b.desire(&desired(&db, 1, 1));
+        b.settle();
+        b.ready("db");
+        b.ready("cache");
+        assert_eq!((b.state("gate"), by(&b, "gate")), (State::Starting, Vec::new()));
+    }
+}
