@@ -7,6 +7,8 @@ use razar_agent_kit::{Agent, Decider, Entry, Folded, Hops, Now, Shell, deciding}
 use razar_bus::{Bus, BusError, Query};
 use razar_bus_schema::{bucket::IntentKey, shard::Shards, v1};
 
+use tokio::sync::watch;
+
 use crate::{
     AGENT,
     config::Settings,
@@ -28,6 +30,8 @@ struct Watchdog {
     replica: String,
     /// Beats that were dropped, as far as the policy knows.
     dropped: u64,
+    /// Tells the ears how often to turn.
+    turn_max: watch::Sender<Duration>,
     teller: Teller,
 }
 
@@ -37,18 +41,22 @@ struct Watchdog {
 /// When the settings are wrong, or the client refuses to listen.
 pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
     let who = Identity { mesh: agent.config.mesh.clone(), replica: agent.config.replica.clone() };
+    let replica = who.replica.clone();
+    let state = State::new(who, agent.settings.limits());
+    let (turn_max, turns) = watch::channel(state.turn_max());
     let watchdog = Watchdog {
-        replica: who.replica.clone(),
-        state: State::new(who, agent.settings.limits()),
+        replica,
+        state,
         numbers: Numbers::new(&agent.metrics),
         dropped: 0,
+        turn_max,
         teller: Teller::new(Hops::new(agent.spans.clone(), AGENT, &agent.config.mesh, agent.bus.subjects())),
     };
     let entry = Entry {
         purpose: "says who is silent, and how the mesh is",
         endpoints: vec![("health", agent.bus.subjects().query(AGENT, "health"))],
         lease_ttl: agent.settings.lease_ttl(),
-        source: Ears::open(&agent.bus).await?,
+        source: Ears::open(&agent.bus, turns).await?,
     };
     deciding::run(agent, watchdog, entry).await
 }
@@ -69,6 +77,8 @@ impl Watchdog {
             self.state.apply_dropped(now);
         }
         self.state.apply_turn(now);
+        let turn_max = self.state.turn_max();
+        self.turn_max.send_if_modified(|before| std::mem::replace(before, turn_max) != turn_max);
         self.numbers.watched.set(i64::try_from(self.state.watched()).unwrap_or(i64::MAX));
         self.numbers.interruptions.set(i64::try_from(self.state.currency().interruptions()).unwrap_or(i64::MAX));
     }

@@ -1,9 +1,10 @@
 //! What the watchdog hears beside the mesh's streams: beats, as many as wait at once, and the tick by which it knows that it is on time.
 
+use std::time::Duration;
+
 use razar_agent_kit::deciding::Source;
 use razar_bus::{Bus, BusError, CoreMessage, Subscription};
-
-use crate::policy::TURN_MAX;
+use tokio::{sync::watch, time::Instant};
 
 /// Beats that wait for the loop; more are dropped, and then nobody is silent for this observer. A second of a large mesh.
 const BEATS_MAX: usize = 16_384;
@@ -14,7 +15,9 @@ const BEATS_IN_A_ROW: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Ears {
     beats: Subscription,
-    tick: tokio::time::Interval,
+    /// The longest time without anything.
+    turn_max: watch::Receiver<Duration>,
+    heard_at: Instant,
 }
 
 /// What was heard at once; nothing: a tick.
@@ -26,11 +29,10 @@ pub(crate) struct Heard {
 }
 
 impl Ears {
-    pub(crate) async fn open(bus: &Bus) -> Result<Self, BusError> {
+    /// Listens, and ticks where nothing was heard for `turn_max`.
+    pub(crate) async fn open(bus: &Bus, turn_max: watch::Receiver<Duration>) -> Result<Self, BusError> {
         let beats = bus.subscribe(&bus.subjects().heartbeats(), BEATS_MAX).await?;
-        let mut tick = tokio::time::interval(TURN_MAX);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Ok(Self { beats, tick })
+        Ok(Self { beats, turn_max, heard_at: Instant::now() })
     }
 }
 
@@ -38,11 +40,15 @@ impl Source for Ears {
     type Item = Heard;
 
     async fn next(&mut self) -> Option<Heard> {
+        let tick = self.heard_at + *self.turn_max.borrow_and_update();
         let first = tokio::select! {
             biased;
             beat = self.beats.next() => Some(beat?),
-            _ = self.tick.tick() => None,
+            () = tokio::time::sleep_until(tick) => None,
+            // It turns more often from now on, or less.
+            _ = self.turn_max.changed() => None,
         };
+        self.heard_at = Instant::now();
         let mut beats: Vec<CoreMessage> = first.into_iter().collect();
         while !beats.is_empty() && beats.len() < BEATS_IN_A_ROW {
             let Some(beat) = self.beats.try_next() else { break };

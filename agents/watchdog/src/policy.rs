@@ -22,7 +22,7 @@ use razar_bus_schema::{
 };
 
 pub use self::{
-    currency::{Currency, TURN_MAX},
+    currency::Currency,
     events::AGENT,
     facts::{Down, Facts, Seen, View},
     watch::{Question, Rhythm, Watch},
@@ -191,6 +191,8 @@ pub struct State {
     desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
     watches: BTreeMap<Subject, Watch>,
     due: BTreeSet<(Duration, Subject)>,
+    /// Instances that are watched and beat faster than once a second.
+    fine: BTreeSet<Instance>,
     /// Chakras below their threshold, and since when, monotonic.
     below: BTreeMap<String, Duration>,
     usages: Usages,
@@ -221,9 +223,15 @@ impl State {
         self.currency.missed(now.mono);
     }
 
-    /// The loop turns; to be told at least every [`TURN_MAX`].
+    /// The loop turns; to be told at least every [`State::turn_max`].
     pub fn apply_turn(&mut self, now: Now) {
         self.currency.turned(now.mono);
+    }
+
+    /// The longest time between two turns while nothing happens; longer ones are lateness.
+    #[must_use]
+    pub const fn turn_max(&self) -> Duration {
+        self.currency.turn_max()
     }
 
     /// An own echo came back.
@@ -255,6 +263,8 @@ impl State {
         self.publishing.clear();
         self.watches.clear();
         self.due.clear();
+        self.fine.clear();
+        self.currency.watches_fine(false);
         self.below.clear();
         self.usages = Usages::default();
         self.stale = true;
@@ -381,19 +391,28 @@ impl State {
     /// Watches an instance whose specification says that it beats, while it is in a state in which it does.
     fn watch_instance(&mut self, instance: &Instance, now: Duration) {
         let subject = Subject::Component(instance.clone());
-        let beats = self.rhythm_of(instance).is_some();
-        let living = self.facts.view(instance).filter(|v| v.beats()).map(|v| (v.incarnation, v.changed_at));
-        match living.filter(|_| beats) {
-            Some((incarnation, _)) => {
+        let rhythm = self.rhythm_of(instance);
+        let living = self.facts.view(instance).filter(|v| rhythm.is_some() && v.beats()).map(|v| v.incarnation);
+        self.watch_closely(instance, living.is_some() && rhythm.is_some_and(|rhythm| Currency::is_fine(rhythm.interval)));
+        match living {
+            Some(incarnation) => {
                 if self.watches.get(&subject).is_none_or(|w| w.incarnation != incarnation) {
                     self.watch(subject, incarnation, now);
                 }
             }
             None => {
                 if let Some(watch) = self.watches.remove(&subject) {
-                    self.due.remove(&(watch.due, subject));
+                    self.due.remove(&(watch.due, subject.clone()));
                 }
             }
+        }
+    }
+
+    /// Whether an instance beats so fast that a tenth of a second counts.
+    fn watch_closely(&mut self, instance: &Instance, fine: bool) {
+        let changed = if fine { self.fine.insert(instance.clone()) } else { self.fine.remove(instance) };
+        if changed {
+            self.currency.watches_fine(!self.fine.is_empty());
         }
     }
 

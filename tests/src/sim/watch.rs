@@ -23,8 +23,6 @@ use super::{
 
 /// Time between two beats of a node, an agent, a component.
 pub const BEAT: Duration = Duration::from_secs(1);
-/// Time between two turns of a watchdog's loop while nothing comes.
-const TURN: Duration = Duration::from_millis(100);
 /// A watchdog that stopped for longer than this has not listened for the whole of a silence.
 const NODS_OFF: Duration = Duration::from_millis(600);
 /// An agent that is not heard with its start tries again after this.
@@ -110,7 +108,8 @@ impl World {
         let floor = replica.ears.upto;
         let mut at = floor;
         while at < now {
-            let next = (at + TURN).min(now);
+            let Mind::Watchdog(state) = &self.replicas[r].mind else { return };
+            let next = (at + state.turn_max()).min(now);
             self.hears(r, floor, next);
             let clock = self.clock_of(r, next);
             let Mind::Watchdog(state) = &mut self.replicas[r].mind else { return };

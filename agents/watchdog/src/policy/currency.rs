@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
-/// Time between two echoes: what is noticed of a broker that stands is noticed after this and a limit below.
-const ECHO_EVERY: Duration = Duration::from_millis(100);
+/// Time between two echoes while fine beats are watched: what is noticed of a broker that stands is noticed after this and a limit below.
+const ECHO_FINE: Duration = Duration::from_millis(100);
+/// The same while none are: with the limit below a third of the silence that counts.
+const ECHO_ROUGH: Duration = Duration::from_millis(500);
 /// An echo that is not back by then was lost with its connection.
 const ECHO_LOST: Duration = Duration::from_secs(3);
 /// Lateness of the own loop, or of an echo, that voids the silence of those who beat faster than [`FINE_BELOW`].
@@ -16,8 +18,10 @@ const ROUGH_MAX: Duration = Duration::from_millis(500);
 const FINE_BELOW: Duration = Duration::from_millis(1000);
 /// Time that the others have to find the broker again after this one has: the longest pause between two tries of a client, and a half.
 const REJOIN: Duration = Duration::from_secs(3);
-/// The longest time between two turns of the loop while nothing happens; more is lateness.
-pub const TURN_MAX: Duration = Duration::from_millis(50);
+/// The longest time between two turns of the loop while nothing happens and fine beats are watched; more is lateness.
+const TURN_FINE: Duration = Duration::from_millis(50);
+/// The same while none are.
+const TURN_ROUGH: Duration = Duration::from_millis(250);
 
 /// The observer's own state.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +35,7 @@ pub struct Currency {
     number: u64,
     proven: Option<Duration>,
     wanted: bool,
+    watches_fine: bool,
     interruptions: u64,
 }
 
@@ -54,9 +59,31 @@ impl Currency {
         self.interrupted(Duration::MAX, now);
     }
 
+    /// Whether beats that come faster than once a second are watched: only then the observer must know of a tenth of a second.
+    pub fn watches_fine(&mut self, fine: bool) {
+        if std::mem::replace(&mut self.watches_fine, fine) != fine && fine {
+            // Nobody has looked so closely until now.
+            self.fine = None;
+            self.wanted = true;
+        }
+    }
+
+    /// The longest time between two turns of the loop while nothing happens; more is lateness.
+    #[must_use]
+    pub const fn turn_max(&self) -> Duration {
+        if self.watches_fine { TURN_FINE } else { TURN_ROUGH }
+    }
+
+    /// Whether beats of this interval need an observer that knows of a tenth of a second.
+    #[must_use]
+    pub fn is_fine(interval: Duration) -> bool {
+        interval < FINE_BELOW
+    }
+
     /// The loop turns. How late it does is how long nothing was heard.
     pub fn turned(&mut self, now: Duration) {
-        let late = self.turned.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before).saturating_sub(TURN_MAX));
+        let most = self.turn_max();
+        let late = self.turned.replace(now).map_or(Duration::ZERO, |before| now.saturating_sub(before).saturating_sub(most));
         self.interrupted(late, now);
         if let Some((_, sent)) = self.echo {
             let waited = now.saturating_sub(sent);
@@ -92,7 +119,7 @@ impl Currency {
     /// Since when the observer of beats of this interval is current; `None`: it is not.
     #[must_use]
     pub fn since(&self, interval: Duration) -> Option<Duration> {
-        if interval < FINE_BELOW { self.fine } else { self.rough }
+        if Self::is_fine(interval) { self.fine } else { self.rough }
     }
 
     /// Up to when everything that the broker had is heard.
@@ -112,7 +139,8 @@ impl Currency {
         if self.echo.is_some_and(|(_, sent)| now.saturating_sub(sent) < ECHO_LOST) {
             return None;
         }
-        let due = self.sent_at.is_none_or(|sent| now.saturating_sub(sent) >= ECHO_EVERY);
+        let every = if self.watches_fine { ECHO_FINE } else { ECHO_ROUGH };
+        let due = self.sent_at.is_none_or(|sent| now.saturating_sub(sent) >= every);
         if !due && !self.wanted {
             return None;
         }
@@ -167,7 +195,7 @@ mod tests {
     fn others_have_time_to_come_back_after_a_connection() {
         let mut c = current();
         assert_eq!(c.since(BEAT), Some(REJOIN));
-        assert!(c.proven() >= Some(ms(9_800)), "{:?}", c.proven());
+        assert!(c.proven() >= Some(ms(9_500)), "{:?}", c.proven());
         c.disconnected();
         assert_eq!((c.since(BEAT), c.proven()), (None, None));
         c.connected(ms(12_000));
@@ -178,16 +206,42 @@ mod tests {
     #[test]
     fn a_late_loop_counts_anew() {
         let mut c = current();
-        run(&mut c, 10_160, 10_300, 20);
+        c.watches_fine(true);
+        run(&mut c, 10_020, 10_100, 20);
+        run(&mut c, 10_260, 10_400, 20);
         assert_eq!(c.since(BEAT), Some(REJOIN), "a tenth of a second is borne");
-        assert!(c.since(ms(100)) >= Some(ms(10_160)), "not by those who beat ten times a second");
+        assert!(c.since(ms(100)) >= Some(ms(10_260)), "not by those who beat ten times a second");
         run(&mut c, 11_200, 11_400, 20);
         assert_eq!(c.since(BEAT), Some(ms(11_200)));
     }
 
     #[test]
+    fn who_watches_no_fine_beats_turns_and_asks_seldom() {
+        let mut c = current();
+        let echoes = |c: &mut Currency, from: u64| {
+            let mut count = 0;
+            for at in (from..from + 5_000).step_by(20) {
+                c.turned(ms(at));
+                if let Some(n) = c.due_echo(ms(at)) {
+                    c.echoed(n, ms(at));
+                    count += 1;
+                }
+            }
+            count
+        };
+        assert!(echoes(&mut c, 10_020) <= 11, "twice a second");
+        c.turned(ms(15_240));
+        assert_eq!(c.since(BEAT), Some(REJOIN), "a turn in a quarter of a second is on time");
+        c.watches_fine(true);
+        assert_eq!(c.since(ms(100)), None, "until now nobody looked so closely");
+        assert!(echoes(&mut c, 15_260) >= 45 && c.turn_max() < ms(100), "ten times a second, the first at once");
+        assert!(c.since(ms(100)).is_some());
+    }
+
+    #[test]
     fn a_broker_that_stands_suspends_and_counts_anew() {
         let mut c = current();
+        c.want_proof();
         let n = c.due_echo(ms(10_150)).unwrap();
         for at in (10_150..14_000).step_by(20) {
             c.turned(ms(at));
@@ -201,6 +255,7 @@ mod tests {
     #[test]
     fn a_lost_echo_is_sent_again_and_an_old_one_proves_nothing() {
         let mut c = current();
+        c.want_proof();
         let n = c.due_echo(ms(10_150)).unwrap();
         assert_eq!(c.due_echo(ms(13_000)), None);
         let next = c.due_echo(ms(13_200)).unwrap();
