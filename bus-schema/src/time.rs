@@ -57,9 +57,30 @@ pub fn duration_or(span: Option<&prost_types::Duration>, default: Duration) -> D
     span.map_or(default, std_duration)
 }
 
+/// Time from `wall` to the next of the instants, a `period` apart, that all share who follow the same wall clock; never zero. What is to
+/// be done each second by many on one machine is done at one instant of it: to wake for each by itself costs more than what is done.
+#[must_use]
+pub fn until_shared(period: Duration, wall: SystemTime) -> Duration {
+    let period = period.as_nanos().max(1);
+    let into = wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() % period;
+    Duration::from_nanos(u64::try_from(period - into).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_come_to_the_same_instants_and_never_to_this_one() {
+        let period = Duration::from_millis(667);
+        let shared = |ms: u64| Duration::from_millis(ms) + until_shared(period, UNIX_EPOCH + Duration::from_millis(ms));
+        for ms in 0..3_000 {
+            let at = shared(ms);
+            assert!(at > Duration::from_millis(ms) && at <= Duration::from_millis(ms) + period, "{ms}: {at:?}");
+            assert_eq!(at.as_nanos() % period.as_nanos(), 0, "{ms}: {at:?}");
+        }
+        assert!(until_shared(Duration::ZERO, UNIX_EPOCH) > Duration::ZERO);
+    }
 
     #[test]
     fn odd_values_saturate() {

@@ -273,13 +273,13 @@ impl Replay {
 
     fn carry_out_of_quarantine(&mut self, action: quarantine::Action, now: Now) {
         match action {
-            quarantine::Action::Write(writes) => {
+            quarantine::Action::Write { bucket, writes } => {
                 let revisions = writes.iter().map(|_| {
                     self.revision += 1;
                     self.revision
                 });
-                let revisions = revisions.collect();
-                self.quarantine.apply_outcome(quarantine::Outcome::Wrote(writes, Some(revisions)), now);
+                let revisions = Some(revisions.collect());
+                self.quarantine.apply_outcome(quarantine::Outcome::Wrote { bucket, writes, revisions }, now);
             }
             quarantine::Action::Publish(event) => self.told_here(*event, now),
             quarantine::Action::Answer { .. } => {}

@@ -270,7 +270,7 @@ impl Mesh {
                 let result = found.ok_or_else(|| LoadError::Refused("unknown_revision".to_owned(), String::new(), Vec::new()));
                 Outcome::Loaded { revision, profile, result }
             }
-            orchestrator::Action::WriteDesired(writes) => {
+            orchestrator::Action::WriteDesired { writes, bucket } => {
                 let mut revisions = Vec::new();
                 for (instance, intent, _) in &writes {
                     let (key, bytes) = (IntentKey::Desired(instance.clone()).to_string(), intent.encode_to_vec());
@@ -280,9 +280,9 @@ impl Mesh {
                     self.remember("razar.v1.Intent", bytes);
                 }
                 self.node.apply(node::Input::View(ViewChange::Settled), self.node_now());
-                Outcome::WroteDesired(writes, Ok(revisions))
+                Outcome::WroteDesired { writes, bucket, result: Ok(revisions) }
             }
-            orchestrator::Action::WriteMissions { writes, .. } => {
+            orchestrator::Action::WriteMissions { writes, bucket, .. } => {
                 let mut revisions = Vec::new();
                 for (value, _) in &writes {
                     let (name, bytes) = match value {
@@ -294,7 +294,7 @@ impl Mesh {
                     revisions.push(self.revision);
                     self.remember(name, bytes);
                 }
-                Outcome::WroteMissions(writes, Ok(revisions))
+                Outcome::WroteMissions { writes, bucket, result: Ok(revisions) }
             }
             orchestrator::Action::Publish(event) => {
                 let bytes = event.encode_to_vec();

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use prost::Message as _;
+use razar_agent_kit::tick::every_shared;
 use razar_bus::{Bus, CoreMessage, IntentItem, IntentRecord, IntentWatch, QueryServer, Subscription};
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
@@ -148,9 +149,9 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut acked = self.outbox.acked();
         let mut connection = self.bus.connection();
-        let mut turn = tokio::time::interval(TURN);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turn = every_shared(TURN);
         self.turn()?;
+        self.keep_house();
         while !self.policy.finished() {
             tokio::select! {
                 biased;

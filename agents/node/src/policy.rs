@@ -268,6 +268,8 @@ pub struct Node {
     /// Component → instances that depend on it.
     dependents: BTreeMap<String, BTreeSet<Instance>>,
     dirty: BTreeSet<Instance>,
+    /// Calm instances of which a question is due, or was answered as ever.
+    asking: BTreeSet<Instance>,
     timers: BTreeSet<(Duration, Instance)>,
     timer_of: BTreeMap<Instance, Duration>,
     startable: BTreeSet<(Group, u32, Instance)>,
@@ -277,6 +279,8 @@ pub struct Node {
     actions: Vec<Action>,
     tells: Vec<v1::Event>,
     shutdown: bool,
+    /// Zero of the monotonic clock by the wall clock, as last noted.
+    clock: Duration,
 }
 
 impl Node {
@@ -289,6 +293,7 @@ impl Node {
             intents: Intents::default(),
             dependents: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            asking: BTreeSet::new(),
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
             startable: BTreeSet::new(),
@@ -297,6 +302,7 @@ impl Node {
             actions: Vec::new(),
             tells: Vec::new(),
             shutdown: false,
+            clock: Duration::ZERO,
         };
         node.recall(&restored, now);
         node.adopt_system(system, now);
@@ -334,7 +340,9 @@ impl Node {
     /// What is to be done at `now`, starts and signals first, what is told last: telling never delays healing.
     #[must_use]
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
+        self.note_clock(now);
         self.wake_due(now.mono);
+        let questions = self.ask_the_calm(now);
         loop {
             // Dependencies before what depends on them, so that nobody starts on a condition that is about to be lost.
             let mut round: Vec<_> = std::mem::take(&mut self.dirty).into_iter().collect();
@@ -353,6 +361,7 @@ impl Node {
         }
         self.run_escalation_hook();
         let mut actions = std::mem::take(&mut self.actions);
+        actions.extend(questions);
         actions.extend(self.tells.drain(..).map(|event| Action::Tell(Box::new(event))));
         actions
     }
@@ -404,7 +413,7 @@ impl Node {
             }
             self.timers.remove(&(at, id.clone()));
             self.timer_of.remove(&id);
-            self.dirty.insert(id);
+            self.asking.insert(id);
         }
     }
 

@@ -52,7 +52,8 @@ impl Usages {
         if now < self.next_at {
             return;
         }
-        self.next_at = now + PERIOD;
+        // Asked at each second, some of which come a little late: the fifth is due in any case.
+        self.next_at = now + PERIOD - Duration::from_millis(500);
         let trees: Vec<_> = processes.iter().map(|(id, running)| (id.clone(), running.tree.clone())).collect();
         let (news, seen) = (news.clone(), self.seen.clone());
         tokio::task::spawn_blocking(move || {
@@ -72,7 +73,6 @@ impl Usages {
 
 fn measure(tree: &Mutex<Tree>, before: Option<(Duration, u64)>) -> Option<(v1::ResourceUsage, (Duration, u64))> {
     let mut tree = tree.lock().unwrap_or_else(PoisonError::into_inner);
-    tree.sample().ok()?;
     let usage = tree.usage().ok()?;
     let now = monotonic_now();
     let cpu_millis = before.map_or(0, |(at, cpu_ns)| {

@@ -52,17 +52,17 @@ fn blueprint(bytes: &[u8], revision: &str, profile: &str) -> Result<Blueprint, L
 }
 
 /// Writes `desired` records as one batch.
-pub(crate) async fn write_desired(bus: Bus, writes: Vec<(Instance, v1::Intent, u64)>) -> Outcome {
+pub(crate) async fn write_desired(bus: Bus, bucket: u64, writes: Vec<(Instance, v1::Intent, u64)>) -> Outcome {
     let batch: Vec<_> = writes.iter().map(|(i, intent, expected)| (IntentKey::Desired(i.clone()), intent.clone(), *expected)).collect();
     let result = bus.put_intents(&batch).await.map_err(|e| write_error(&e, "intents"));
-    Outcome::WroteDesired(writes, result)
+    Outcome::WroteDesired { writes, bucket, result }
 }
 
 /// Writes into `missions` as one batch.
-pub(crate) async fn write_missions(bus: Bus, writes: Vec<(MissionsValue, u64)>) -> Outcome {
+pub(crate) async fn write_missions(bus: Bus, bucket: u64, writes: Vec<(MissionsValue, u64)>) -> Outcome {
     let batch = writes.iter().map(|(value, expected)| (value.key(), encode(value).into(), *expected)).collect();
     let result = bus.bucket(Store::Missions).put_batch(batch).await.map_err(|e| write_error(&e, "missions"));
-    Outcome::WroteMissions(writes, result)
+    Outcome::WroteMissions { writes, bucket, result }
 }
 
 fn write_error(error: &BusError, bucket: &str) -> WriteError {

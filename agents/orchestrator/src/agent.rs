@@ -173,18 +173,18 @@ impl Decider for Orchestrator {
                 shell.numbers.decided("load");
                 shell.spawn(actions::load(bus, revision, profile));
             }
-            Action::WriteDesired(writes) => {
+            Action::WriteDesired { writes, bucket } => {
                 shell.numbers.decided("desired");
                 tracing::info!(records = writes.len(), "writing what is desired");
-                shell.spawn(actions::write_desired(bus, writes));
+                shell.spawn(actions::write_desired(bus, bucket, writes));
             }
-            Action::WriteMissions { writes, ended } => {
+            Action::WriteMissions { writes, bucket, ended } => {
                 shell.numbers.decided("plan");
                 if let Some(ended) = ended {
                     tracing::info!(mission = ended.completed.mission_id, outcome = ended.completed.outcome, "mission ended");
                     self.teller.ended(&ended);
                 }
-                shell.spawn(actions::write_missions(bus, writes));
+                shell.spawn(actions::write_missions(bus, bucket, writes));
             }
             Action::Publish(event) => {
                 shell.numbers.decided("event");

@@ -114,11 +114,18 @@ pub enum Action {
         profile: String,
     },
     /// Write `desired` records, all or none, each over the revision given.
-    WriteDesired(Vec<(Instance, v1::Intent, u64)>),
+    WriteDesired {
+        /// The writes.
+        writes: Vec<(Instance, v1::Intent, u64)>,
+        /// Number of the bucket that they are meant for, as this replica counts them.
+        bucket: u64,
+    },
     /// Write into the bucket `missions`, all or none, each over the revision given.
     WriteMissions {
         /// The writes.
         writes: Vec<(MissionsValue, u64)>,
+        /// Number of the bucket that they are meant for, as this replica counts them.
+        bucket: u64,
         /// A mission that this ends: its spans are written first, with ids computed from it.
         ended: Option<Box<EndedMission>>,
     },
@@ -182,10 +189,24 @@ pub enum Outcome {
         /// The blueprint, or why there is none.
         result: Result<Arc<Blueprint>, LoadError>,
     },
-    /// Of [`Action::WriteDesired`]: what was written, and its revisions in the same order.
-    WroteDesired(Vec<(Instance, v1::Intent, u64)>, Result<Vec<u64>, WriteError>),
+    /// Of [`Action::WriteDesired`].
+    WroteDesired {
+        /// What was written.
+        writes: Vec<(Instance, v1::Intent, u64)>,
+        /// Number of the bucket that it was meant for: it says nothing of another one.
+        bucket: u64,
+        /// Its revisions in the same order.
+        result: Result<Vec<u64>, WriteError>,
+    },
     /// Of [`Action::WriteMissions`], likewise.
-    WroteMissions(Vec<(MissionsValue, u64)>, Result<Vec<u64>, WriteError>),
+    WroteMissions {
+        /// What was written.
+        writes: Vec<(MissionsValue, u64)>,
+        /// Number of the bucket that it was meant for.
+        bucket: u64,
+        /// Its revisions in the same order.
+        result: Result<Vec<u64>, WriteError>,
+    },
     /// Of [`Action::Publish`]: stored, or not known to be.
     Published {
         /// Id of the event.
@@ -206,6 +227,9 @@ enum Loaded {
 pub struct State {
     who: Identity,
     bucket_epoch: String,
+    /// Numbers of that bucket, and of the bucket of missions: which one a write was meant for.
+    intents_bucket: u64,
+    missions_bucket: u64,
     /// Bucket whose mark quarantine has set: all that it knew is written there.
     marked: String,
     records: BTreeMap<Instance, Record>,
@@ -234,6 +258,7 @@ impl State {
     pub fn apply_intents_epoch(&mut self, epoch: &str) {
         if self.bucket_epoch != epoch {
             epoch.clone_into(&mut self.bucket_epoch);
+            self.intents_bucket += 1;
             self.records.clear();
             self.spoiled.clear();
             self.write_until = None;
@@ -271,6 +296,8 @@ impl State {
     /// The bucket of missions has another epoch. What was read of the one before still stands here, and is to be written again if the
     /// new one does not say otherwise: absence says nothing.
     pub fn apply_missions_epoch(&mut self) {
+        self.missions_bucket += 1;
+        self.write_until = None;
         self.plan.revision = 0;
         self.histories.values_mut().for_each(|h| h.revision = 0);
         self.briefs.values_mut().for_each(|b| b.revision = 0);
@@ -348,23 +375,36 @@ impl State {
     pub fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         match outcome {
             Outcome::Loaded { revision, profile, result } => self.keep_blueprint((revision, profile), result, now),
-            Outcome::WroteDesired(writes, Ok(revisions)) => {
+            // What was written is gone with its bucket; nodes may have read of its generations before.
+            Outcome::WroteDesired { writes, bucket, .. } if bucket != self.intents_bucket => self.note_generations(&writes),
+            Outcome::WroteMissions { bucket, .. } if bucket != self.missions_bucket => {}
+            Outcome::WroteDesired { writes, result: Ok(revisions), .. } => {
                 self.write_until = None;
                 for ((instance, intent, _), revision) in writes.into_iter().zip(revisions) {
                     self.apply_record(&instance, revision, Arc::new(intent));
                 }
             }
-            Outcome::WroteMissions(writes, Ok(revisions)) => {
+            Outcome::WroteMissions { writes, result: Ok(revisions), .. } => {
                 self.write_until = None;
                 for ((value, _), revision) in writes.into_iter().zip(revisions) {
                     self.apply_missions(&value.key(), revision, Some(value), now);
                 }
             }
-            Outcome::WroteDesired(_, Err(_)) | Outcome::WroteMissions(_, Err(_)) => self.write_until = Some(now.mono + RETRY_PAUSE),
+            Outcome::WroteDesired { result: Err(_), .. } | Outcome::WroteMissions { result: Err(_), .. } => {
+                self.write_until = Some(now.mono + RETRY_PAUSE)
+            }
             Outcome::Published { id, stored } => {
                 if !stored && let Some(until) = self.publishing.get_mut(&id) {
                     *until = now.mono + RETRY_PAUSE;
                 }
+            }
+        }
+    }
+
+    fn note_generations(&mut self, writes: &[(Instance, v1::Intent, u64)]) {
+        for (instance, intent, _) in writes {
+            if let Some(v1::intent::Want::Desired(desired)) = &intent.want {
+                self.facts.note_generation(instance, desired.generation);
             }
         }
     }

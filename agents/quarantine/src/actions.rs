@@ -5,10 +5,10 @@ use razar_bus::Bus;
 use crate::policy::{Outcome, Writes};
 
 /// Writes records as one batch.
-pub(crate) async fn write(bus: Bus, writes: Writes) -> Outcome {
+pub(crate) async fn write(bus: Bus, bucket: u64, writes: Writes) -> Outcome {
     let result = bus.put_intents(&writes).await;
     if let Err(error) = &result {
         tracing::warn!(%error, "a decision was not written");
     }
-    Outcome::Wrote(writes, result.ok())
+    Outcome::Wrote { bucket, writes, revisions: result.ok() }
 }

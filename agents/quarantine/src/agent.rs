@@ -103,12 +103,12 @@ impl Decider for Quarantine {
 
     fn perform(&mut self, action: Action, shell: &mut Shell<Self>, now: Now) {
         match action {
-            Action::Write(writes) => {
+            Action::Write { bucket, writes } => {
                 shell.numbers.decided("write");
                 for (key, intent, _) in &writes {
                     tracing::info!(%key, why = intent.reason.as_ref().map_or("", |r| r.text.as_str()), "writing a record");
                 }
-                shell.spawn(actions::write(shell.agent.bus.clone(), writes));
+                shell.spawn(actions::write(shell.agent.bus.clone(), bucket, writes));
             }
             Action::Publish(event) => {
                 shell.numbers.decided("event");

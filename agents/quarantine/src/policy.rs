@@ -122,7 +122,12 @@ pub struct Known {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Write records; ends in one [`Outcome`].
-    Write(Writes),
+    Write {
+        /// Number of the bucket that they are meant for, as this replica counts them.
+        bucket: u64,
+        /// The records.
+        writes: Writes,
+    },
     /// Publish an event; told when it comes back with the fold.
     Publish(Box<v1::Event>),
     /// Acknowledge the command and send its receipt.
@@ -139,8 +144,15 @@ pub enum Action {
 /// What came of an action.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// What was written, and its revisions in the same order; `None`: it was not, or it is not known.
-    Wrote(Writes, Option<Vec<u64>>),
+    /// Of [`Action::Write`].
+    Wrote {
+        /// Number of the bucket that it was meant for: it says nothing of another one.
+        bucket: u64,
+        /// What was written.
+        writes: Writes,
+        /// Its revisions in the same order; `None`: it was not written, or that is not known.
+        revisions: Option<Vec<u64>>,
+    },
     /// An event was not taken.
     NotPublished(String),
 }
@@ -153,6 +165,8 @@ pub struct State {
     /// About what this replica decides.
     shards: Shards,
     bucket_epoch: String,
+    /// Number of that bucket: which one a write was meant for.
+    bucket: u64,
     records: BTreeMap<IntentKey, Record>,
     /// Records that somebody else deleted or overwrote with what is none.
     spoiled: BTreeSet<IntentKey>,
@@ -179,6 +193,7 @@ impl State {
     pub fn apply_intents_epoch(&mut self, epoch: &str) {
         if self.bucket_epoch != epoch {
             epoch.clone_into(&mut self.bucket_epoch);
+            self.bucket += 1;
             self.records.values_mut().for_each(|r| r.revision = 0);
             self.spoiled.clear();
             self.mark = (0, String::new());
@@ -300,13 +315,15 @@ impl State {
     /// What came of an action.
     pub fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         match outcome {
-            Outcome::Wrote(writes, Some(revisions)) => {
+            // What was written is gone with its bucket.
+            Outcome::Wrote { bucket, .. } if bucket != self.bucket => {}
+            Outcome::Wrote { writes, revisions: Some(revisions), .. } => {
                 self.write_until = None;
                 for ((key, intent, _), revision) in writes.into_iter().zip(revisions) {
                     self.apply_record(&key, revision, Arc::new(intent), now);
                 }
             }
-            Outcome::Wrote(_, None) => self.write_until = Some(now.mono + RETRY_PAUSE),
+            Outcome::Wrote { revisions: None, .. } => self.write_until = Some(now.mono + RETRY_PAUSE),
             Outcome::NotPublished(id) => {
                 if let Some(until) = self.publishing.get_mut(&id) {
                     *until = now.mono + RETRY_PAUSE;
@@ -326,7 +343,7 @@ impl State {
             let writes = self.next_write(now);
             if !writes.is_empty() {
                 self.write_until = Some(now.mono + WRITE_LIMIT);
-                actions.push(Action::Write(writes));
+                actions.push(Action::Write { bucket: self.bucket, writes });
             }
         }
         // A refusal is an event as well, and comes of looking at the commands.

@@ -109,6 +109,8 @@ pub struct Write {
     pub intent: v1::Intent,
     /// Revision that it replaces; 0: there is none.
     pub expected: u64,
+    /// Number of the bucket that it is meant for, as this replica counts them: what comes of it says nothing of another one.
+    pub bucket: u64,
 }
 
 /// A record of escalations to be written, only over the revision that is known.
@@ -120,6 +122,8 @@ pub struct Announce {
     pub intent: Box<v1::Intent>,
     /// Revision that it replaces; 0: there is none.
     pub expected: u64,
+    /// Number of the bucket that it is meant for, as this replica counts them: what comes of it says nothing of another one.
+    pub bucket: u64,
 }
 
 /// What the shell is to do. Each ends in one [`Outcome`].
@@ -199,6 +203,8 @@ pub struct State {
     /// About what this replica decides.
     shards: Shards,
     bucket_epoch: String,
+    /// Number of that bucket: which one a write was meant for.
+    bucket: u64,
     desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
     records: BTreeMap<Instance, Record>,
     /// Phases by component and, where it is told by the ladder, ordinal.
@@ -230,12 +236,15 @@ impl State {
     pub fn apply_intents_epoch(&mut self, epoch: &str) {
         if self.bucket_epoch != epoch {
             epoch.clone_into(&mut self.bucket_epoch);
+            self.bucket += 1;
             self.desired.clear();
             self.records.clear();
             self.quarantines.clear();
             self.writing.clear();
             self.announced.clear();
             self.announcing.clear();
+            // Tries are counted anew, and an answer to one before them says nothing of these.
+            self.questions.clear();
         }
     }
 
@@ -315,6 +324,9 @@ impl State {
     /// What came of an action.
     pub fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         match outcome {
+            // What was written is gone with its bucket.
+            Outcome::Wrote(write, _) if write.bucket != self.bucket => {}
+            Outcome::Announced(announce, _) if announce.bucket != self.bucket => {}
             Outcome::Wrote(write, Ok(revision)) => {
                 self.writing.remove(&write.instance);
                 self.hooking.retain(|_, (instance, _)| *instance != write.instance);
@@ -366,7 +378,8 @@ impl State {
                         self.note_destructive(&instance, &intent, now.mono + WRITE_LIMIT);
                         let expected = self.records.get(&instance).map_or(0, |r| r.revision);
                         self.writing.insert(instance.clone(), now.mono + WRITE_LIMIT);
-                        actions.push(Action::Write(Box::new(Write { instance, intent: *intent, expected })));
+                        let write = Write { instance, intent: *intent, expected, bucket: self.bucket };
+                        actions.push(Action::Write(Box::new(write)));
                     }
                 }
                 (Step::Wait(_), _) | (_, false) => {}

@@ -32,7 +32,7 @@ pub(crate) async fn store_snapshot(bus: Bus, observed: Box<v1::Observed>) -> Out
         tracing::warn!(%error, "the snapshot was not stored");
         tokio::time::sleep(PAUSE).await;
     }
-    Outcome::Snapshot(stored.is_ok().then_some(observed.applied_sequence))
+    Outcome::Snapshot { epoch: observed.stream_epoch, stored: stored.is_ok().then_some(observed.applied_sequence) }
 }
 
 /// Tells an event.

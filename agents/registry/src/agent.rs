@@ -28,8 +28,8 @@ const DEAD_LETTERS_MAX: usize = 64;
 pub(crate) enum Outcome {
     /// A key was written; the revision, unless it failed.
     Wrote(Write, Option<u64>),
-    /// A snapshot was stored up to this sequence, unless it failed.
-    Snapshot(Option<u64>),
+    /// A snapshot of the stream of this epoch was stored up to a sequence, unless it failed.
+    Snapshot { epoch: String, stored: Option<u64> },
     /// The event with this id was stored, or not.
     Told(String, bool),
 }
@@ -147,9 +147,10 @@ impl Decider for Registry {
     fn apply_outcome(&mut self, outcome: Outcome, _now: Now) {
         match outcome {
             Outcome::Wrote(write, revision) => self.writer.wrote(&write, revision),
-            Outcome::Snapshot(stored) => {
+            Outcome::Snapshot { epoch, stored } => {
                 self.snapshot_under_way = false;
-                self.snapshot_at = stored.unwrap_or(self.snapshot_at);
+                // One of the stream before says nothing of how much of this one is in it.
+                self.snapshot_at = stored.filter(|_| epoch == self.projection.stream_epoch()).unwrap_or(self.snapshot_at);
             }
             Outcome::Told(id, told) => {
                 self.telling = None;

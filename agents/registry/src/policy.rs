@@ -22,6 +22,8 @@ pub struct Write {
     pub value: Option<Vec<u8>>,
     /// Revision that it must have; 0: none.
     pub expected: u64,
+    /// Number of the bucket that it is meant for, as this replica counts them: what comes of it says nothing of another one.
+    pub bucket: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +35,8 @@ struct Held {
 /// What is known of the bucket, and what is to be looked at.
 #[derive(Debug, Clone, Default)]
 pub struct Writer {
+    /// Which bucket it is, by the number of those before it.
+    number: u64,
     bucket: BTreeMap<String, Held>,
     suspects: BTreeSet<String>,
     under_way: BTreeSet<String>,
@@ -42,6 +46,7 @@ pub struct Writer {
 impl Writer {
     /// The bucket began anew: nothing is in it.
     pub fn reset(&mut self) {
+        self.number += 1;
         self.bucket.clear();
         self.under_way.clear();
     }
@@ -82,7 +87,7 @@ impl Writer {
             let held = self.bucket.get(key);
             settled.push(key.clone());
             if held.and_then(|h| h.value.as_ref()) != value.as_ref() {
-                writes.push(Write { key: key.clone(), value, expected: held.map_or(0, |h| h.revision) });
+                writes.push(Write { key: key.clone(), value, expected: held.map_or(0, |h| h.revision), bucket: self.number });
             }
         }
         for key in settled {
@@ -98,6 +103,10 @@ impl Writer {
 
     /// What came of a write: its revision, or `None` when it was refused or may not have been stored; then it is looked at again.
     pub fn wrote(&mut self, write: &Write, revision: Option<u64>) {
+        if write.bucket != self.number {
+            // What was written is gone with its bucket.
+            return;
+        }
         self.under_way.remove(&write.key);
         match revision {
             Some(revision) => self.observe(&write.key, revision, write.value.as_deref()),
@@ -185,5 +194,16 @@ mod tests {
         writer.suspect_all(&projection);
         let keys: Vec<_> = writer.decide(&projection, T0).into_iter().map(|w| w.key).collect();
         assert_eq!(keys, ["agents.registry.r2"]);
+    }
+
+    #[test]
+    fn what_was_written_into_a_bucket_before_is_not_in_this_one() {
+        let (mut projection, mut writer) = (Projection::new("s"), Writer::default());
+        folded(&mut projection, &mut writer, &agent_started("r1", "1"));
+        let write = writer.decide(&projection, T0).remove(0);
+        writer.reset();
+        writer.wrote(&write, Some(7));
+        writer.suspect_all(&projection);
+        assert_eq!(writer.decide(&projection, T0 * 2).first().map(|w| w.expected), Some(0));
     }
 }

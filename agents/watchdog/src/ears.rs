@@ -40,13 +40,11 @@ impl Source for Ears {
     type Item = Heard;
 
     async fn next(&mut self) -> Option<Heard> {
-        let tick = self.heard_at + *self.turn_max.borrow_and_update();
+        let tick = self.heard_at + *self.turn_max.borrow();
         let first = tokio::select! {
             biased;
             beat = self.beats.next() => Some(beat?),
             () = tokio::time::sleep_until(tick) => None,
-            // It turns more often from now on, or less.
-            _ = self.turn_max.changed() => None,
         };
         self.heard_at = Instant::now();
         let mut beats: Vec<CoreMessage> = first.into_iter().collect();

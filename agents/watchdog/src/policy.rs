@@ -191,7 +191,7 @@ pub struct State {
     desired: BTreeMap<Instance, (u64, Arc<v1::Intent>)>,
     watches: BTreeMap<Subject, Watch>,
     due: BTreeSet<(Duration, Subject)>,
-    /// Instances that are watched and beat faster than once a second.
+    /// Instances that are watched and for whom a tenth of a second counts.
     fine: BTreeSet<Instance>,
     /// Chakras below their threshold, and since when, monotonic.
     below: BTreeMap<String, Duration>,
@@ -205,7 +205,9 @@ impl State {
     /// A watchdog that knows nothing yet.
     #[must_use]
     pub fn new(who: Identity, limits: Limits) -> Self {
-        Self { who, limits, ..Self::default() }
+        let mut state = Self { who, limits, ..Self::default() };
+        state.watch_fine();
+        state
     }
 
     /// The connection came up.
@@ -264,7 +266,7 @@ impl State {
         self.watches.clear();
         self.due.clear();
         self.fine.clear();
-        self.currency.watches_fine(false);
+        self.watch_fine();
         self.below.clear();
         self.usages = Usages::default();
         self.stale = true;
@@ -393,7 +395,10 @@ impl State {
         let subject = Subject::Component(instance.clone());
         let rhythm = self.rhythm_of(instance);
         let living = self.facts.view(instance).filter(|v| rhythm.is_some() && v.beats()).map(|v| v.incarnation);
-        self.watch_closely(instance, living.is_some() && rhythm.is_some_and(|rhythm| Currency::is_fine(rhythm.interval)));
+        self.watch_closely(
+            instance,
+            living.is_some() && rhythm.is_some_and(|rhythm| Currency::needs_fine(rhythm.interval, rhythm.patience())),
+        );
         match living {
             Some(incarnation) => {
                 if self.watches.get(&subject).is_none_or(|w| w.incarnation != incarnation) {
@@ -408,12 +413,17 @@ impl State {
         }
     }
 
-    /// Whether an instance beats so fast that a tenth of a second counts.
+    /// Whether an instance beats so fast, or is silent so soon, that a tenth of a second counts.
     fn watch_closely(&mut self, instance: &Instance, fine: bool) {
         let changed = if fine { self.fine.insert(instance.clone()) } else { self.fine.remove(instance) };
         if changed {
-            self.currency.watches_fine(!self.fine.is_empty());
+            self.watch_fine();
         }
+    }
+
+    fn watch_fine(&mut self) {
+        let of_all = Currency::needs_fine(self.limits.beat, self.limits.beat.saturating_mul(self.limits.misses.max(1)));
+        self.currency.watches_fine(of_all || !self.fine.is_empty());
     }
 
     /// Whether a subject is this replica itself: it is never silent to itself, and tells that it is back if another has told it down.

@@ -18,6 +18,7 @@ use razar_bus_schema::{
     bucket::IntentKey,
     shard::{ShardCount, Shards},
     stream::Store,
+    time::until_shared,
     v1,
 };
 use tokio::sync::mpsc;
@@ -249,7 +250,9 @@ impl<D: Decider> Running<D> {
         // To look for it may cost as much as to decide, which only who leads does.
         let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
         let deadline = deadline.into_iter().chain(self.shell.away.next_try(self.shell.now().mono)).min();
-        let timer = deadline.map_or(TICK_INTERVAL, |at| at.saturating_sub(self.shell.now().mono).min(TICK_INTERVAL));
+        let now = self.shell.now();
+        let tick = until_shared(TICK_INTERVAL, now.wall);
+        let timer = deadline.map_or(tick, |at| at.saturating_sub(now.mono).min(tick));
         let mut input = Some(sources.next(leads, timer).await);
         let mut folded = 0;
         while let Some(next) = input {

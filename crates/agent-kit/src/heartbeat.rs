@@ -7,7 +7,7 @@ use prost::Message;
 use razar_bus::Bus;
 use razar_bus_schema::{time::duration, v1};
 
-use crate::LoopTicker;
+use crate::{LoopTicker, tick::every_shared};
 
 /// One beat per second: three missed ones and a question without answer make a node lost.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,11 +18,9 @@ pub fn beat(bus: &Bus, agent: &'static str, id: String, ticker: LoopTicker) -> B
     let bus = bus.clone();
     let task = tokio::spawn(async move {
         let subject = bus.subjects().heartbeat("agent", &id);
-        let mut every = tokio::time::interval(BEAT_INTERVAL);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut every = every_shared(BEAT_INTERVAL);
         let mut cycle = 0;
         loop {
-            every.tick().await;
             cycle += 1;
             let beat = v1::Heartbeat {
                 kind: "agent".to_owned(),
@@ -35,6 +33,7 @@ pub fn beat(bus: &Bus, agent: &'static str, id: String, ticker: LoopTicker) -> B
             };
             // At most once: a beat that could not be sent is late anyhow.
             let _ = bus.publish(&subject, beat.encode_to_vec().into(), "").await;
+            every.tick().await;
         }
     });
     Beating { task: task.abort_handle() }

@@ -5,14 +5,26 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
+
+use razar_bus_schema::time::until_shared;
 
 /// A loop older than this is not alive: `/healthz` fails.
 pub const LOOP_AGE_MAX: Duration = Duration::from_secs(3);
 
 /// How often a loop with nothing to do should tick.
 pub const TICK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ticks each `period`, at the instants that all on this machine share; the first is the next of them.
+#[must_use]
+pub fn every_shared(period: Duration) -> tokio::time::Interval {
+    let first = tokio::time::Instant::now() + until_shared(period, SystemTime::now());
+    let mut every = tokio::time::interval_at(first, period);
+    // What comes late comes to the shared instants again.
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    every
+}
 
 /// Age of the loop's last tick. Clones share it.
 #[derive(Debug, Clone)]

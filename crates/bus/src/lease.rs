@@ -3,12 +3,12 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use razar_bus_schema::stream::Store;
+use razar_bus_schema::{stream::Store, time::until_shared};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{Bucket, Bus, BusError, batch::EXPECTED_REVISION};
@@ -118,6 +118,8 @@ async fn unwanted(wanted: &mut watch::Receiver<bool>) {
 struct Tenure {
     revision: u64,
     sent: Instant,
+    /// When it is to be renewed: at an instant that all leases share, so that one wake serves several.
+    due: Instant,
 }
 
 impl Contender {
@@ -222,9 +224,9 @@ impl Contender {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED_REVISION, expected.to_string());
         headers.insert("Nats-TTL", self.ttl.as_secs().to_string());
-        let sent = Instant::now();
+        let (wall, sent) = (SystemTime::now(), Instant::now());
         let revision = self.bucket.write(&self.key, headers, Bytes::from(self.holder.clone())).await?;
-        Ok(Tenure { revision, sent })
+        Ok(Tenure { revision, sent, due: sent + until_shared(self.ttl / 3, wall) })
     }
 
     /// Renews until the lease is lost or our own clock ends it.
@@ -233,7 +235,7 @@ impl Contender {
         connection.borrow_and_update();
         loop {
             let ends = tokio::time::Instant::from_std(self.ends(*tenure));
-            let due = tokio::time::Instant::from_std(tenure.sent + self.ttl / 3);
+            let due = tokio::time::Instant::from_std(tenure.due);
             tokio::select! {
                 () = tokio::time::sleep_until(due.min(ends)) => {}
                 // A connection made again: renew at once.

@@ -151,7 +151,8 @@ impl Reader {
         let missed = missed && matches!(self.plan, Plan::Fold { .. });
         let anew = self.epoch.as_ref() != Some(&epoch) || head < self.last || missed;
         if anew {
-            self.last = 0;
+            // Told once there is a consumer: a try that fails must not make the next one forget it.
+            (self.last, self.epoch) = (0, None);
         }
         let inbox = self.bus.inner.client.new_inbox();
         let subscribe = async { self.bus.inner.client.subscribe(inbox.clone()).await.map_err(|e| BusError::Client(e.to_string())) };

@@ -195,8 +195,8 @@ impl Seen {
         self.0.values().map(|(_, at)| *at).min()
     }
 
-    fn forget(&mut self, age: Duration) {
-        self.0.retain(|_, (_, at)| at.elapsed() < age);
+    fn forget(&mut self, now: Instant, age: Duration) {
+        self.0.retain(|_, (_, at)| now.saturating_duration_since(*at) < age);
     }
 }
 
@@ -232,8 +232,10 @@ impl Sharer {
         let (mut shards, mut members) = (bucket.watch_keys(&lease_keys(&self.agent)), bucket.watch_keys(&member_keys(&self.agent)));
         // One shard is contended for by all; who shares in it does not matter.
         let mut whole = (false, self.count == ShardCount::ONE);
+        // What was reckoned then holds until the next instant after it: both go by the same one.
+        let mut now = Instant::now();
         loop {
-            let next = self.next_deadline();
+            let next = self.next_deadline(now);
             tokio::select! {
                 item = shards.next() => match item {
                     Some(item) => {
@@ -249,15 +251,18 @@ impl Sharer {
                 () = until(next) => {}
                 asked = self.aside.changed() => if asked.is_err() { return },
             }
+            now = Instant::now();
+            let age = self.forgotten_after();
+            self.shards.forget(now, age);
+            self.members.forget(now, age);
             if whole == (true, true) {
-                self.share();
+                self.share(now);
             }
         }
     }
 
     /// When time alone changes what is wanted: somebody renews no longer, or has stood aside for long enough.
-    fn next_deadline(&self) -> Option<Instant> {
-        let now = Instant::now();
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let aside = self.aside.borrow().values().copied().filter(|until| *until > now).min();
         let written = [&self.shards, &self.members].into_iter().filter_map(Seen::oldest).min();
         aside.into_iter().chain(written.map(|at| at + self.forgotten_after())).min()
@@ -298,13 +303,10 @@ impl Sharer {
         view
     }
 
-    fn share(&mut self) {
-        let age = self.forgotten_after();
-        self.shards.forget(age);
-        self.members.forget(age);
+    fn share(&mut self, now: Instant) {
         let view = self.view();
         let aside: BTreeSet<u32> =
-            self.aside.borrow_and_update().iter().filter(|(_, until)| **until > Instant::now()).map(|(shard, _)| *shard).collect();
+            self.aside.borrow_and_update().iter().filter(|(_, until)| **until > now).map(|(shard, _)| *shard).collect();
         let wanted = wanted(&view, &self.replica, self.count);
         for (shard, lease) in self.count.all().zip(self.leases.iter()) {
             lease.want(wanted.contains(&shard) && !aside.contains(&shard));

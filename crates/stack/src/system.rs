@@ -131,7 +131,8 @@ fn http(port: u16, path: &str, readiness: bool) -> v1::Probe {
     let timeout = if readiness { fill::READINESS_TIMEOUT_DEFAULT } else { fill::PROBE_TIMEOUT_DEFAULT };
     v1::Probe {
         check: Some(v1::probe::Check::Http(v1::HttpCheck { port: port.into(), path: path.to_owned(), ..v1::HttpCheck::default() })),
-        period: Some(duration(fill::PROBE_PERIOD_DEFAULT)),
+        // Readiness without a period of its own is asked less often while it passes.
+        period: (!readiness).then(|| duration(fill::PROBE_PERIOD_DEFAULT)),
         timeout: Some(duration(timeout)),
         failure_threshold: fill::FAILURE_THRESHOLD_DEFAULT,
         success_threshold: 1,

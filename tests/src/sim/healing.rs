@@ -363,7 +363,9 @@ impl World {
             Deed::Publish(event) => {
                 end_of(event).filter(|end| *end != "quarantined").zip(incident(event.incident.as_ref())).into_iter().collect()
             }
-            Deed::Isolate(writes) => writes.iter().filter_map(|(_, intent, _)| isolated_for(intent)).map(|i| ("quarantined", i)).collect(),
+            Deed::Isolate { writes, .. } => {
+                writes.iter().filter_map(|(_, intent, _)| isolated_for(intent)).map(|i| ("quarantined", i)).collect()
+            }
             _ => Vec::new(),
         };
         if given.is_empty() {
@@ -406,8 +408,15 @@ impl World {
             .and_then(|d| d.spec.as_ref())
             .map(|s| s.depends_on.iter().filter(|d| d.required && d.component != id.component).map(|d| d.component.clone()).collect())
             .unwrap_or_default();
+        let life = |s: &Stored| s.event.incarnation.as_ref().map(Incarnation::from);
+        // The end of a life that another node had kept says nothing of the one that serves.
+        let is_former = |of: &Stored| {
+            let same = |s: &&Stored| s.sequence < of.sequence && instance(&s.event) == instance(&of.event);
+            self.broker.events.stored.iter().filter(same).filter_map(life).max() > life(of)
+        };
         let gone = since.iter().take_while(|s| s.sequence < end).find(|s| {
             breaks(&s.event)
+                && !is_former(s)
                 && instance(&s.event).is_some_and(|i| needs.contains(&i.component) && !self.stacks.one_shots.contains(&i.component))
         });
         if let Some(gone) = gone.map(|s| format!("{} of {:?}", s.event.kind, instance(&s.event))) {

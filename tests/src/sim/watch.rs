@@ -23,8 +23,9 @@ use super::{
 
 /// Time between two beats of a node, an agent, a component.
 pub const BEAT: Duration = Duration::from_secs(1);
-/// A watchdog that stopped for longer than this has not listened for the whole of a silence.
-const NODS_OFF: Duration = Duration::from_millis(600);
+/// A watchdog that stopped for longer than this has not listened for the whole of a silence: its loop turns each 250 ms, and half a second
+/// more is borne.
+const NODS_OFF: Duration = Duration::from_millis(750);
 /// An agent that is not heard with its start tries again after this.
 const ANNOUNCE_RETRY: Duration = Duration::from_millis(500);
 /// A node that is asked about an instance, or what is used, and does not answer is waited for so long.
@@ -62,7 +63,6 @@ impl Ears {
 
     /// It was stopped until `until`.
     pub fn woken(&mut self, until: Duration) {
-        // Half a beat is borne.
         if until.saturating_sub(self.upto) > NODS_OFF {
             self.attentive_since = self.attentive_since.max(until);
         }

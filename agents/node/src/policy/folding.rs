@@ -232,7 +232,8 @@ impl Node {
             said.answer = if state.sign_at.is_some_and(|at| at >= asked) { Answer::Passed } else { Answer::Failed };
         }
         let row = state.fold(said.answer, &figures, starting, now.mono);
-        self.dirty.insert(id.clone());
+        let looks = if said.answer == Answer::Passed { &mut self.asking } else { &mut self.dirty };
+        looks.insert(id.clone());
         // A sign that comes by itself is waited for as long as its window lasts: that is no slowness.
         if !told {
             self.note_slow(id, &spec, &said, now);

@@ -140,6 +140,8 @@ pub struct Inst {
     pub last_error: String,
     /// Why it was given up last.
     pub failed_cause: String,
+    /// It runs as it is to run, and nothing about it was changed since that was looked at: only its probes fall due.
+    pub calm: bool,
     /// Blockers told last.
     pub blocked_told: Vec<v1::Blocker>,
     /// Condition of a dependency lost since, for living instances.
@@ -207,6 +209,7 @@ impl Inst {
             order_running: None,
             hook: None,
             slow_start_told: false,
+            calm: false,
             remembered: None,
         }
     }

@@ -1,6 +1,10 @@
 //! What a node remembers over lives of its agent: written when it changes, read back at the start, and the processes taken over.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use razar_bus_schema::{
     event::TOLD_AGAIN,
@@ -142,6 +146,15 @@ impl Node {
             inst.ready_since = Some(memory.ready_since.as_ref().map_or(now.mono, |at| monotonic(at, now)));
         }
         Some(id)
+    }
+
+    /// What is remembered is dated by the wall clock: once that was set, it is all looked at again.
+    pub(super) fn note_clock(&mut self, now: Now) {
+        let zero = now.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(now.mono);
+        if zero.abs_diff(self.clock) >= SAME / 2 {
+            self.clock = zero;
+            self.dirty.extend(self.instances.keys().cloned());
+        }
     }
 
     /// Writes the memory of `id` when it changed.

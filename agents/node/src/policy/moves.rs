@@ -77,8 +77,32 @@ impl Node {
             | State::Probation => {}
         }
         self.tell_blocked(id, verdict, now);
-        let at = self.instances.get(id).and_then(|inst| deadline(inst, verdict, now.mono));
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.calm = *verdict == Verdict::Run && inst.state == State::Ready && inst.stop.is_none() && inst.blocked_since.is_none();
+        let at = deadline(inst, verdict, now.mono);
         self.set_timer(id, at);
+    }
+
+    /// The questions that are due of instances about which nothing else can have changed; of all others everything is looked at. Those that
+    /// are well are asked each second, and the rest of what a look costs is as much as the question.
+    pub(super) fn ask_the_calm(&mut self, now: Now) -> Vec<Action> {
+        let before = std::mem::take(&mut self.actions);
+        for id in std::mem::take(&mut self.asking) {
+            if self.dirty.contains(&id) {
+                continue;
+            }
+            let calm = |inst: &Inst| {
+                inst.calm && inst.state == State::Ready && inst.process.is_some() && inst.stop.is_none() && inst.degraded.is_none()
+            };
+            if !self.instances.get(&id).is_some_and(calm) {
+                self.dirty.insert(id);
+                continue;
+            }
+            self.ask(&id, now);
+            let at = self.instances.get(&id).and_then(|inst| inst.probes.next_deadline());
+            self.set_timer(&id, at);
+        }
+        std::mem::replace(&mut self.actions, before)
     }
 
     /// Puts the questions of the probes that are due.

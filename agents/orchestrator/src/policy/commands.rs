@@ -386,7 +386,7 @@ impl State {
             let why = if p.command.reason.is_empty() { why.to_owned() } else { format!("{why}: {}", p.command.reason) };
             writes.extend(self.raised(instance, record, &p.id, &why, now));
         }
-        if writes.is_empty() { Judged::Wait } else { Judged::Write(Action::WriteDesired(writes)) }
+        if writes.is_empty() { Judged::Wait } else { Judged::Write(Action::WriteDesired { writes, bucket: self.intents_bucket }) }
     }
 
     fn rewrite_plan(&self, p: &Pending, plan: &v1::Mission, stopped: BTreeSet<String>) -> Judged {
@@ -409,7 +409,7 @@ impl State {
         }
         let mut writes = vec![(MissionsValue::Plan(plan), self.plan.revision)];
         writes.extend(brief);
-        Judged::Write(Action::WriteMissions { writes, ended: None })
+        Judged::Write(Action::WriteMissions { writes, bucket: self.missions_bucket, ended: None })
     }
 
     /// Whether the events that tell of the record `plan` are in EVENTS: its mission's beginning, and the command that it settled last.

@@ -289,7 +289,7 @@ impl State {
             ended_at: at.unwrap_or(started_at),
             trace: plan.trace.clone().unwrap_or_default(),
         };
-        Some(Action::WriteMissions { writes, ended: Some(Box::new(ended)) })
+        Some(Action::WriteMissions { writes, bucket: self.missions_bucket, ended: Some(Box::new(ended)) })
     }
 
     fn good_boot(&self, component: &str, mission: &MissionFacts) -> (MissionsValue, u64) {

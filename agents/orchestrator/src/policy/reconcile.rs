@@ -42,7 +42,7 @@ impl State {
         let writes = self.differences(now);
         // A record is overwritten only when the event that tells of it is in EVENTS; a part of a plan is not written before the rest.
         let untold = writes.iter().any(|(instance, _, _)| self.records.get(instance).is_some_and(|r| !self.is_told(r)));
-        (!writes.is_empty() && !untold).then_some(Action::WriteDesired(writes))
+        (!writes.is_empty() && !untold).then_some(Action::WriteDesired { writes, bucket: self.intents_bucket })
     }
 
     /// Whether the event that tells of a record is in EVENTS: by its id, or, where EVENTS no longer keeps it, by the snapshot's word.
@@ -136,8 +136,8 @@ impl State {
         }
         let mut present = self.facts.nodes().values().filter(|n| !n.lost).peekable();
         let marked = self.marked == self.bucket_epoch;
-        !self.records.is_empty()
-            || (marked && present.peek().is_some() && present.all(|n| n.inventory_of.as_ref() == Some(&self.bucket_epoch)))
+        let told = |n: &NodeView| n.inventory_of.as_ref() == Some(&self.bucket_epoch);
+        marked && (!self.records.is_empty() || (present.peek().is_some() && present.all(told)))
     }
 
     /// Why nothing of the plan is written into a new bucket yet; `None`: it is written, or there is no plan.

@@ -19,7 +19,7 @@ impl State {
         let briefs = self.briefs.iter().filter(|(_, b)| b.revision == 0).filter_map(|(slot, b)| Some((*slot, b.value.clone()?)));
         writes.extend(briefs.map(|(slot, brief)| (MissionsValue::Brief(slot, brief), 0)));
         writes.truncate(INSTANCES_MAX);
-        Some(Action::WriteMissions { writes, ended: None })
+        Some(Action::WriteMissions { writes, bucket: self.missions_bucket, ended: None })
     }
 
     /// What this replica has read, unless EVENTS tells of a later mission.

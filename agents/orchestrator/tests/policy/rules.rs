@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use razar_bus_schema::v1::{self, RunMode, event::Fact};
+use razar_orchestrator::policy::{MissionsValue, Outcome};
 
 use crate::{
     THREE, UNTENDED, booted,
@@ -548,4 +549,22 @@ fn what_a_lost_bucket_knew_and_the_plan_does_not_is_stopped() {
     world.command("c3", "down", "demo", v1::Command::default());
     world.run();
     assert_eq!(world.desired("db").mode(), RunMode::Stop, "also when everything is to be down");
+}
+
+/// An answer that comes once the bucket is another one says nothing of this one: what it had written is gone.
+#[test]
+fn what_was_written_into_a_bucket_before_is_not_in_this_one() {
+    let mut world = booted(&THREE);
+    let (generations, plan) = (world.generations(), world.plan());
+    let written = world.intents.iter().map(|(instance, (revision, intent))| ((instance.clone(), intent.clone(), 0), *revision));
+    let (writes, revisions) = written.unzip();
+    world.lose_intents("b2");
+    world.state.apply_outcome(Outcome::WroteDesired { writes, bucket: 1, result: Ok(revisions) }, world.now);
+    world.run();
+    assert_eq!(world.generations(), generations);
+    world.lose_missions();
+    let writes = vec![(MissionsValue::Plan(plan.clone()), 0)];
+    world.state.apply_outcome(Outcome::WroteMissions { writes, bucket: 0, result: Ok(vec![99]) }, world.now);
+    world.run();
+    assert_eq!(world.plan(), plan);
 }

@@ -93,7 +93,7 @@ pub(crate) struct World {
     pub(crate) snapshot: v1::Observed,
     pub(crate) deaths: usize,
     pub(crate) batches: usize,
-    state: State,
+    pub(crate) state: State,
     revision: u64,
     cursor: usize,
     unacked: VecDeque<Pending>,
@@ -463,13 +463,13 @@ impl World {
                 let result = found.map(|b| Arc::new(b.clone())).ok_or_else(refused);
                 Some(Outcome::Loaded { revision, profile, result })
             }
-            Action::WriteDesired(writes) => {
+            Action::WriteDesired { writes, bucket } => {
                 let result = self.write_desired(&writes);
-                Some(Outcome::WroteDesired(writes, result))
+                Some(Outcome::WroteDesired { writes, bucket, result })
             }
-            Action::WriteMissions { writes, .. } => {
+            Action::WriteMissions { writes, bucket, .. } => {
                 let result = self.write_missions(&writes);
-                Some(Outcome::WroteMissions(writes, result))
+                Some(Outcome::WroteMissions { writes, bucket, result })
             }
             Action::Publish(event) => {
                 let id = event.id.clone();

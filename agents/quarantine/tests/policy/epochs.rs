@@ -1,6 +1,10 @@
 //! A bucket of intents that was lost: what is known is written first, what was released too, then the mark.
 
-use razar_bus_schema::v1::{self, QuarantinePhase as Phase, intent::Want};
+use razar_bus_schema::{
+    bucket::IntentKey,
+    v1::{self, QuarantinePhase as Phase, intent::Want},
+};
+use razar_quarantine::policy::Outcome;
 
 use super::world::{World, api};
 
@@ -113,4 +117,18 @@ fn a_record_that_somebody_deleted_is_written_again() {
     world.delete("quarantine.api.0");
     world.settle();
     assert_eq!(world.phase("quarantine.api.0"), Phase::Isolated, "absence says nothing");
+}
+
+/// An answer that comes once the bucket is another one says nothing of this one.
+#[test]
+fn what_was_written_into_a_bucket_before_is_not_in_this_one() {
+    let mut world = World::of(&["api"]);
+    world.give_up(&api(), "1.1", "1.4", "x");
+    world.settle();
+    let (revision, intent) = world.bucket["quarantine.api.0"].clone();
+    let writes = vec![(IntentKey::QuarantineInstance(api()), intent, 0)];
+    world.lose_bucket();
+    world.state.apply_outcome(Outcome::Wrote { bucket: 1, writes, revisions: Some(vec![revision]) }, world.now);
+    world.settle();
+    assert_eq!(world.phase("quarantine.api.0"), Phase::Isolated);
 }

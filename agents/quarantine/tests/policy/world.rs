@@ -275,7 +275,7 @@ impl World {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Write(writes) => {
+            Action::Write { bucket, writes } => {
                 let stands = |key: &IntentKey| self.bucket.get(&key.to_string()).map_or(0, |(revision, _)| *revision);
                 assert!(writes.iter().all(|(key, _, expected)| stands(key) == *expected), "written over what was not read");
                 let mut revisions = Vec::new();
@@ -283,7 +283,7 @@ impl World {
                     self.writes.push((key.to_string(), intent.clone()));
                     revisions.push(self.put(key, intent.clone()));
                 }
-                self.state.apply_outcome(Outcome::Wrote(writes, Some(revisions)), self.now);
+                self.state.apply_outcome(Outcome::Wrote { bucket, writes, revisions: Some(revisions) }, self.now);
             }
             Action::Publish(event) if self.mute => self.state.apply_outcome(Outcome::NotPublished(event.id), self.now),
             Action::Publish(event) => self.store(*event),

@@ -253,7 +253,7 @@ impl State {
                 ..Default::default()
             };
             self.announcing.insert(node.clone(), now.mono + WRITE_LIMIT);
-            out.push(Announce { node, intent: Box::new(intent), expected });
+            out.push(Announce { node, intent: Box::new(intent), expected, bucket: self.bucket });
         }
         out
     }

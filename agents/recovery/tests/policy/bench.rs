@@ -26,6 +26,9 @@ pub(crate) struct Bench {
     pub(crate) lost_kind: &'static str,
     /// What is written conflicts.
     pub(crate) conflict: bool,
+    /// What is written is answered late: by [`Bench::answered`].
+    pub(crate) slow: bool,
+    late: Vec<Outcome>,
     /// Incident that the node has open for each component.
     open: std::collections::BTreeMap<String, String>,
     sequence: u64,
@@ -87,6 +90,8 @@ impl Bench {
             mute: false,
             lost_kind: "",
             conflict: false,
+            slow: false,
+            late: Vec::new(),
             open: std::collections::BTreeMap::new(),
             sequence: 0,
             journal: 0,
@@ -239,6 +244,20 @@ impl Bench {
         self.turn();
     }
 
+    /// The bucket of intents is lost and made anew.
+    pub(crate) fn lose_intents(&mut self) {
+        self.records.clear();
+        self.state.apply_intents_epoch("b2");
+    }
+
+    /// Answers come that are late.
+    pub(crate) fn answered(&mut self) {
+        self.slow = false;
+        for outcome in std::mem::take(&mut self.late) {
+            self.state.apply_outcome(outcome, self.now);
+        }
+    }
+
     /// Its node tells once more that it is given up.
     pub(crate) fn failed_again(&mut self, name: &str, incarnation: &str) {
         self.reason = razar_bus_schema::event::TOLD_AGAIN;
@@ -367,7 +386,8 @@ impl Bench {
                 self.log.push(order_line(&write.intent));
                 self.orders.push(write.intent.clone());
                 self.records.push((write.instance.clone(), self.revision, write.intent.clone()));
-                self.state.apply_outcome(Outcome::Wrote(write, Ok(self.revision)), self.now);
+                let outcome = Outcome::Wrote(write, Ok(self.revision));
+                if self.slow { self.late.push(outcome) } else { self.state.apply_outcome(outcome, self.now) }
             }
         }
     }

@@ -332,3 +332,17 @@ fn a_void_try_of_one_that_is_lost_asks_its_ground_before_it_is_given_up() {
     b.pass(5);
     assert_eq!(b.take(), ["ask a", "recovery_failed 1 boom", "let go restart#1 of api@3.1"]);
 }
+
+/// Simulation, seed 316. What was written is gone with its bucket: an order that nobody has would be followed for ever.
+#[test]
+fn an_order_in_a_bucket_before_is_not_in_this_one() {
+    let api = spec("api", &[]);
+    let mut b = Bench::new(std::slice::from_ref(&api));
+    b.slow = true;
+    b.exhaust("api");
+    assert_eq!(b.take(), ["order restart#1 of api@1.1: 1.4"]);
+    b.lose_intents();
+    b.answered();
+    b.desire(&api, 1, v1::RunMode::Run);
+    assert_eq!(b.take(), ["order restart#1 of api@1.1: 1.4", STARTED]);
+}

@@ -16,6 +16,9 @@ const FINE_MAX: Duration = Duration::from_millis(100);
 const ROUGH_MAX: Duration = Duration::from_millis(500);
 /// Beats that come faster than this are fine ones.
 const FINE_BELOW: Duration = Duration::from_millis(1000);
+/// A silence that counts sooner than this needs an observer that knows of a tenth of a second, too: it must be longer than what else goes
+/// unnoticed of a broker that stands.
+const PATIENT_FROM: Duration = Duration::from_secs(3);
 /// Time that the others have to find the broker again after this one has: the longest pause between two tries of a client, and a half.
 const REJOIN: Duration = Duration::from_secs(3);
 /// The longest time between two turns of the loop while nothing happens and fine beats are watched; more is lateness.
@@ -36,6 +39,8 @@ pub struct Currency {
     proven: Option<Duration>,
     wanted: bool,
     watches_fine: bool,
+    /// The echo before was late.
+    slow: bool,
     interruptions: u64,
 }
 
@@ -52,6 +57,7 @@ impl Currency {
             self.interruptions += 1;
         }
         (self.fine, self.rough, self.echo, self.sent_at, self.proven) = (None, None, None, None, None);
+        self.slow = false;
     }
 
     /// Messages were dropped, or something else went unheard until now.
@@ -74,10 +80,10 @@ impl Currency {
         if self.watches_fine { TURN_FINE } else { TURN_ROUGH }
     }
 
-    /// Whether beats of this interval need an observer that knows of a tenth of a second.
+    /// Whether beats of this interval, that are silent after so long, need an observer that knows of a tenth of a second.
     #[must_use]
-    pub fn is_fine(interval: Duration) -> bool {
-        interval < FINE_BELOW
+    pub fn needs_fine(interval: Duration, patience: Duration) -> bool {
+        interval < FINE_BELOW || patience < PATIENT_FROM
     }
 
     /// The loop turns. How late it does is how long nothing was heard.
@@ -103,7 +109,14 @@ impl Currency {
         let joined = self.up_at.map_or(now, |at| if self.proven.is_none() { at + REJOIN } else { now }).max(now);
         self.fine.get_or_insert(joined);
         self.rough.get_or_insert(joined);
-        self.proven = Some(sent);
+        // Sent while the broker stood it may have overtaken what waited in other lines: the next one proves, however slow the line is.
+        let slow = now.saturating_sub(sent) > FINE_MAX;
+        if slow && !std::mem::replace(&mut self.slow, slow) {
+            self.wanted = true;
+        } else {
+            self.slow = slow;
+            self.proven = Some(sent);
+        }
     }
 
     fn interrupted(&mut self, lasted: Duration, now: Duration) {
@@ -119,7 +132,7 @@ impl Currency {
     /// Since when the observer of beats of this interval is current; `None`: it is not.
     #[must_use]
     pub fn since(&self, interval: Duration) -> Option<Duration> {
-        if Self::is_fine(interval) { self.fine } else { self.rough }
+        if interval < FINE_BELOW { self.fine } else { self.rough }
     }
 
     /// Up to when everything that the broker had is heard.
@@ -249,7 +262,21 @@ mod tests {
         assert_eq!(c.since(BEAT), None, "while its echo is out");
         c.echoed(n, ms(14_000));
         assert_eq!(c.since(BEAT), Some(ms(14_000)));
-        assert_eq!(c.proven(), Some(ms(10_150)), "what it proves ends where it was sent");
+        let n = c.due_echo(ms(14_010)).unwrap();
+        c.echoed(n, ms(14_020));
+        assert_eq!(c.proven(), Some(ms(14_010)), "what it proves ends where it was sent");
+    }
+
+    #[test]
+    fn an_echo_that_came_late_proves_nothing_until_the_next_has_come() {
+        let mut c = current();
+        c.want_proof();
+        let n = c.due_echo(ms(10_150)).unwrap();
+        c.echoed(n, ms(10_450));
+        assert!(c.proven() < Some(ms(10_150)), "it may have overtaken what waited for the broker with it");
+        let n = c.due_echo(ms(10_455)).unwrap();
+        c.echoed(n, ms(10_800));
+        assert_eq!(c.proven(), Some(ms(10_455)), "a line that is always slow proves as well");
     }
 
     #[test]

@@ -37,6 +37,9 @@ impl State {
             self.due.remove(&(at, subject.clone()));
             let Some(rhythm) = self.rhythm(&subject) else {
                 self.watches.remove(&subject);
+                if let Subject::Component(instance) = &subject {
+                    self.watch_closely(instance, false);
+                }
                 continue;
             };
             // Every replica observes; the holder of its shard gives the verdict.

@@ -52,7 +52,7 @@ impl Replica {
     pub(crate) async fn hears(&self) -> Result<()> {
         let before = self.beats().await.unwrap_or(0);
         let heard = async {
-            while self.beats().await.is_none_or(|heard| heard < before + 60) {
+            while self.beats().await.is_none_or(|heard| heard < before + 25) {
                 tokio::time::sleep(LOOK).await;
             }
         };

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
-use super::{Member, Tree};
+use super::Tree;
 use crate::identity::Pid;
-use crate::procfs::Reader;
+use crate::procfs::{Reader, Stat};
 use crate::table::ProcTable;
 use crate::timer::monotonic_now;
 
@@ -90,11 +90,51 @@ impl Tree {
     /// # Errors
     /// `/proc` cannot be read, out of descriptors: never an incomplete sample, except for what came or went while it was taken.
     pub fn sample(&mut self) -> io::Result<TreeSample> {
-        let taken_at = monotonic_now();
+        let mut sample = TreeSample { taken_at: monotonic_now(), tasks: Vec::new(), traced: false };
+        self.walk(|walk, pid, _| {
+            let mut threads = 0;
+            for tid in walk.reader.tids(pid)? {
+                threads += u32::from(walk.task(pid, tid, &mut sample)?);
+            }
+            if threads > 0 && !sample.traced {
+                sample.traced = walk.reader.tracer(pid)?.is_some();
+            }
+            Ok(())
+        })?;
+        sample.tasks.sort_unstable_by_key(|task| (task.pid, task.tid));
+        Ok(sample)
+    }
+
+    /// What they use, those known so far and all their descendants, who become members. It costs less than [`Tree::sample`], which looks
+    /// at each thread.
+    ///
+    /// # Errors
+    /// As [`Tree::sample`].
+    pub fn usage(&mut self) -> io::Result<Usage> {
+        let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+        let page_bytes = rustix::param::page_size() as u64;
+        let mut usage = Usage::default();
+        self.walk(|walk, pid, stat| {
+            usage.cpu_ns += (stat.utime_ticks + stat.stime_ticks) * tick_ns;
+            usage.rss_bytes += stat.rss_pages * page_bytes;
+            usage.threads += u64::from(stat.threads);
+            usage.open_files += walk.reader.open_files(pid)?.unwrap_or(0);
+            usage.processes += 1;
+            let tids = if stat.threads > 1 { walk.reader.tids(pid)? } else { vec![pid] };
+            for tid in tids {
+                walk.reader.task_children(pid, tid, &mut walk.children)?;
+            }
+            Ok(())
+        })?;
+        Ok(usage)
+    }
+
+    /// Comes to each living process once: to the members, and to what `look` says are their children, who become members.
+    fn walk(&mut self, mut look: impl FnMut(&mut Walk, Pid, &Stat) -> io::Result<()>) -> io::Result<()> {
         if !children_are_listed()? {
             self.refresh(&ProcTable::read()?);
         }
-        let mut walk = Walk { reader: Reader::new(), tasks: Vec::new(), children: Vec::new(), traced: false };
+        let mut walk = Walk { reader: Reader::new(), children: Vec::new() };
         let mut queue: Vec<Pid> = self.seen.keys().copied().collect();
         queue.extend(self.cgroup.iter().flat_map(|cgroup| cgroup.pids().unwrap_or_default()));
         let mut done = BTreeSet::from([Pid::this()]);
@@ -102,73 +142,33 @@ impl Tree {
             if !done.insert(pid) {
                 continue;
             }
-            match walk.process(pid, self.seen.get(&pid).copied())? {
-                Some(member) => self.seen.insert(pid, member.start_time_ticks),
-                None => self.seen.remove(&pid),
+            // Not there, or no longer the one that it was.
+            let Some(stat) = walk.reader.stat(pid)?.filter(|stat| self.seen.get(&pid).is_none_or(|start| *start == stat.start_time_ticks))
+            else {
+                self.seen.remove(&pid);
+                continue;
             };
-            queue.append(&mut walk.children);
+            self.seen.insert(pid, stat.start_time_ticks);
+            if stat.is_alive() {
+                look(&mut walk, pid, &stat)?;
+                queue.append(&mut walk.children);
+            }
         }
         if self.root.as_ref().is_some_and(|root| self.seen.contains_key(&root.pid())) {
             self.root_seen_ticks = self.root_seen_ticks.max(super::ticks_now());
         }
-        walk.tasks.sort_unstable_by_key(|task| (task.pid, task.tid));
-        Ok(TreeSample { taken_at, tasks: walk.tasks, traced: walk.traced })
-    }
-
-    /// What the members known so far use. Call [`Tree::sample`] or [`Tree::refresh`] before it to count new ones.
-    ///
-    /// # Errors
-    /// As [`Tree::sample`].
-    pub fn usage(&self) -> io::Result<Usage> {
-        let mut reader = Reader::new();
-        let mut usage = Usage::default();
-        let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-        let page_bytes = rustix::param::page_size() as u64;
-        for member in self.members() {
-            let Some(stat) = reader.stat(member.pid)? else { continue };
-            if stat.start_time_ticks != member.start_time_ticks || !stat.is_alive() {
-                continue;
-            }
-            usage.cpu_ns += (stat.utime_ticks + stat.stime_ticks) * tick_ns;
-            usage.rss_bytes += stat.rss_pages * page_bytes;
-            usage.threads += u64::from(stat.threads);
-            usage.open_files += reader.open_files(member.pid)?.unwrap_or(0);
-            usage.processes += 1;
-        }
-        Ok(usage)
+        Ok(())
     }
 }
 
 struct Walk {
     reader: Reader,
-    tasks: Vec<TaskSample>,
     children: Vec<Pid>,
-    traced: bool,
 }
 
 impl Walk {
-    /// Reads one process; `None` when it is not there, or is not the one that was expected.
-    fn process(&mut self, pid: Pid, expected: Option<u64>) -> io::Result<Option<Member>> {
-        let Some(stat) = self.reader.stat(pid)? else { return Ok(None) };
-        if expected.is_some_and(|start| start != stat.start_time_ticks) {
-            return Ok(None);
-        }
-        let member = Some(Member { pid, start_time_ticks: stat.start_time_ticks });
-        if !stat.is_alive() {
-            return Ok(member);
-        }
-        let mut threads = 0;
-        for tid in self.reader.tids(pid)? {
-            threads += u32::from(self.task(pid, tid)?);
-        }
-        if threads > 0 && !self.traced {
-            self.traced = self.reader.tracer(pid)?.is_some();
-        }
-        Ok(member)
-    }
-
     /// Reads one task; false when it has ended.
-    fn task(&mut self, pid: Pid, tid: Pid) -> io::Result<bool> {
+    fn task(&mut self, pid: Pid, tid: Pid, into: &mut TreeSample) -> io::Result<bool> {
         let Some(stat) = self.reader.task_stat(pid, tid)? else { return Ok(false) };
         // A main thread that has ended keeps its children.
         self.reader.task_children(pid, tid, &mut self.children)?;
@@ -177,8 +177,8 @@ impl Walk {
             let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
             ((stat.utime_ticks + stat.stime_ticks) * tick_ns, 0)
         });
-        self.traced |= state == TaskState::Traced;
-        self.tasks.push(TaskSample { pid, tid, state, run_ns, delay_ns });
+        into.traced |= state == TaskState::Traced;
+        into.tasks.push(TaskSample { pid, tid, state, run_ns, delay_ns });
         Ok(true)
     }
 }

@@ -41,22 +41,22 @@ impl World {
                 let result = self.load(arrives && !lost, &revision, &profile);
                 Heard::Orchestrator(orchestrator::Outcome::Loaded { revision, profile, result })
             }
-            Deed::WriteDesired(writes) => {
+            Deed::WriteDesired { bucket, writes } => {
                 let result = arrives.then(|| self.write_desired(r, &writes)).filter(|_| !lost).unwrap_or(Err(WriteError::Unknown));
-                Heard::Orchestrator(orchestrator::Outcome::WroteDesired(writes, result))
+                Heard::Orchestrator(orchestrator::Outcome::WroteDesired { writes, bucket, result })
             }
-            Deed::WriteMissions(writes) => {
+            Deed::WriteMissions { bucket, writes } => {
                 let result = arrives.then(|| self.write_missions(r, &writes)).filter(|_| !lost).unwrap_or(Err(WriteError::Unknown));
-                Heard::Orchestrator(orchestrator::Outcome::WroteMissions(writes, result))
+                Heard::Orchestrator(orchestrator::Outcome::WroteMissions { writes, bucket, result })
             }
             Deed::Order(write) => {
                 let result = arrives.then(|| self.write_order(r, &write)).filter(|_| !lost).unwrap_or(Err(recovery::WriteError::Unknown));
                 Heard::Recovery(recovery::Outcome::Wrote(write, result))
             }
             Deed::Announce(announce) => self.announced(arrives, lost, announce),
-            Deed::Isolate(writes) => {
-                let result = arrives.then(|| self.write_quarantines(r, &writes)).flatten().filter(|_| !lost);
-                Heard::Quarantine(quarantine::Outcome::Wrote(writes, result))
+            Deed::Isolate { bucket, writes } => {
+                let revisions = arrives.then(|| self.write_quarantines(r, &writes)).flatten().filter(|_| !lost);
+                Heard::Quarantine(quarantine::Outcome::Wrote { bucket, writes, revisions })
             }
             Deed::Ask { instance, nodes } => {
                 let inventories = if arrives && !lost { self.inventories(&nodes) } else { None };

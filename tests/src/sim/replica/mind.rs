@@ -83,11 +83,11 @@ pub enum Deed {
     Publish(Box<v1::Event>),
     Answer { token: u64, receipt: Box<v1::Receipt> },
     Load { revision: String, profile: String },
-    WriteDesired(Vec<(Instance, v1::Intent, u64)>),
-    WriteMissions(Vec<(MissionsValue, u64)>),
+    WriteDesired { bucket: u64, writes: Vec<(Instance, v1::Intent, u64)> },
+    WriteMissions { bucket: u64, writes: Vec<(MissionsValue, u64)> },
     Order(Box<recovery::Write>),
     Announce(Box<recovery::Announce>),
-    Isolate(quarantine::Writes),
+    Isolate { bucket: u64, writes: quarantine::Writes },
     Ask { instance: Instance, nodes: BTreeSet<String> },
     Ping { node: String, limit: Duration },
     Look { node: String, instance: Instance },
@@ -99,11 +99,11 @@ impl Deed {
     #[must_use]
     pub fn keys(&self) -> Option<Vec<String>> {
         match self {
-            Self::WriteDesired(writes) => Some(writes.iter().map(|(id, ..)| IntentKey::Desired(id.clone()).to_string()).collect()),
-            Self::WriteMissions(writes) => Some(writes.iter().map(|(value, _)| value.key()).collect()),
+            Self::WriteDesired { writes, .. } => Some(writes.iter().map(|(id, ..)| IntentKey::Desired(id.clone()).to_string()).collect()),
+            Self::WriteMissions { writes, .. } => Some(writes.iter().map(|(value, _)| value.key()).collect()),
             Self::Order(write) => Some(vec![IntentKey::Recovery(write.instance.clone()).to_string()]),
             Self::Announce(announce) => Some(vec![IntentKey::Escalation(announce.node.clone()).to_string()]),
-            Self::Isolate(writes) => Some(writes.iter().map(|(key, ..)| key.to_string()).collect()),
+            Self::Isolate { writes, .. } => Some(writes.iter().map(|(key, ..)| key.to_string()).collect()),
             Self::Publish(_) | Self::Answer { .. } | Self::Load { .. } | Self::Ask { .. } => None,
             Self::Ping { .. } | Self::Look { .. } | Self::Measure { .. } => None,
         }
@@ -346,8 +346,8 @@ impl From<orchestrator::Action> for Deed {
     fn from(action: orchestrator::Action) -> Self {
         match action {
             orchestrator::Action::Load { revision, profile } => Self::Load { revision, profile },
-            orchestrator::Action::WriteDesired(writes) => Self::WriteDesired(writes),
-            orchestrator::Action::WriteMissions { writes, .. } => Self::WriteMissions(writes),
+            orchestrator::Action::WriteDesired { writes, bucket } => Self::WriteDesired { bucket, writes },
+            orchestrator::Action::WriteMissions { writes, bucket, .. } => Self::WriteMissions { bucket, writes },
             orchestrator::Action::Publish(event) => Self::Publish(event),
             orchestrator::Action::Answer { token, receipt, .. } => Self::Answer { token, receipt },
         }
@@ -368,7 +368,7 @@ impl From<recovery::Action> for Deed {
 impl From<quarantine::Action> for Deed {
     fn from(action: quarantine::Action) -> Self {
         match action {
-            quarantine::Action::Write(writes) => Self::Isolate(writes),
+            quarantine::Action::Write { bucket, writes } => Self::Isolate { bucket, writes },
             quarantine::Action::Publish(event) => Self::Publish(event),
             quarantine::Action::Answer { token, receipt, .. } => Self::Answer { token, receipt },
         }

@@ -546,3 +546,15 @@ fn who_is_asked_for_no_readiness_has_it_also_when_its_agent_dies_at_the_spawn() 
     b.restart_agent(&[]);
     assert_eq!((b.state("api"), b.state("web")), (State::Ready, State::Starting));
 }
+
+/// The next agent reads it by the wall clock.
+#[test]
+fn what_is_remembered_is_dated_anew_when_the_clock_is_set() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    let dated = |b: &Bench| razar_bus_schema::time::system_time(b.memories[&id("api")].ready_since.as_ref().unwrap());
+    let before = dated(&b);
+    b.now.wall += Duration::from_secs(3_600);
+    b.turn();
+    assert_eq!(dated(&b), before + Duration::from_secs(3_600));
+}
