@@ -395,10 +395,7 @@ impl State {
         let subject = Subject::Component(instance.clone());
         let rhythm = self.rhythm_of(instance);
         let living = self.facts.view(instance).filter(|v| rhythm.is_some() && v.beats()).map(|v| v.incarnation);
-        self.watch_closely(
-            instance,
-            living.is_some() && rhythm.is_some_and(|rhythm| Currency::needs_fine(rhythm.interval, rhythm.patience())),
-        );
+        self.watch_closely(instance, living.is_some() && rhythm.as_ref().is_some_and(Currency::needs_fine));
         match living {
             Some(incarnation) => {
                 if self.watches.get(&subject).is_none_or(|w| w.incarnation != incarnation) {
@@ -407,7 +404,7 @@ impl State {
             }
             None => {
                 if let Some(watch) = self.watches.remove(&subject) {
-                    self.due.remove(&(watch.due, subject.clone()));
+                    self.due.remove(&(watch.due, subject));
                 }
             }
         }
@@ -421,8 +418,13 @@ impl State {
         }
     }
 
+    /// The beats that nodes and agents owe.
+    fn rhythm_of_mesh(&self) -> Rhythm {
+        Rhythm { interval: self.limits.beat, misses: self.limits.misses, slack: self.limits.slack }
+    }
+
     fn watch_fine(&mut self) {
-        let of_all = Currency::needs_fine(self.limits.beat, self.limits.beat.saturating_mul(self.limits.misses.max(1)));
+        let of_all = Currency::needs_fine(&self.rhythm_of_mesh());
         self.currency.watches_fine(of_all || !self.fine.is_empty());
     }
 

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use super::Rhythm;
+
 /// Time between two echoes while fine beats are watched: what is noticed of a broker that stands is noticed after this and a limit below.
 const ECHO_FINE: Duration = Duration::from_millis(100);
 /// The same while none are: with the limit below a third of the silence that counts.
@@ -80,10 +82,10 @@ impl Currency {
         if self.watches_fine { TURN_FINE } else { TURN_ROUGH }
     }
 
-    /// Whether beats of this interval, that are silent after so long, need an observer that knows of a tenth of a second.
+    /// Whether beats of this rhythm need an observer that knows of a tenth of a second.
     #[must_use]
-    pub fn needs_fine(interval: Duration, patience: Duration) -> bool {
-        interval < FINE_BELOW || patience < PATIENT_FROM
+    pub fn needs_fine(rhythm: &Rhythm) -> bool {
+        rhythm.interval < FINE_BELOW || rhythm.patience() < PATIENT_FROM
     }
 
     /// The loop turns. How late it does is how long nothing was heard.

@@ -63,9 +63,7 @@ impl State {
 
     fn rhythm(&self, subject: &Subject) -> Option<Rhythm> {
         match subject {
-            Subject::Node(_) | Subject::Agent(..) => {
-                Some(Rhythm { interval: self.limits.beat, misses: self.limits.misses, slack: self.limits.slack })
-            }
+            Subject::Node(_) | Subject::Agent(..) => Some(self.rhythm_of_mesh()),
             Subject::Component(instance) => self.rhythm_of(instance),
         }
     }
