@@ -244,7 +244,7 @@ impl State {
             return self.end(under, is_tried, Some(why), now);
         }
         if incident.given_up {
-            return self.let_go(under, now);
+            return self.let_go(under, is_tried, now);
         }
         if !is_tried {
             return match self.judge(under, at, now) {
@@ -285,9 +285,7 @@ impl State {
     /// Ends an order whose incident is over: its try is told void, the withdrawal (where it is recovery's to tell), then the record.
     fn end(&self, under: &Under<'_>, is_tried: bool, withdrawn: Option<&'static str>, now: Now) -> Step {
         if !is_tried {
-            let why = withdrawn.unwrap_or("the incident is over");
-            let text = format!("{} does not count: {}", under.order.rung, why.replace('_', " "));
-            return Step::Tell(self.told_try(under, Outcome::Void, String::new(), text, now));
+            return self.void(under, withdrawn.unwrap_or("the incident is over"), now);
         }
         let told_by = fact_id("incident_withdrawn", &under.incident, None);
         if let Some(why) = withdrawn.filter(|_| !self.facts.is_told(&told_by)) {
@@ -299,10 +297,20 @@ impl State {
         Step::Order(self.amended(under.intent, told_by, ("ended", format!("{} is over", under.incident)), now.wall, true))
     }
 
-    /// The ladder has given up: what depends on the component is held no longer. The order stays, so that no local restarts begin.
-    fn let_go(&self, under: &Under<'_>, now: Now) -> Step {
+    /// The try under way says nothing of its rung any more.
+    fn void(&self, under: &Under<'_>, why: &str, now: Now) -> Step {
+        let text = format!("{} does not count: {}", under.order.rung, why.replace('_', " "));
+        Step::Tell(self.told_try(under, Outcome::Void, String::new(), text, now))
+    }
+
+    /// The ladder has given up: what depends on the component is held no longer. The order stays, so that no local restarts begin. Where
+    /// another holder gave up, and that was heard late, a try begun since is told first.
+    fn let_go(&self, under: &Under<'_>, is_tried: bool, now: Now) -> Step {
         if under.order.hold_dependents.is_none() {
             return Step::Wait(None);
+        }
+        if !is_tried {
+            return self.void(under, "it was given up before", now);
         }
         let told_by = fact_id("recovery_failed", &under.incident, None);
         let why = ("given_up", format!("no rung helped {}", under.incident));

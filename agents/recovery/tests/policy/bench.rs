@@ -265,6 +265,12 @@ impl Bench {
         self.reason = "";
     }
 
+    /// An event of somebody else comes, then what is decided.
+    pub(crate) fn hears(&mut self, event: &v1::Event) {
+        self.store(event);
+        self.turn();
+    }
+
     fn store(&mut self, event: &v1::Event) {
         self.sequence += 1;
         self.stored.push((self.sequence, event.clone(), self.now.wall));
@@ -399,7 +405,6 @@ impl Bench {
         assert!(self.stored.iter().any(|(_, e, _)| e.id == before.told_by_event_id), "{} is not told", before.told_by_event_id);
     }
 
-    /// The watchdog's verdict on the node.
     /// The watchdog's verdict that `name` does not beat and hangs; `cause` is the change of its state that it goes by.
     pub(crate) fn silent(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str) {
         self.judged(name, incarnation, signs, cause, Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
@@ -429,6 +434,7 @@ impl Bench {
         node_event_id("a", "e1", self.journal)
     }
 
+    /// The watchdog's verdict on the node.
     pub(crate) fn lose_node(&mut self) {
         let fact = Fact::NodeLost(v1::NodeLost::default());
         let incident = v1::IncidentId { mesh_cause: "node_lost:a".to_owned(), ..Default::default() };

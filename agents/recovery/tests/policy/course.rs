@@ -52,6 +52,19 @@ fn past_the_last_rung_it_is_told_once_and_dependents_are_let_go() {
 }
 
 #[test]
+fn who_hears_late_that_it_was_given_up_tells_of_its_own_try_before_it_lets_go() {
+    let mut former = Bench::new(&[v1::ComponentSpec { state: Vec::new(), ..spec("api", &[]) }]);
+    former.exhaust("api");
+    former.rung_fails("api", "1.5");
+    let given_up = former.events.iter().find(|e| e.kind == "recovery_failed").unwrap();
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    assert_eq!(b.take(), ["order restart#1 of api@1.1: 1.4", STARTED]);
+    b.hears(given_up);
+    assert_eq!(b.take(), ["rung_tried restart void", "let go restart#1 of api@1.1"]);
+}
+
+#[test]
 fn a_component_without_rungs_is_past_help_at_once() {
     let mut b = Bench::new(&[v1::ComponentSpec { heal: Vec::new(), ..spec("api", &[]) }]);
     b.exhaust("api");
