@@ -73,6 +73,7 @@ fn what_was_isolated_for_a_short_time_is_released_by_a_passing_probe() -> Result
     let mesh = Mesh::start(stack)?;
     mesh.razar(&["quarantine", "worker", "--note", "a moment", "--for", "1s"])?.ok()?;
     mesh.wait_event("worker", "probation_started", |_| true)?;
+    wait_for("its trial to be shown", SOON, || Ok(mesh.razar(&["status"])?.out.contains("on probation").then_some(())))?;
     let released = mesh.wait_event("worker", "released", |_| true)?;
     ensure!(released.reason.is_some_and(|r| r.text.contains("on probation")));
     ensure!(mesh.component("worker")?.state() == State::Ready, "it served before it was released");

@@ -135,6 +135,11 @@ impl Seen<'_> {
         self.observed.desired.as_ref().is_none_or(|d| d.required)
     }
 
+    /// It may be well, and yet is on trial or degraded.
+    fn is_to_be_watched(&self) -> bool {
+        self.observed.probation.is_some() || !self.observed.degraded.is_empty()
+    }
+
     fn is_critical(&self) -> bool {
         self.is_required() && matches!(self.state, State::Failed | State::Quarantined)
     }
@@ -280,10 +285,12 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
         let mut every: Vec<_> = own.iter().chain(&system).collect();
         every.sort_by_key(|s| s.severity());
         component_lines(&every, now)
-    } else if unwell.is_empty() && sick_system.is_empty() && observed.chakras.is_empty() {
-        chakra_lines(&wanted)
     } else {
-        component_lines(&sick_system.iter().copied().chain(unwell.iter().copied()).collect::<Vec<_>>(), now)
+        let well = unwell.is_empty() && sick_system.is_empty() && observed.chakras.is_empty();
+        let watched = wanted.iter().copied().filter(|s| s.is_ready() && s.is_to_be_watched());
+        let notable: Vec<_> = watched.chain(sick_system.iter().copied()).chain(unwell.iter().copied()).collect();
+        let chakras = if well { chakra_lines(&wanted) } else { Vec::new() };
+        chakras.into_iter().chain(component_lines(&notable, now)).collect()
     };
     lines.extend(observed.chakras.iter().map(|c| down_line(c, now)));
     lines.extend(observed.escalations.iter().filter_map(|e| escalation_line(e, now)));
