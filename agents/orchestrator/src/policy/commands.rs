@@ -378,7 +378,10 @@ impl State {
         let mut writes = Vec::new();
         for instance in instances {
             let Some(record) = self.records.get(instance) else {
-                return refuse("not_placed", format!("{instance} has no node yet"));
+                if self.is_to_be_placed(instance, now) {
+                    return Judged::Wait;
+                }
+                return refuse("not_placed", self.waits_for().unwrap_or_else(|| format!("{instance} has no node yet")));
             };
             if !self.is_told(record) {
                 return Judged::Wait;

@@ -70,8 +70,7 @@ impl State {
     /// Every record that differs from the plan, in order of rank, what stops last.
     pub(super) fn differences(&self, now: Now) -> Vec<(Instance, v1::Intent, u64)> {
         let Some(plan) = self.plan() else { return Vec::new() };
-        // What began the mission is told first: what its event says is to start and to stop is the difference that stands until then.
-        if !plan.ended && self.facts.mission(&plan.mission_id).is_none() {
+        if self.is_untold(plan) {
             return Vec::new();
         }
         let mut writes = Vec::new();
@@ -96,6 +95,16 @@ impl State {
         writes.extend(self.stops_of_strays(plan, &named, now));
         writes.truncate(INSTANCES_MAX);
         writes
+    }
+
+    /// What began the mission is told first: what its event says is to start and to stop is the difference that stands until then.
+    fn is_untold(&self, plan: &v1::Mission) -> bool {
+        !plan.ended && self.facts.mission(&plan.mission_id).is_none()
+    }
+
+    /// Whether the first record of an instance of the plan in force is about to be written.
+    pub(super) fn is_to_be_placed(&self, instance: &Instance, now: Now) -> bool {
+        self.plan().is_some_and(|plan| self.is_untold(plan)) || self.differences(now).iter().any(|(placed, _, _)| placed == instance)
     }
 
     /// Stops of what a node holds by its inventory for this bucket while neither the plan nor a record knows it: the bucket that knew

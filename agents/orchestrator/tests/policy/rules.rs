@@ -157,6 +157,22 @@ fn a_new_bucket_waits_for_inventories_and_goes_on_with_their_generations() {
     assert_eq!(world.generations(), before, "nothing was started anew");
 }
 
+/// Mutation caught: `raise` without the look at what is about to be written.
+#[test]
+fn who_is_restarted_before_its_first_record_is_written_gets_that_first() {
+    let mut world = booted(&THREE);
+    let more: Vec<&str> = THREE.into_iter().chain(["late"]).collect();
+    let stack_revision = world.store(&blueprint("demo", "", &more));
+    world.command("c2", "apply", "demo", v1::Command { stack_revision, approve: true, ..Default::default() });
+    world.command("c3", "restart", "late", v1::Command::default());
+    world.run();
+    assert_eq!(
+        (world.results("c2"), world.results("c3")),
+        (vec!["accepted".to_owned(), "done".to_owned()], vec!["accepted".to_owned(), "done".to_owned()])
+    );
+    assert_eq!(world.desired("late").generation, 2);
+}
+
 /// Simulation, seed 1650: a late copy, in EVENTS that do not know it. Mutation caught: the inventory told last counts, not the newest.
 #[test]
 fn an_inventory_from_before_the_loss_of_events_says_nothing_about_now() {
@@ -192,6 +208,9 @@ fn a_new_bucket_waits_for_the_mark_of_quarantine() {
     world.run();
     assert!(world.intents.is_empty(), "quarantine has not written yet");
     assert!(world.state().waits_for().is_some_and(|why| why.contains("quarantine has not written")), "and that is said");
+    world.command("c2", "restart", "api", v1::Command::default());
+    world.run();
+    assert!(world.receipt("c2").reason.contains("quarantine has not written"), "{:?}", world.receipt("c2"));
     world.marked = true;
     world.restart();
     world.run();
