@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -169,6 +169,7 @@ impl Bus {
         };
         let watcher = Arc::new(watcher);
         let noted = watcher.clone();
+        let begun = AtomicBool::new(false);
         let mut options = ConnectOptions::new()
             .name(&config.name)
             .retry_on_initial_connect()
@@ -176,7 +177,10 @@ impl Bus {
             .connection_timeout(CONNECT_LIMIT)
             .request_timeout(Some(REQUEST_LIMIT))
             .subscription_capacity(SUBSCRIPTION_MESSAGES_MAX)
-            .reconnect_delay_callback(reconnect_delay)
+            // The very first try is made at once: nobody has lost anything yet.
+            .reconnect_delay_callback(
+                move |tries| if begun.swap(true, Ordering::Relaxed) { reconnect_delay(tries) } else { Duration::ZERO },
+            )
             .event_callback(move |event| {
                 let noted = noted.clone();
                 async move { noted.note(event) }
