@@ -33,12 +33,18 @@ pub enum JsonError {
     },
 }
 
-fn descriptor(name: &str) -> Result<MessageDescriptor, JsonError> {
+fn pool() -> Option<&'static DescriptorPool> {
     static POOL: OnceLock<Option<DescriptorPool>> = OnceLock::new();
-    POOL.get_or_init(|| DescriptorPool::decode(DESCRIPTORS).ok())
-        .as_ref()
-        .and_then(|pool| pool.get_message_by_name(name))
-        .ok_or_else(|| JsonError::Descriptor(name.to_owned()))
+    POOL.get_or_init(|| DescriptorPool::decode(DESCRIPTORS).ok()).as_ref()
+}
+
+/// Reads the descriptors, which takes milliseconds and else is done with the first message: for who waits for that message meanwhile.
+pub fn prepare() {
+    let _ = pool();
+}
+
+fn descriptor(name: &str) -> Result<MessageDescriptor, JsonError> {
+    pool().and_then(|pool| pool.get_message_by_name(name)).ok_or_else(|| JsonError::Descriptor(name.to_owned()))
 }
 
 /// One line of JSON, camelCase names, default values left out.

@@ -21,7 +21,7 @@ pub mod v1 {
     include!("generated/razar.v1.rs");
 }
 
-/// Descriptors of every message in [`v1`], with comments, as an encoded `FileDescriptorSet`.
+/// Descriptors of every message in [`v1`], without comments, as an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/razar.v1.bin");
 
 /// Largest payload that the mesh sends or accepts, in bytes; the broker's `max_payload` is the same.

@@ -60,6 +60,10 @@ impl Link {
     /// # Errors
     /// Exit 69 with what is known when the bus is away: who holds its port, what the node says.
     pub(crate) async fn open(console: &Console, global: &Global) -> Result<Self, Failure> {
+        if console.json {
+            // Needed once there is an answer.
+            tokio::task::spawn_blocking(razar_bus_schema::json::prepare);
+        }
         let place = Place::of(&global.mesh);
         let facts = place.facts();
         let server = server(global, facts.as_ref());

@@ -1,10 +1,12 @@
 //! Generates `bus-schema/src/generated/` from `proto/razar/v1/*.proto`, and checks that what is committed is what would be generated.
-//! The compiler is a library, so that nobody has to install one. What the types mean is documented in the .proto files alone.
+//! What the types mean is documented in the .proto files alone.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use prost::Message as _;
+
+use crate::contract;
 
 const OUT: &str = "bus-schema/src/generated";
 const RUST: &str = "razar.v1.rs";
@@ -15,25 +17,17 @@ const DESCRIPTORS: &str = "razar.v1.bin";
 /// # Errors
 /// When a .proto file does not compile, or, with `check`, when a committed file differs from what would be written.
 pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
-    let proto = root.join("proto");
-    let mut files: Vec<_> = fs::read_dir(proto.join("razar/v1"))
-        .context("reading proto/razar/v1")?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|e| e == "proto"))
-        .collect();
-    files.sort();
-    let mut compiler = protox::Compiler::new([&proto])?;
-    compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(&files)?;
-    let set = compiler.file_descriptor_set();
+    let mut set = contract::compiled(root)?;
     let scratch = std::env::temp_dir().join(format!("razar-codegen-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
     prost_build::Config::new().enable_type_names().out_dir(&scratch).compile_fds(set.clone()).context("generating Rust types")?;
     let rust = fs::read(scratch.join(RUST))?;
     fs::remove_dir_all(&scratch)?;
     place(root, RUST, &rust, check)?;
+    // Whoever reads JSON reads the descriptors first, and most of them would be comments.
+    for file in &mut set.file {
+        file.source_code_info = None;
+    }
     place(root, DESCRIPTORS, &set.encode_to_vec(), check)
 }
 
