@@ -73,6 +73,16 @@ async fn http_passes_from_200_to_399() {
         (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", Outcome::Failed, "http 404 in "),
         (b"HTTP/1.1 404 \x07evil\r\ncontent-length: 0\r\n\r\n", Outcome::Failed, "http: "),
         (b"HTTP/1.1 503 Busy\r\nx-token: hunter22\r\ncontent-length: 4\r\n\r\nbusy", Outcome::Failed, "http 503 in "),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Outcome::Passed, "http 200 in "),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0\r\n\r\n", Outcome::Passed, "http 200 in "),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\no",
+            Outcome::Failed,
+            "http: the connection ended before the answer did",
+        ),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffff0\r\nx", Outcome::Failed, "http: "),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok", Outcome::Failed, "http: the connection ended before the answer did"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\nok", Outcome::Failed, "http: no HTTP: "),
         (b"220 mail.example.org ESMTP\r\n", Outcome::Failed, "http: "),
         (b"", Outcome::Failed, "http: "),
     ] {

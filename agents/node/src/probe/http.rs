@@ -1,28 +1,43 @@
-//! HTTP GET over a connection of its own; 200 to 399 passes.
+//! HTTP GET over a connection of its own; 200 to 399 passes. One question and one answer, each second for each component: a whole client
+//! spent as much on itself as the kernel on the connection. What the bytes mean is httparse's to say.
 
-use std::{
-    io,
-    pin::{Pin, pin},
-    task::{Context, Poll},
-};
+use std::io;
 
-use futures::future::{Either, select};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::{Body as _, Bytes};
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
+use http::{HeaderName, HeaderValue, header, uri::PathAndQuery};
 use razar_bus_schema::v1::HttpCheck;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
 use super::{Finding, HOST_DEFAULT, Outcome, RESPONSE_BYTES_MAX, connect};
 
-/// Most bytes of a response's head, hyper's smallest allowed.
+/// Most bytes of a response's head.
 const HEAD_BYTES_MAX: usize = 8192;
+/// Most headers in it.
+const HEADERS_MAX: usize = 100;
+/// Most bytes of a chunk's length, and those behind its end.
+const CHUNK_HEAD_BYTES_MAX: usize = 1024;
+const CHUNK_END_BYTES: usize = 2;
+/// Room for what most servers answer to a probe.
+const RESPONSE_BYTES: usize = 1024;
 /// Names the asker to the component's access log.
 const USER_AGENT: &str = concat!("razar-node/", env!("CARGO_PKG_VERSION"));
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum NoAnswer {
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+    #[error("no HTTP: {0}")]
+    Head(#[from] httparse::Error),
+    #[error("no HTTP: a head of over {HEAD_BYTES_MAX} bytes")]
+    Long,
+    #[error("no HTTP: a length of the body that is none")]
+    Length,
+    #[error("the connection ended before the answer did")]
+    Short,
+}
 
 pub(super) async fn ask(check: &HttpCheck) -> Finding {
     let request = match request(check) {
@@ -33,12 +48,12 @@ pub(super) async fn ask(check: &HttpCheck) -> Finding {
         Ok(stream) => stream,
         Err(error) => return Finding::of_error("http", &error),
     };
-    match exchange(TokioIo::new(Abrupt(stream)), request).await {
+    match exchange(stream, &request).await {
         Ok((status, _)) => {
             let outcome = if (200..400).contains(&status) { Outcome::Passed } else { Outcome::Failed };
             Finding::new(outcome, format!("http {status}"))
         }
-        Err(error) => Finding::new(Outcome::Failed, format!("http: {}", with_source(&error))),
+        Err(error) => Finding::new(Outcome::Failed, format!("http: {error}")),
     }
 }
 
@@ -46,91 +61,136 @@ pub(super) async fn ask(check: &HttpCheck) -> Finding {
 pub(super) async fn get(port: u32, path: &str) -> Option<(u16, String)> {
     let check = HttpCheck { port, path: path.to_owned(), ..HttpCheck::default() };
     let stream = connect(&check.host, check.port).await.ok()?;
-    let (status, body) = exchange(TokioIo::new(Abrupt(stream)), request(&check).ok()?).await.ok()?;
+    let (status, body) = exchange(stream, &request(&check).ok()?).await.ok()?;
     Some((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-fn request(check: &HttpCheck) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
+fn request(check: &HttpCheck) -> Result<Vec<u8>, http::Error> {
     let host = if check.host.is_empty() { HOST_DEFAULT } else { &check.host };
-    let path = if check.path.is_empty() { "/" } else { &check.path };
+    let path = PathAndQuery::try_from(if check.path.is_empty() { "/" } else { &check.path })?;
     // An IPv6 address stands in brackets.
     let authority = if host.contains(':') { format!("[{host}]:{}", check.port) } else { format!("{host}:{}", check.port) };
-    let named = |name: &header::HeaderName| check.headers.iter().any(|h| h.key.eq_ignore_ascii_case(name.as_str()));
-    let mut request = Request::get(path);
+    let named = |name: &HeaderName| check.headers.iter().any(|h| h.key.eq_ignore_ascii_case(name.as_str()));
+    let mut request = format!("GET {path} HTTP/1.1\r\n").into_bytes();
+    let mut put = |name: &HeaderName, value: &HeaderValue| {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            request.extend_from_slice(part);
+        }
+    };
     for (name, value) in [(header::HOST, authority.as_str()), (header::USER_AGENT, USER_AGENT), (header::ACCEPT, "*/*")] {
         if !named(&name) {
-            request = request.header(name, value);
+            put(&name, &HeaderValue::try_from(value)?);
         }
     }
     // So that the server does not wait for a next request on a connection that is reset.
-    request = request.header(header::CONNECTION, "close");
+    put(&header::CONNECTION, &HeaderValue::from_static("close"));
     for extra in &check.headers {
-        request = request.header(&extra.key, &extra.value);
+        put(&HeaderName::try_from(&extra.key)?, &HeaderValue::try_from(&extra.value)?);
     }
-    request.body(Empty::new())
+    request.extend_from_slice(b"\r\n");
+    Ok(request)
 }
 
-/// The response's status, once its body has come too, and as much of that as is read.
-async fn exchange(io: TokioIo<Abrupt>, request: Request<Empty<Bytes>>) -> hyper::Result<(u16, Vec<u8>)> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake::<_, Empty<Bytes>>(io).await?;
-    // The connection is driven here, so that dropping this future closes it: no task is left behind.
-    let talk = pin!(async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status().as_u16();
-        let mut body = response.into_body();
-        let mut read = Vec::new();
-        while !body.is_end_stream() && read.len() < RESPONSE_BYTES_MAX {
-            let Some(frame) = body.frame().await else { break };
-            if let Some(data) = frame?.data_ref() {
-                read.extend_from_slice(data);
-            }
+/// The response's status, once its body has come too, and as much of that as is read. The connection ends by its reset alone: an orderly
+/// end before it costs both sides a round more, and leaves nothing that the reset does not clear away.
+async fn exchange(mut stream: TcpStream, request: &[u8]) -> Result<(u16, Vec<u8>), NoAnswer> {
+    stream.write_all(request).await?;
+    let mut read = Vec::with_capacity(RESPONSE_BYTES);
+    let head = loop {
+        match Head::of(&read)? {
+            // What comes before the answer itself.
+            Some(head) if (100..200).contains(&head.status) => drop(read.drain(..head.bytes)),
+            Some(head) => break head,
+            None if read.len() >= HEAD_BYTES_MAX => return Err(NoAnswer::Long),
+            None if stream.read_buf(&mut read).await? == 0 => return Err(NoAnswer::Short),
+            None => {}
         }
-        Ok((status, read))
-    });
-    let connection = pin!(connection);
-    match select(talk, connection).await {
-        Either::Left((answer, _)) => answer,
-        // The connection has ended: what was read of it is still to be taken.
-        Either::Right((_, talk)) => talk.await,
+    };
+    let mut raw = read.split_off(head.bytes);
+    let (status, mut body) = (head.status, head.body);
+    while !body.is_whole(&raw)? && raw.len() < RESPONSE_BYTES_MAX {
+        if stream.read_buf(&mut raw).await? == 0 {
+            if matches!(body, Body::ToTheEnd) {
+                break;
+            }
+            return Err(NoAnswer::Short);
+        }
+    }
+    Ok((status, body.of(raw)))
+}
+
+/// What matters of a response's head.
+struct Head {
+    bytes: usize,
+    status: u16,
+    body: Body,
+}
+
+/// Where the body ends.
+enum Body {
+    Length(usize),
+    /// The next chunk begins there; what those before it say.
+    Chunks(usize, Vec<u8>),
+    ToTheEnd,
+}
+
+impl Head {
+    /// The head at the beginning of `read`; none: it has not come as a whole.
+    fn of(read: &[u8]) -> Result<Option<Self>, NoAnswer> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut response = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(bytes) = response.parse(read)? else { return Ok(None) };
+        let status = response.code.unwrap_or_default();
+        let valued = |name: &HeaderName| {
+            let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name.as_str()));
+            header.map(|h| String::from_utf8_lossy(h.value))
+        };
+        let body = if matches!(status, 100..200 | 204 | 304) {
+            Body::Length(0)
+        } else if valued(&header::TRANSFER_ENCODING).is_some_and(|how| how.to_ascii_lowercase().contains("chunked")) {
+            Body::Chunks(0, Vec::new())
+        } else if let Some(length) = valued(&header::CONTENT_LENGTH) {
+            Body::Length(length.trim().parse().map_err(|_| NoAnswer::Length)?)
+        } else {
+            Body::ToTheEnd
+        };
+        Ok(Some(Self { bytes, status, body }))
     }
 }
 
-/// A connection that ends by its reset alone, once it is dropped: an orderly end before it costs both sides a round more, each second
-/// for each probe, and leaves nothing that the reset does not clear away.
-struct Abrupt(TcpStream);
-
-impl AsyncRead for Abrupt {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+impl Body {
+    /// Whether it has come as a whole, with what came of it so far.
+    fn is_whole(&mut self, raw: &[u8]) -> Result<bool, NoAnswer> {
+        let (next, text) = match self {
+            Self::Length(length) => return Ok(raw.len() >= *length),
+            Self::ToTheEnd => return Ok(false),
+            Self::Chunks(next, text) => (next, text),
+        };
+        loop {
+            let rest = raw.get(*next..).unwrap_or_default();
+            let (at, size) = match httparse::parse_chunk_size(rest) {
+                Ok(httparse::Status::Complete(found)) => found,
+                Ok(httparse::Status::Partial) if rest.len() < CHUNK_HEAD_BYTES_MAX => return Ok(false),
+                Ok(httparse::Status::Partial) | Err(_) => return Err(NoAnswer::Length),
+            };
+            if size == 0 {
+                return Ok(true);
+            }
+            let end =
+                usize::try_from(size).ok().and_then(|size| at.checked_add(size)?.checked_add(CHUNK_END_BYTES)).ok_or(NoAnswer::Length)?;
+            let Some(chunk) = rest.get(at..end) else { return Ok(false) };
+            text.extend_from_slice(chunk.get(..chunk.len() - CHUNK_END_BYTES).unwrap_or_default());
+            *next += end;
+        }
     }
-}
 
-impl AsyncWrite for Abrupt {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-fn with_source(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+    /// What `raw` says.
+    fn of(self, mut raw: Vec<u8>) -> Vec<u8> {
+        match self {
+            Self::Length(length) => raw.truncate(length),
+            Self::Chunks(_, text) => return text,
+            Self::ToTheEnd => {}
+        }
+        raw
     }
 }
