@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
+use razar_agent_kit::deciding::LEASE_SECONDS;
 use serde::Deserialize;
-
-/// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
-const LEASE_SECONDS: u64 = 2;
 
 /// Table `settings` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

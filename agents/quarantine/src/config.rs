@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use razar_agent_kit::deciding::LEASE_SECONDS;
 use serde::Deserialize;
 
 use crate::policy::Limits;
 
-/// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
-const LEASE_SECONDS: u64 = 2;
 /// Seconds of isolation before probation, where nobody says how long: half an hour.
 const ISOLATION_SECONDS: u64 = 1800;
 /// Seconds that what is on probation has to stay ready before it is released.

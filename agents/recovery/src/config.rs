@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
+use razar_agent_kit::deciding::LEASE_SECONDS;
 use serde::Deserialize;
 
 use crate::policy::Limits;
-
-/// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
-const LEASE_SECONDS: u64 = 2;
 
 /// Longest of these times: sums with it stay in range.
 const SECONDS_MAX: u64 = 366 * 24 * 3600;

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use razar_agent_kit::deciding::LEASE_SECONDS;
 use serde::Deserialize;
 
-/// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
-const LEASE_SECONDS: u64 = 2;
 /// Events between two snapshots: a start reads at most so many, a fraction of a second.
 const SNAPSHOT_EVENTS: u64 = 10_000;
 

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use razar_agent_kit::deciding::LEASE_SECONDS;
 use serde::Deserialize;
 
 use crate::policy::Limits;
 
-/// Seconds that the lease of the shard holds without renewal. On one broker the shortest that a broker grants; 12 on three.
-const LEASE_SECONDS: u64 = 2;
 /// Missing beats that count as silence.
 const MISSES: u32 = 3;
 /// Lateness that every beat is granted, in milliseconds: timers of both sides, and the broker between them.

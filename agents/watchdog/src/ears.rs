@@ -1,9 +1,10 @@
 //! What the watchdog hears beside the mesh's streams: beats, as many as wait at once, and the tick by which it knows that it is on time.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use razar_agent_kit::deciding::Source;
 use razar_bus::{Bus, BusError, CoreMessage, Subscription};
+use razar_bus_schema::time::until_shared;
 use tokio::{sync::watch, time::Instant};
 
 /// Beats that wait for the loop; more are dropped, and then nobody is silent for this observer. A second of a large mesh.
@@ -29,7 +30,7 @@ pub(crate) struct Heard {
 }
 
 impl Ears {
-    /// Listens, and ticks where nothing was heard for `turn_max`.
+    /// Listens, and ticks where nothing was heard for `turn_max`, at the instants that all share.
     pub(crate) async fn open(bus: &Bus, turn_max: watch::Receiver<Duration>) -> Result<Self, BusError> {
         let beats = bus.subscribe(&bus.subjects().heartbeats(), BEATS_MAX).await?;
         Ok(Self { beats, turn_max, heard_at: Instant::now() })
@@ -40,7 +41,9 @@ impl Source for Ears {
     type Item = Heard;
 
     async fn next(&mut self) -> Option<Heard> {
-        let tick = self.heard_at + *self.turn_max.borrow();
+        let turn_max = *self.turn_max.borrow();
+        let shared = Instant::now() + until_shared(turn_max, SystemTime::now());
+        let tick = shared.min(self.heard_at + turn_max);
         let first = tokio::select! {
             biased;
             beat = self.beats.next() => Some(beat?),

@@ -30,6 +30,10 @@ use self::{
 };
 use crate::{Agent, Authority, Tenures, health::STARTING, snapshot, tenures::TenuresWanted, tick::TICK_INTERVAL};
 
+/// Seconds that a shard's lease holds without renewal, unless the settings say otherwise: a third of them is a beat, so that both come
+/// at one wake. On three brokers 12.
+pub const LEASE_SECONDS: u64 = 3;
+
 /// Outcomes of actions that wait to be folded; there are never more actions under way than commands and one write for each instance.
 const OUTCOMES_MAX: usize = 256;
 /// Inputs folded in a row before the next decision: a burst is decided on once.

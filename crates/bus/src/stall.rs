@@ -14,8 +14,10 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{Bus, BusError, connection::jittered};
 
-/// How often a consumer is asked about: a stall is found within two looks, at a tenth of a request a second.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often a consumer is asked about: each question costs the broker as much as ten messages.
+const LOOK: Duration = Duration::from_secs(20);
+/// When one that may stand still is looked at again, which decides.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Watches one consumer until dropped.
 #[derive(Debug)]
@@ -31,9 +33,9 @@ impl Watchdog {
         let tell = stalled.clone();
         let (bus, stream, consumer) = (bus.clone(), stream.to_owned(), consumer.to_owned());
         let looking = async move {
-            let mut before = None;
+            let mut before: Option<u64> = None;
             loop {
-                tokio::time::sleep(jittered(LOOK)).await;
+                tokio::time::sleep(jittered(if before.is_some() { LOOK_AGAIN } else { LOOK })).await;
                 before = match info(&bus, &stream, &consumer).await {
                     Ok(info) => {
                         let now = standing(info.num_pending, info.delivered.consumer_sequence, read.load(Ordering::Relaxed));
