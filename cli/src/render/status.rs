@@ -135,9 +135,9 @@ impl Seen<'_> {
         self.observed.desired.as_ref().is_none_or(|d| d.required)
     }
 
-    /// It may be well, and yet is on trial or degraded.
-    fn is_to_be_watched(&self) -> bool {
-        self.observed.probation.is_some() || !self.observed.degraded.is_empty()
+    /// It may be well, and yet is on trial. (That it is degraded no longer is told by nobody before its next start.)
+    fn is_on_trial(&self) -> bool {
+        self.observed.probation.is_some()
     }
 
     fn is_critical(&self) -> bool {
@@ -287,8 +287,8 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
         component_lines(&every, now)
     } else {
         let well = unwell.is_empty() && sick_system.is_empty() && observed.chakras.is_empty();
-        let watched = wanted.iter().copied().filter(|s| s.is_ready() && s.is_to_be_watched());
-        let notable: Vec<_> = watched.chain(sick_system.iter().copied()).chain(unwell.iter().copied()).collect();
+        let tried = wanted.iter().copied().filter(|s| s.is_ready() && s.is_on_trial());
+        let notable: Vec<_> = tried.chain(sick_system.iter().copied()).chain(unwell.iter().copied()).collect();
         let chakras = if well { chakra_lines(&wanted) } else { Vec::new() };
         chakras.into_iter().chain(component_lines(&notable, now)).collect()
     };
