@@ -43,6 +43,8 @@ pub(super) struct Failure {
     pub(super) sequence: u64,
     pub(super) event_id: String,
     pub(super) incident: Option<v1::IncidentId>,
+    /// Its node has given it up, and not only seen its end.
+    pub(super) past_help: bool,
     pub(super) error: String,
     /// What its node knows of the error.
     pub(super) issue: Option<v1::Issue>,
@@ -72,6 +74,12 @@ impl View {
     /// Since when it is ready, where that has to hold for a while.
     pub(super) fn soaks_since(&self) -> Option<Duration> {
         self.ready_since.filter(|_| !self.completed)
+    }
+
+    /// Whether its node has given up the newest incarnation in this incident.
+    pub(super) fn is_past_help_in(&self, incident: &Incident) -> bool {
+        let newest = self.failure.as_ref().filter(|f| f.past_help && f.incarnation == self.incarnation);
+        newest.and_then(|f| f.incident.as_ref()).and_then(|i| Incident::try_from(i).ok()).is_some_and(|i| i == *incident)
     }
 
     fn ended(&mut self) {
@@ -412,7 +420,8 @@ impl Facts {
 fn failure(incarnation: Incarnation, sequence: u64, event: &v1::Event, error: &str, issue: Option<v1::Issue>) -> Failure {
     let told = event.reason.as_ref().map(|r| r.text.clone()).unwrap_or_default();
     let error = if error.is_empty() { told } else { error.to_owned() };
-    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), error, issue }
+    let past_help = matches!(event.fact, Some(Fact::ComponentFailed(_)));
+    Failure { incarnation, sequence, event_id: event.id.clone(), incident: event.incident.clone(), past_help, error, issue }
 }
 
 fn is_told_again(event: &v1::Event) -> bool {

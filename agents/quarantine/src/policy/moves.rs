@@ -51,7 +51,10 @@ impl State {
         {
             return None;
         }
-        let newer = self.facts.view(instance).is_some_and(|v| v.incarnation > failed.incarnation);
+        let view = self.facts.view(instance).filter(|v| v.incarnation > failed.incarnation);
+        // A rung that was begun before it was heard that the incident was given up, and that helped no more than those before it.
+        let last = view.filter(|v| v.is_past_help_in(&failed.incident)).map(|v| v.incarnation);
+        let newer = view.is_some() && last.is_none();
         let replaced = self.desired.get(instance).is_some_and(|d| d.generation > failed.incarnation.generation);
         if newer || replaced {
             return None;
@@ -61,7 +64,7 @@ impl State {
             component: instance.component.clone(),
             ordinal: Some(instance.ordinal),
             phase: Phase::Isolated.into(),
-            incarnation: Some(failed.incarnation.into()),
+            incarnation: Some(last.unwrap_or(failed.incarnation).into()),
             duration: Some(proto(self.limits.isolation)),
             issue_type: issue.issue_type,
             suggested_fix: issue.suggested_fix,
@@ -156,6 +159,7 @@ impl State {
             sequence: *sequence,
             event_id: event_id.clone(),
             incident: None,
+            past_help: false,
             error: format!("not ready {limit:.0?} after its start on probation"),
             issue: None,
         })

@@ -86,6 +86,28 @@ fn what_was_placed_anew_since_is_left_alone() {
     assert_eq!(world.record(KEY), None, "a later incarnation lives");
 }
 
+/// A rung was begun before it was heard that another had given the incident up.
+#[test]
+fn what_failed_again_in_an_incident_that_was_given_up_before_is_isolated_with_its_last_life() {
+    for last in ["1.1", "1.2"] {
+        let mut world = World::of(&["api"]);
+        world.exited(&api(), "1.4", "x");
+        world.started(&api(), "1.5");
+        world.give_up(&api(), "1.1", "1.4", "x");
+        world.settle();
+        assert_eq!(world.record(KEY), None, "a later incarnation lives");
+        world.node_in(&api(), last, "1.5", Fact::ComponentFailed(v1::ComponentFailed::default()));
+        world.settle();
+        let record = world.record(KEY);
+        if last == "1.2" {
+            assert_eq!(record, None, "that is another incident, which the ladder takes up");
+            continue;
+        }
+        let incarnation = record.and_then(|r| r.incarnation).map(|i| (i.generation, i.start));
+        assert_eq!(incarnation, Some((1, 5)));
+    }
+}
+
 #[test]
 fn its_time_over_it_is_on_probation_and_a_probe_that_holds_releases_it() {
     let mut world = given_up();

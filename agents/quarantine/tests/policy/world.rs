@@ -110,12 +110,16 @@ impl World {
 
     /// A node's event about an instance.
     pub(crate) fn node(&mut self, instance: &Instance, incarnation: &str, fact: Fact) {
-        let incarnation: Incarnation = incarnation.parse().unwrap();
+        self.node_in(instance, incarnation, incarnation, fact);
+    }
+
+    /// The same in the incident that began with `first`.
+    pub(crate) fn node_in(&mut self, instance: &Instance, first: &str, incarnation: &str, fact: Fact) {
         let ended_badly = matches!(fact, Fact::ComponentExited(_) | Fact::ComponentFailed(_) | Fact::IncidentWithdrawn(_));
-        let incident = Incident { instance: instance.clone(), incarnation, signs_of_life: 0 };
+        let incident = Incident { instance: instance.clone(), incarnation: first.parse().unwrap(), signs_of_life: 0 };
         self.tell_by_node(v1::Event {
             instance: Some(instance.into()),
-            incarnation: Some(incarnation.into()),
+            incarnation: Some(incarnation.parse::<Incarnation>().unwrap().into()),
             incident: ended_badly.then(|| (&incident).into()),
             fact: Some(fact),
             ..Default::default()
