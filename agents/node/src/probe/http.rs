@@ -16,9 +16,10 @@ use super::{Finding, HOST_DEFAULT, Outcome, RESPONSE_BYTES_MAX, connect};
 const HEAD_BYTES_MAX: usize = 8192;
 /// Most headers in it.
 const HEADERS_MAX: usize = 100;
-/// Most bytes of a chunk's length, and those behind its end.
+/// Most bytes of a chunk's length.
 const CHUNK_HEAD_BYTES_MAX: usize = 1024;
-const CHUNK_END_BYTES: usize = 2;
+/// What stands behind a chunk, and behind its length.
+const LINE_END: &[u8] = b"\r\n";
 /// Room for what most servers answer to a probe.
 const RESPONSE_BYTES: usize = 1024;
 /// Names the asker to the component's access log.
@@ -99,7 +100,7 @@ async fn exchange(mut stream: TcpStream, request: &[u8]) -> Result<(u16, Vec<u8>
     let head = loop {
         match Head::of(&read)? {
             // What comes before the answer itself.
-            Some(head) if (100..200).contains(&head.status) => drop(read.drain(..head.bytes)),
+            Some(head) if matches!(head.status, 100 | 102..200) => drop(read.drain(..head.bytes)),
             Some(head) => break head,
             None if read.len() >= HEAD_BYTES_MAX => return Err(NoAnswer::Long),
             None if stream.read_buf(&mut read).await? == 0 => return Err(NoAnswer::Short),
@@ -141,21 +142,33 @@ impl Head {
         let mut response = httparse::Response::new(&mut headers);
         let httparse::Status::Complete(bytes) = response.parse(read)? else { return Ok(None) };
         let status = response.code.unwrap_or_default();
-        let valued = |name: &HeaderName| {
-            let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name.as_str()));
-            header.map(|h| String::from_utf8_lossy(h.value))
-        };
-        let body = if matches!(status, 100..200 | 204 | 304) {
-            Body::Length(0)
-        } else if valued(&header::TRANSFER_ENCODING).is_some_and(|how| how.to_ascii_lowercase().contains("chunked")) {
-            Body::Chunks(0, Vec::new())
-        } else if let Some(length) = valued(&header::CONTENT_LENGTH) {
-            Body::Length(length.trim().parse().map_err(|_| NoAnswer::Length)?)
-        } else {
-            Body::ToTheEnd
+        let body = match (values(response.headers, &header::TRANSFER_ENCODING).last(), length(response.headers)?) {
+            _ if matches!(status, 100..200 | 204 | 304) => Body::Length(0),
+            (Some(last), _) if last.eq_ignore_ascii_case(b"chunked") => Body::Chunks(0, Vec::new()),
+            (None, Some(length)) => Body::Length(length),
+            (Some(_), _) | (None, None) => Body::ToTheEnd,
         };
         Ok(Some(Self { bytes, status, body }))
     }
+}
+
+/// What the headers of this name say, item by item.
+fn values<'h>(headers: &'h [httparse::Header<'h>], name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    let named = headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name.as_str()));
+    named.flat_map(|h| h.value.split(|b| *b == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// How long the body is said to be; who says so more than once says the same.
+fn length(headers: &[httparse::Header<'_>]) -> Result<Option<usize>, NoAnswer> {
+    let mut told = None;
+    for value in values(headers, &header::CONTENT_LENGTH) {
+        let digits = std::str::from_utf8(value).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+        let length: usize = digits.and_then(|v| v.parse().ok()).ok_or(NoAnswer::Length)?;
+        if *told.get_or_insert(length) != length {
+            return Err(NoAnswer::Length);
+        }
+    }
+    Ok(told)
 }
 
 impl Body {
@@ -173,14 +186,17 @@ impl Body {
                 Ok(httparse::Status::Partial) if rest.len() < CHUNK_HEAD_BYTES_MAX => return Ok(false),
                 Ok(httparse::Status::Partial) | Err(_) => return Err(NoAnswer::Length),
             };
+            // A length is a digit at least.
+            if at <= LINE_END.len() {
+                return Err(NoAnswer::Length);
+            }
             if size == 0 {
                 return Ok(true);
             }
-            let end =
-                usize::try_from(size).ok().and_then(|size| at.checked_add(size)?.checked_add(CHUNK_END_BYTES)).ok_or(NoAnswer::Length)?;
-            let Some(chunk) = rest.get(at..end) else { return Ok(false) };
-            text.extend_from_slice(chunk.get(..chunk.len() - CHUNK_END_BYTES).unwrap_or_default());
-            *next += end;
+            let end = usize::try_from(size).ok().and_then(|size| at.checked_add(size)?.checked_add(LINE_END.len()));
+            let Some(chunk) = rest.get(at..end.ok_or(NoAnswer::Length)?) else { return Ok(false) };
+            text.extend_from_slice(chunk.strip_suffix(LINE_END).ok_or(NoAnswer::Length)?);
+            *next += at + chunk.len();
         }
     }
 
