@@ -16,8 +16,9 @@ use crate::{Bus, BusError, connection::jittered};
 
 /// How often a consumer is asked about: each question costs the broker as much as ten messages.
 const LOOK: Duration = Duration::from_secs(20);
-/// When one that may stand still is looked at again, which decides.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// When one that may stand still is looked at again, which decides: a heartbeat comes before that, which revives one whose flow control was
+/// answered in vain.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Watches one consumer until dropped.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Watchdog {
         let looking = async move {
             let mut before: Option<u64> = None;
             loop {
-                tokio::time::sleep(jittered(if before.is_some() { LOOK_AGAIN } else { LOOK })).await;
+                tokio::time::sleep(if before.is_some() { LOOK_AGAIN } else { jittered(LOOK) }).await;
                 before = match info(&bus, &stream, &consumer).await {
                     Ok(info) => {
                         let now = standing(info.num_pending, info.delivered.consumer_sequence, read.load(Ordering::Relaxed));

@@ -66,7 +66,7 @@ impl Trade {
         format!("{}{r}", self.name())
     }
 
-    /// Time to live of its shard's lease.
+    /// Time to live of its shard's lease. Shorter than what is shipped for those that are many: more take-overs in the same time.
     #[must_use]
     pub const fn lease_ttl(self) -> Duration {
         match self {
