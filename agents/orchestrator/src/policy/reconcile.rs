@@ -61,10 +61,15 @@ impl State {
         Some(*told == desired_changed(desired, desired.spec.as_ref()?, record.intent.reason.as_ref()))
     }
 
+    /// Whether a node has said what it holds for this bucket.
+    fn has_said(&self, node: &NodeView) -> bool {
+        node.inventory_of.as_ref() == Some(&self.bucket_epoch)
+    }
+
     /// Whether a node has told what it holds for this bucket: it said so, or it was written to in this journal before.
     fn has_told(&self, name: &str, node: &NodeView) -> bool {
         let written = |d: &v1::Desired| d.node == name && d.node_epoch == node.epoch;
-        node.inventory_of.as_ref() == Some(&self.bucket_epoch) || self.records.values().filter_map(Record::desired).any(written)
+        self.has_said(node) || self.records.values().filter_map(Record::desired).any(written)
     }
 
     /// Every record that differs from the plan, in order of rank, what stops last.
@@ -113,7 +118,7 @@ impl State {
         if !self.bucket_is_open() {
             return Vec::new();
         }
-        let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost && n.inventory_of.as_ref() == Some(&self.bucket_epoch));
+        let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost && self.has_said(n));
         let held = present.flat_map(|(name, node)| node.held.iter().map(move |(instance, held)| (name, node, instance, held.generation)));
         let strays = held.filter(|(_, _, instance, _)| !named.contains(*instance) && !self.records.contains_key(*instance));
         let mut writes: BTreeMap<Instance, (Instance, v1::Intent, u64)> = BTreeMap::new();
@@ -145,8 +150,7 @@ impl State {
         }
         let mut present = self.facts.nodes().values().filter(|n| !n.lost).peekable();
         let marked = self.marked == self.bucket_epoch;
-        let told = |n: &NodeView| n.inventory_of.as_ref() == Some(&self.bucket_epoch);
-        marked && (!self.records.is_empty() || (present.peek().is_some() && present.all(told)))
+        marked && (!self.records.is_empty() || (present.peek().is_some() && present.all(|n| self.has_said(n))))
     }
 
     /// Why nothing of the plan is written into a new bucket yet; `None`: it is written, or there is no plan.
@@ -157,7 +161,7 @@ impl State {
             return Some("the records of what is desired are new, and quarantine has not written yet what is isolated".to_owned());
         }
         let present = self.facts.nodes().iter().filter(|(_, n)| !n.lost);
-        let untold = present.filter(|(_, n)| n.inventory_of.as_ref() != Some(&self.bucket_epoch)).map(|(name, _)| name.as_str());
+        let untold = present.filter(|(_, n)| !self.has_said(n)).map(|(name, _)| name.as_str());
         let untold: Vec<&str> = untold.collect();
         let who = if untold.is_empty() { "no node is here".to_owned() } else { format!("not told what they hold: {}", untold.join(" ")) };
         Some(format!("the records of what is desired are new; {who}"))
@@ -250,7 +254,7 @@ impl State {
     /// no EVENTS. (What rests there is another matter: a start by hand is a new life.)
     fn holds_same(&self, instance: &Instance, wish: &v1::Desired, floor: u64) -> bool {
         let node = self.facts.nodes().get(&wish.node);
-        let node = node.filter(|n| n.epoch == wish.node_epoch && n.inventory_of.as_ref() == Some(&self.bucket_epoch));
+        let node = node.filter(|n| n.epoch == wish.node_epoch && self.has_said(n));
         let held = node.and_then(|n| n.held.get(instance));
         held.is_some_and(|h| h.generation == floor && h.spec_hash == wish.spec_hash)
     }
