@@ -50,6 +50,8 @@ pub struct Intents {
     revision: u64,
     staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
     records: BTreeMap<IntentKey, Record>,
+    /// A record named another journal of this node: its writer does not know what this one holds.
+    is_mistaken: bool,
 }
 
 impl Intents {
@@ -136,6 +138,9 @@ impl Node {
             }
             changed |= in_force;
         }
+        if std::mem::take(&mut self.intents.is_mistaken) {
+            self.tell_inventory(now);
+        }
         if changed {
             self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
         }
@@ -211,6 +216,7 @@ impl Node {
         };
         if let Some(why) = void {
             self.tell_void(Some(id), &key, why, now);
+            self.intents.is_mistaken |= why == "foreign_epoch";
             return false;
         }
         let wanted = Wanted {

@@ -51,6 +51,22 @@ fn a_record_for_another_journal_is_void() {
 }
 
 #[test]
+fn a_writer_that_takes_another_journal_for_this_one_is_told_what_is_held() {
+    let mut b = Bench::running(&[component("api", &[]), component("db", &[])]);
+    b.take();
+    let inventories = |b: &mut Bench| b.take().iter().filter(|l| l.starts_with("node_inventory")).count();
+    for name in ["api", "db"] {
+        b.desire(&v1::Desired { node_epoch: "journal-0".into(), ..desired(&component(name, &[]), 2, 1) });
+    }
+    b.settle();
+    assert_eq!(inventories(&mut b), 1, "once for all that came together");
+    b.settle();
+    b.desire(&v1::Desired { generation: 0, ..desired(&component("api", &[]), 1, 1) });
+    b.settle();
+    assert_eq!((b.last_void().as_deref(), inventories(&mut b)), (Some("lower_generation"), 0), "what is void otherwise was no mistake");
+}
+
+#[test]
 fn lower_generations_and_revisions_are_void_and_generations_order_epochs() {
     let spec = component("api", &[]);
     let stop = |generation| v1::Desired { mode: v1::RunMode::Stop.into(), ..desired(&spec, generation, 1) };
