@@ -241,6 +241,12 @@ impl World {
         }
     }
 
+    /// Whether EVENTS hold what came of the order in the bucket.
+    fn is_try_told(&self, id: &Instance) -> bool {
+        let record = self.broker.intents.entries.get(&IntentKey::Recovery(id.clone()).to_string());
+        record.and_then(|(_, intent)| intent.as_ref()).is_some_and(|i| self.broker.ever_stored.contains(&i.told_by_event_id))
+    }
+
     /// I8: with that many failed roots no rung begins until the brake is on, and then only as many as start at a time.
     fn brake_forbids(&self, all: &BTreeMap<Instance, Seen>, brake: bool, new: &[&Instance]) -> Option<(&'static str, String)> {
         let first = new.first()?;
@@ -252,6 +258,7 @@ impl World {
         let roots: Vec<_> = counted
             .iter()
             .filter(|(_, of)| of.state == State::Failed && !of.given_up && !of.by_policy && !of.failed_at.is_zero())
+            .filter(|(id, of)| self.desired_record(id).is_some_and(|d| d.generation <= of.life.generation))
             .collect();
         let newest = roots.iter().map(|(_, of)| of.failed_at).max()?;
         let inside = roots.iter().filter(|(_, of)| newest - of.failed_at < Duration::from_secs(600)).count();
@@ -260,7 +267,15 @@ impl World {
         if many && !brake {
             return Some(("I8", format!("{inside} of {} have failed, and {new:?} are taken up", counted.len())));
         }
-        let under_way = all.iter().filter(|(id, of)| self.order_in_bucket(id).is_some() && !of.given_up && !of.healed).count();
+        let is_ordered = |id: &Instance, of: &Seen| self.order_in_bucket(id).is_some() && !of.given_up && !of.healed;
+        let serves = |id: &Instance, of: &Seen| matches!(of.state, State::Ready | State::Completed) && !is_ordered(id, of);
+        let stands = |id: &Instance| {
+            let below: Vec<_> = self.desired_record(id).and_then(|d| d.spec.as_ref()).map(|s| s.depends_on.clone()).unwrap_or_default();
+            below.iter().all(|d| all.iter().filter(|(id, _)| id.component == d.component).all(|(id, of)| serves(id, of)))
+        };
+        // One whose try is told to have failed goes on only when what it depends on is well.
+        let rests = |id: &Instance, of: &Seen| of.state == State::Failed && self.is_try_told(id) && !stands(id);
+        let under_way = all.iter().filter(|(id, of)| is_ordered(id, of) && !rests(id, of)).count();
         let at_once = self.desired_record(first).map_or(4, |d| if d.parallel_starts == 0 { 4 } else { d.parallel_starts });
         let over = under_way + new.len() > usize::try_from(at_once).unwrap_or(usize::MAX);
         (brake && over).then(|| ("I8", format!("the brake is on, {under_way} are under way, and {new:?} are taken up; {at_once} at once")))

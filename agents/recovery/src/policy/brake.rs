@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use razar_bus_schema::{
     event::{Kind as _, agent_event_id},
-    ids::Instance,
+    ids::{Incident, Instance},
     subject::MESH_CHAKRA,
     time,
     v1::{self, RunMode, event::Fact},
 };
 
-use super::{AGENT, IncidentFacts, Now, State, View};
+use super::{AGENT, IncidentFacts, Now, Record, State, View, events::fact_id, rungs::DEPENDENCIES};
 
 /// Mesh-wide cause that events about the brake name.
 const CAUSE: &str = "brake";
@@ -25,6 +25,17 @@ pub(super) enum Admission {
     Free,
     /// Not before then, as far as is known now.
     Held(Option<Duration>),
+}
+
+/// Where the ladder of an unsettled instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rung {
+    /// A try of it is ordered or granted, and what came of that is not told.
+    UnderWay,
+    /// It waits for its next rung, or its first.
+    Next { is_first: bool },
+    /// What it depends on has to be well before it goes on, or its node back.
+    Rests,
 }
 
 impl State {
@@ -91,15 +102,36 @@ impl State {
     }
 
     /// Instances whose ladder is not at its end: failed ones, and those with an order under way, or granted.
-    fn unsettled(&self) -> impl Iterator<Item = (&Instance, bool)> {
+    fn unsettled(&self) -> impl Iterator<Item = (&Instance, Rung)> {
         self.facts.views().iter().filter_map(|(id, view)| {
-            let open = view.incident.as_ref().is_some_and(IncidentFacts::is_open) && !view.blocked && !self.is_quarantined(id);
-            let ordered = self.records.get(id).is_some_and(|r| r.order().is_some_and(|o| !o.ended)) || self.has_grant(id);
-            (open && (ordered || view.is_to_heal())).then_some((id, ordered))
+            let incident = view.incident.as_ref().filter(|i| i.is_open())?;
+            let order = self.records.get(id).and_then(Record::order).filter(|o| !o.ended);
+            let is_out = view.blocked || self.is_quarantined(id);
+            let rung = if self.has_grant(id) || order.is_some_and(|o| !self.is_tried(o)) {
+                Rung::UnderWay
+            } else if self.facts.node(&view.node).lost || self.rests(id, incident) {
+                Rung::Rests
+            } else {
+                Rung::Next { is_first: order.is_none() }
+            };
+            (!is_out && (rung == Rung::UnderWay || order.is_some() || view.is_to_heal())).then_some((id, rung))
         })
     }
 
-    /// Whether the ladder may begin a rung for `instance`.
+    /// Whether it is told what came of an order.
+    fn is_tried(&self, order: &v1::RecoveryOrder) -> bool {
+        let incident = order.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
+        incident.is_some_and(|i| self.facts.is_told(&fact_id("rung_tried", &i, Some(order.attempt))))
+    }
+
+    /// Whether an incident waits for others, below it, before its ladder goes on: it takes up no slot, which those may need.
+    fn rests(&self, id: &Instance, incident: &IncidentFacts) -> bool {
+        let Some((_, spec)) = self.desired(id) else { return true };
+        let joins = incident.tried.last().is_some_and(|last| last.next == DEPENDENCIES) && !self.joined(spec).is_empty();
+        joins || self.foundation(spec).is_none()
+    }
+
+    /// Whether the ladder may begin a rung for `instance`: what goes on comes before what is new, then the lowest rank.
     pub(super) fn admits(&self, instance: &Instance, now: Now) -> Admission {
         if self.facts.brake().is_none() {
             return if self.overload().is_some() { Admission::Held(None) } else { Admission::Free };
@@ -108,17 +140,23 @@ impl State {
         if quiet > now.mono {
             return Admission::Held(Some(quiet));
         }
-        let rank = |id: &Instance| self.desired(id).map_or((u32::MAX, 0), |(d, _)| (d.rank, d.parallel_starts));
-        let mut waiting: Vec<_> = self.unsettled().filter(|(_, ordered)| !ordered).map(|(id, _)| (rank(id).0, id)).collect();
-        let under_way = self.unsettled().filter(|(id, ordered)| *ordered && *id != instance).count();
+        let plan = |id: &Instance| self.desired(id).map_or((u32::MAX, 0), |(d, _)| (d.rank, d.parallel_starts));
+        let (mut under_way, mut waiting) = (0, Vec::new());
+        for (id, rung) in self.unsettled() {
+            match rung {
+                Rung::UnderWay if id == instance => return Admission::Free,
+                Rung::UnderWay => under_way += 1,
+                Rung::Next { is_first } => waiting.push((is_first, plan(id).0, id)),
+                Rung::Rests => {}
+            }
+        }
         waiting.sort();
-        let slots = match rank(instance).1 {
+        let slots = match plan(instance).1 {
             0 => PARALLEL_STARTS,
             named => named,
         };
         let free = usize::try_from(slots).unwrap_or(usize::MAX).saturating_sub(under_way);
-        let goes_on = self.unsettled().any(|(id, ordered)| ordered && id == instance);
-        let next = waiting.iter().take(free).any(|(_, id)| *id == instance);
-        if goes_on || next { Admission::Free } else { Admission::Held(None) }
+        let is_next = waiting.iter().take(free).any(|(_, _, id)| *id == instance);
+        if is_next { Admission::Free } else { Admission::Held(None) }
     }
 }

@@ -78,7 +78,7 @@ impl State {
     }
 
     /// For each dependency that is required, the event since which its condition holds in its present incarnation; `None`: one does not.
-    fn foundation(&self, spec: &v1::ComponentSpec) -> Option<Vec<String>> {
+    pub(super) fn foundation(&self, spec: &v1::ComponentSpec) -> Option<Vec<String>> {
         let mut since = Vec::new();
         for dependency in spec.depends_on.iter().filter(|d| d.required && d.component != spec.name) {
             let condition = Condition::try_from(dependency.condition).unwrap_or(Condition::Ready);

@@ -125,3 +125,30 @@ fn a_try_that_was_under_way_when_it_went_on_does_not_count() {
     b.pass(5);
     assert!(b.take().contains(&"order restart#2 of c00@1.1: 1.2".to_owned()));
 }
+
+/// One slot, and the ladder of `api` has begun when what it depends on fails, and so many with it that the brake goes on.
+#[test]
+fn what_waits_for_another_leaves_it_the_slot() {
+    let (mut b, names) = many(8, 1);
+    b.desire(&spec("api", &["c00"]), 1, RunMode::Run);
+    b.started("api", "1.1");
+    fail(&mut b, "api");
+    b.pass(1);
+    b.conflict = true;
+    for name in &names[..5] {
+        fail(&mut b, name);
+    }
+    b.conflict = false;
+    b.rung_fails("api", "1.2");
+    b.take();
+    b.pass(5);
+    let orders = |b: &mut Bench| b.take().into_iter().filter(|l| l.starts_with("order")).collect::<Vec<_>>();
+    assert_eq!(orders(&mut b), ["order restart#1 of c00@1.1: 1.1"]);
+    b.started("c00", "1.2");
+    b.ready("c00", "1.2");
+    b.pass(1);
+    assert_eq!(orders(&mut b), [""; 0], "the slot is taken while c00 is on trial");
+    b.close("c00");
+    b.pass(5);
+    assert_eq!(orders(&mut b), ["order restart#2 of api@1.1: 1.2"], "what goes on comes before what is new");
+}
