@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use razar_agent_kit::Now;
+use razar_agent_kit::{Now, deciding::LEASE_SECONDS};
 use razar_bus_schema::{
     bucket::IntentKey,
     ids::Instance,
@@ -66,13 +66,10 @@ impl Trade {
         format!("{}{r}", self.name())
     }
 
-    /// Time to live of its shard's lease. Shorter than what is shipped for those that are many: more take-overs in the same time.
+    /// Time to live of its shard's lease, as it is shipped.
     #[must_use]
     pub const fn lease_ttl(self) -> Duration {
-        match self {
-            Self::Orchestrator => Duration::from_secs(3),
-            Self::Recovery | Self::Quarantine | Self::Watchdog => Duration::from_secs(2),
-        }
+        Duration::from_secs(LEASE_SECONDS)
     }
 }
 
