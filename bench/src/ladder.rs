@@ -1,7 +1,7 @@
 //! From a component's `component_failed` until its node has acted on the order of recovery: event stored, folded by recovery, order written,
 //! folded by the node, state cleared, spawned. By the node's clock, at both ends.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::SystemTime};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use razar_bus::{FoldItem, Start};
@@ -30,7 +30,16 @@ pub(crate) async fn measure(programs: &Programs) -> Result<Vec<Line>> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("razar.yaml");
     std::fs::write(&path, stack(&programs.demo())?)?;
-    let mesh = Mesh::up(programs, &path, &[], Sync::Always).await?;
+    let mut lines = Vec::new();
+    for (sync, how) in [(Sync::Always, "sync always"), (Sync::BrokerDefault, "broker's default sync")] {
+        let samples = ways(programs, &path, sync).await?;
+        lines.push(Line::times(format!("component_failed -> order -> its node has started it, {how}"), samples, &[Target::Median(3.0)]));
+    }
+    Ok(lines)
+}
+
+async fn ways(programs: &Programs, path: &Path, sync: Sync) -> Result<Samples> {
+    let mesh = Mesh::up(programs, path, &[], sync).await?;
     let victims: Vec<(String, u32)> = mesh.status().await?.components.into_iter().filter_map(victim).collect();
     ensure!(victims.len() == COMPONENTS * CHAKRAS.len(), "{} components run", victims.len());
     for (name, pid) in &victims {
@@ -42,7 +51,7 @@ pub(crate) async fn measure(programs: &Programs) -> Result<Vec<Line>> {
     let samples = acted(&mesh.history().await?)?;
     ensure!(samples.len() == victims.len(), "{} of {} were started by a rung", samples.len(), victims.len());
     mesh.down().await?;
-    Ok(vec![Line::times("component_failed -> order -> its node has started it", samples, &[Target::Median(3.0)])])
+    Ok(samples)
 }
 
 fn victim(component: v1::ObservedComponent) -> Option<(String, u32)> {

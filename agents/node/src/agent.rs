@@ -13,7 +13,7 @@ use razar_agent_kit::tick::every_shared;
 use razar_bus::{Bus, CoreMessage, IntentItem, IntentRecord, IntentWatch, QueryServer, Subscription};
 use razar_bus_schema::{
     ids::{Incarnation, Instance},
-    v1::{self, probe::Check},
+    v1::{self, intent::Want, probe::Check},
 };
 use razar_os::{DeadlineTimer, NodeLock, TaskState, monotonic_now};
 use tokio::{
@@ -62,8 +62,9 @@ pub struct Agent {
     pub(crate) house: crate::house::House,
     prober: Prober,
     exits: Exits,
-    /// A plan that the disk did not take: tried again each second.
-    unstored: Option<Box<v1::PlanOnDisk>>,
+    plan: view::PlanFile,
+    /// The disk did not take the plan: tried again each second.
+    unstored: bool,
     /// Ended processes that the journal still holds.
     buried: Vec<(Instance, Incarnation)>,
     timer: DeadlineTimer,
@@ -117,6 +118,7 @@ impl Agent {
         let (news, receiver) = mpsc::channel(NEWS_MAX);
         let agent = Self {
             hooks: Hooks::open(parts.config.path("hooks"), parts.processes.places().clone(), news.clone()),
+            plan: view::PlanFile::new(parts.config.path("plan.pb")),
             config: parts.config,
             policy: parts.policy,
             journal: parts.journal,
@@ -129,7 +131,7 @@ impl Agent {
             house: parts.house,
             prober: Prober::new(),
             exits: parts.exits,
-            unstored: None,
+            unstored: false,
             buried: parts.buried,
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
@@ -222,19 +224,19 @@ impl Agent {
             Action::EndHook(key) => self.hooks.end(&key),
             Action::Probe { instance, incarnation, role, timeout, spec } => self.probe(instance, incarnation, role, timeout, &spec),
             Action::Remember(memory) => self.note(|journal| journal.remember(*memory)),
-            Action::StorePlan(plan) => self.store_plan(plan),
+            Action::StorePlan(change) => self.store_plan(&change),
             Action::Tell(event) => self.tell(*event),
         }
     }
 
-    fn store_plan(&mut self, plan: Box<v1::PlanOnDisk>) {
-        self.unstored = match view::store(&self.config.path("plan.pb"), &plan) {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::error!(%error, "the plan could not be kept on disk");
-                Some(plan)
-            }
-        };
+    fn store_plan(&mut self, change: &v1::PlanOnDisk) {
+        let stored = self.plan.store(change, || self.policy.plan_on_disk());
+        self.unstored = stored.is_err();
+        match stored {
+            Ok(Some(file)) => self.journal.sync_with(&file),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the plan could not be kept on disk"),
+        }
     }
 
     fn tell(&mut self, event: v1::Event) {
@@ -326,6 +328,7 @@ impl Agent {
                     IntentRecord::Foreign | IntentRecord::Deleted => None,
                 };
                 if let Some(intent) = intent {
+                    self.expect(intent.as_deref());
                     self.policy.apply(Input::View(ViewChange::Record { key, revision, intent }), now());
                 }
                 settled
@@ -333,6 +336,16 @@ impl Agent {
         };
         if settled {
             self.policy.apply(Input::View(ViewChange::Settled), now());
+        }
+    }
+
+    /// What a record will have started here is made ready for.
+    fn expect(&self, intent: Option<&v1::Intent>) {
+        if let Some(Want::Desired(desired)) = intent.and_then(|i| i.want.as_ref())
+            && desired.node == self.config.node
+            && let Some(Ok(instance)) = desired.instance.as_ref().map(Instance::try_from)
+        {
+            self.processes.expect(instance);
         }
     }
 
@@ -375,8 +388,9 @@ impl Agent {
     /// What is due each second.
     fn keep_house(&mut self) {
         self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
-        if let Some(plan) = self.unstored.take() {
-            self.store_plan(plan);
+        if self.unstored {
+            // A write that failed is followed by one of the whole.
+            self.store_plan(&v1::PlanOnDisk::default());
         }
         for loss in self.processes.log_losses() {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");

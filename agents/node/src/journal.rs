@@ -10,7 +10,7 @@
 //! oldest first. Events already journalled are never dropped.
 
 mod backlog;
-mod frame;
+pub(crate) mod frame;
 mod mark;
 mod segment;
 mod state;

@@ -6,6 +6,7 @@ mod follow;
 mod keeper;
 mod lines;
 mod rotate;
+mod spares;
 mod text;
 mod watcher;
 
@@ -25,7 +26,7 @@ pub use lines::last_error_line;
 pub use rotate::{LogBounds, Rotation};
 pub use text::{ERROR_BYTES_MAX, clean, is_error, redact};
 
-use self::{lines::LINE_BYTES_MAX, watcher::Watcher};
+use self::{lines::LINE_BYTES_MAX, spares::Spares, watcher::Watcher};
 
 /// Most lines that one tail gives.
 pub const TAIL_LINES_MAX: usize = 10_000;
@@ -60,6 +61,7 @@ pub struct LogStore {
 
 struct Inner {
     dir: PathBuf,
+    spares: Spares,
     /// Bytes that rotation has cut off the front of each file, so that readers find their place again.
     cuts: Mutex<HashMap<FileId, u64>>,
     watcher: OnceLock<Watcher>,
@@ -77,7 +79,7 @@ impl LogStore {
     /// The log files in this directory (absolute; made when the first is opened).
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        let inner = Inner { dir, cuts: Mutex::default(), watcher: OnceLock::new(), making: Mutex::new(()) };
+        let inner = Inner { spares: Spares::new(&dir), dir, cuts: Mutex::default(), watcher: OnceLock::new(), making: Mutex::new(()) };
         Self { inner: Arc::new(inner) }
     }
 
@@ -99,17 +101,27 @@ impl LogStore {
         self.instance_dir(instance).join(format!("{incarnation}.log"))
     }
 
-    /// Opens an incarnation's log for appending, made if missing. Fast (some system calls), but on the disk. Logs of earlier incarnations
+    /// Opens an incarnation's log for appending; if it is missing, a spare takes its name, or it is made. Fast (some system calls), but on the disk. Logs of earlier incarnations
     /// are removed by the [`LogKeeper`] that is given this one, or by [`Self::prune`].
     ///
     /// # Errors
     /// The file cannot be made.
     pub fn open(&self, instance: &Instance, incarnation: Incarnation) -> io::Result<OpenedLog> {
         let path = self.path(instance, incarnation);
+        self.inner.spares.put_in_place(&path);
         let (file, id) = razar_os::append_file(&path)?;
         // A file that had this number before was another.
         self.cuts().remove(&id);
         Ok(OpenedLog { file, id, path })
+    }
+
+    /// Makes the directory of an instance that will start. Blocks on the disk.
+    fn expect(&self, instance: &Instance) -> io::Result<()> {
+        spares::make_dir(&self.instance_dir(instance))
+    }
+
+    fn refill_spares(&self) -> io::Result<()> {
+        self.inner.spares.refill()
     }
 
     /// Removes the instance's old logs beyond the bound, all but that of `live`. Blocks on the disk.

@@ -37,7 +37,7 @@ use self::{
     probing::{Answer, Role},
 };
 pub use self::{
-    intents::{Intents, ViewChange},
+    intents::{Intents, ViewChange, fold_plan},
     memory::Restored,
 };
 
@@ -231,7 +231,7 @@ pub enum Action {
     },
     /// Write this to the journal.
     Remember(Box<v1::InstanceMemory>),
-    /// Keep the settled view on disk.
+    /// Keep the settled view on disk: these of its records changed. [`Node::plan_on_disk`] is all of it.
     StorePlan(Box<v1::PlanOnDisk>),
     /// Tell this; id and sequence are the journal's to give.
     Tell(Box<v1::Event>),
@@ -384,10 +384,9 @@ impl Node {
     }
 
     /// Replicas of a component known here, in order.
-    pub fn replicas(&self, component: &str) -> impl Iterator<Item = &Inst> {
+    pub fn replicas<'c>(&'c self, component: &'c str) -> impl Iterator<Item = &'c Inst> {
         let from = Instance::new(component, 0);
-        let to = Instance::new(component, u32::MAX);
-        self.instances.range(from..=to).map(|(_, inst)| inst)
+        self.instances.range(from..).map(|(_, inst)| inst).take_while(move |inst| inst.id.component == component)
     }
 
     /// Whether a shutdown was asked for and nothing lives any more.

@@ -136,6 +136,11 @@ impl Processes {
         self.keeper.losses()
     }
 
+    /// An instance will start here: its directory is made in the background.
+    pub fn expect(&self, instance: Instance) {
+        self.keeper.expect(instance);
+    }
+
     /// Prepares a start: opens its log, makes its cgroup; what the journal writes before the spawn.
     ///
     /// # Errors

@@ -1,18 +1,26 @@
-//! The settled view of the bucket `intents` on disk: what a node boots from when there is no bus.
-//! When a view is settled (nothing pending behind it), and what it means, is decided by the policy.
+//! The settled view of the bucket `intents` on disk: what a node boots from when there is no bus. A file of frames: the first holds the
+//! whole view, each later one what changed since. When a view is settled (nothing pending behind it), and what it means, is decided by the
+//! policy.
 
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use prost::Message as _;
 use razar_bus_schema::v1::PlanOnDisk;
 
-use crate::journal::replace_file;
+use crate::{
+    journal::{frame, replace_file},
+    policy::fold_plan,
+};
 
 /// A larger file is damage: a thousand records of the largest size that the bus takes.
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Before the message: says what the file is, and carries the checksum after it.
-const MAGIC: &[u8; 8] = b"razplan1";
+/// Changes of this size in all, and as much again as the whole view, are written before that is written anew.
+const CHANGES_BYTES: u64 = 1024 * 1024;
+/// Before the first frame: says what the file is.
+const MAGIC: &[u8; 8] = b"razplan2";
 
 /// Why there is no view to be had.
 #[derive(Debug, thiserror::Error)]
@@ -53,25 +61,67 @@ pub fn load(path: &Path) -> Result<Option<PlanOnDisk>, ViewError> {
     decode(&bytes).map(Some).map_err(|why| ViewError::Damaged { path: path.to_owned(), why })
 }
 
-/// Replaces the stored view, durably: after a power cut it is the old one or the new one. Blocks on the disk (some milliseconds).
-///
-/// # Errors
-/// [`ViewError::Io`]; the old view stays.
-pub fn store(path: &Path, plan: &PlanOnDisk) -> Result<(), ViewError> {
-    let body = plan.encode_to_vec();
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    bytes.extend_from_slice(&body);
-    replace_file(path, &bytes).map_err(|source| ViewError::Io { what: "write", path: path.to_owned(), source })
+/// The file to which the view is written. Each agent has its own, which writes the view whole once before it adds to it.
+#[derive(Debug)]
+pub struct PlanFile {
+    path: PathBuf,
+    /// `None`: the view is written whole next.
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    file: Arc<File>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl PlanFile {
+    /// The plan at this path, which need not be there yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, open: None }
+    }
+
+    /// Adds what changed. It is in the page cache then, which outlives the agent; the caller has the file that is given synced within
+    /// 100 ms. At first, and when enough was added, `whole` takes the place of all before it, durably (some milliseconds).
+    ///
+    /// # Errors
+    /// [`ViewError::Io`]; what was stored before stays, and the next call writes the whole view.
+    pub fn store(&mut self, change: &PlanOnDisk, whole: impl FnOnce() -> PlanOnDisk) -> Result<Option<Arc<File>>, ViewError> {
+        let io_error = |source| ViewError::Io { what: "write", path: self.path.clone(), source };
+        if let Some(open) = self.open.take().filter(|open| open.bytes < open.bytes_max) {
+            let frame = frame::wrap(&change.encode_to_vec());
+            (&*open.file).write_all(&frame).map_err(io_error)?;
+            let file = open.file.clone();
+            self.open = Some(Open { bytes: open.bytes + frame.len() as u64, ..open });
+            return Ok(Some(file));
+        }
+        let mut content = MAGIC.to_vec();
+        content.extend(frame::wrap(&whole().encode_to_vec()));
+        replace_file(&self.path, &content).map_err(io_error)?;
+        let file = OpenOptions::new().append(true).open(&self.path).map_err(io_error)?;
+        let bytes = content.len() as u64;
+        self.open = Some(Open { file: Arc::new(file), bytes, bytes_max: (2 * bytes + CHANGES_BYTES).min(BYTES_MAX) });
+        Ok(None)
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<PlanOnDisk, &'static str> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin as a plan does")?;
-    let (crc, body) = rest.split_first_chunk::<4>().ok_or("it is cut short")?;
-    if u32::from_le_bytes(*crc) != crc32fast::hash(body) {
-        return Err("its checksum is wrong");
+    let max = usize::try_from(BYTES_MAX).unwrap_or(usize::MAX);
+    let (content, mut rest) = frame::first(rest, max).ok_or("it is cut short, or its checksum is wrong")?;
+    let read = |content| PlanOnDisk::decode(content).map_err(|_| "its content cannot be read");
+    let mut plan = read(content)?;
+    while let Some((content, after)) = frame::first(rest, max) {
+        fold_plan(&mut plan, read(content)?);
+        rest = after;
     }
-    PlanOnDisk::decode(body).map_err(|_| "its content cannot be read")
+    if !rest.is_empty() {
+        // A power cut, or the end of an agent, came while it was written.
+        tracing::warn!(bytes = rest.len(), "the last change of the plan on disk is not whole, and is left out");
+    }
+    Ok(plan)
 }
 
 #[cfg(test)]
@@ -80,28 +130,58 @@ mod tests {
 
     use super::*;
 
+    fn record(key: &str, revision: u64) -> PlanRecord {
+        PlanRecord { key: key.to_owned(), revision, intent: vec![1, 2, 3] }
+    }
+
     fn plan(revision: u64) -> PlanOnDisk {
-        let record = PlanRecord { key: "desired.api.0".to_owned(), revision, intent: vec![1, 2, 3] };
-        PlanOnDisk { bucket_epoch: "b1".to_owned(), revision, records: vec![record] }
+        PlanOnDisk { bucket_epoch: "b1".to_owned(), revision, records: vec![record("desired.api.0", revision)] }
+    }
+
+    fn never() -> PlanOnDisk {
+        panic!("the whole view is not written again")
     }
 
     #[test]
-    fn a_view_is_read_back_and_replaced() {
+    fn a_view_is_read_back_with_what_was_added_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plan");
         assert_eq!(load(&path).unwrap(), None);
-        for revision in [1, 2] {
-            store(&path, &plan(revision)).unwrap();
-            assert_eq!(load(&path).unwrap(), Some(plan(revision)));
-        }
+        let mut file = PlanFile::new(path.clone());
+        assert!(file.store(&plan(1), || plan(1)).unwrap().is_none(), "durable by itself");
+        assert_eq!(load(&path).unwrap(), Some(plan(1)));
+        assert!(file.store(&plan(2), never).unwrap().is_some(), "to be synced");
+        let other = PlanOnDisk { records: vec![record("desired.db.0", 3)], ..plan(3) };
+        assert!(file.store(&other, never).unwrap().is_some());
+        let both = PlanOnDisk { records: vec![record("desired.api.0", 2), record("desired.db.0", 3)], ..plan(3) };
+        assert_eq!(load(&path).unwrap(), Some(both));
+        let anew = PlanOnDisk { bucket_epoch: "b2".to_owned(), records: vec![record("desired.db.0", 1)], revision: 1 };
+        file.store(&anew, never).unwrap();
+        let of_both = PlanOnDisk { records: vec![record("desired.api.0", 0), record("desired.db.0", 1)], ..anew };
+        assert_eq!(load(&path).unwrap(), Some(of_both), "a revision counts in its bucket alone");
+        let mut next = PlanFile::new(path.clone());
+        next.store(&plan(9), || plan(9)).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(plan(9)), "another agent writes it whole");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_file_that_has_grown_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plan");
+        let mut file = PlanFile::new(path.clone());
+        let large = |n| PlanOnDisk { records: vec![PlanRecord { intent: vec![0; 100_000], ..record("desired.api.0", n) }], ..plan(n) };
+        let whole = (1..=50).filter(|n| file.store(&large(*n), || large(*n)).unwrap().is_none()).count();
+        assert!((2..10).contains(&whole), "{whole} times");
+        assert!(std::fs::metadata(&path).unwrap().len() < 2 * CHANGES_BYTES);
+        assert_eq!(load(&path).unwrap(), Some(large(50)));
     }
 
     #[test]
     fn a_damaged_view_is_an_error_and_never_an_empty_plan() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plan");
-        store(&path, &plan(7)).unwrap();
+        PlanFile::new(path.clone()).store(&plan(7), || plan(7)).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
@@ -116,13 +196,33 @@ mod tests {
     }
 
     #[test]
+    fn a_change_that_is_not_whole_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plan");
+        let mut file = PlanFile::new(path.clone());
+        file.store(&plan(1), || plan(1)).unwrap();
+        file.store(&plan(2), never).unwrap();
+        let before = std::fs::metadata(&path).unwrap().len();
+        file.store(&plan(3), never).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in usize::try_from(before).unwrap()..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(load(&path).unwrap(), Some(plan(2)), "cut at {cut}");
+        }
+    }
+
+    #[test]
     fn a_store_that_fails_leaves_the_old_view() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plan");
-        store(&path, &plan(1)).unwrap();
+        PlanFile::new(path.clone()).store(&plan(1), || plan(1)).unwrap();
         // The temporary file cannot be made: a directory has its name.
         std::fs::create_dir(dir.path().join("plan.tmp")).unwrap();
-        assert!(store(&path, &plan(2)).is_err());
+        let mut file = PlanFile::new(path.clone());
+        assert!(file.store(&plan(2), || plan(2)).is_err());
         assert_eq!(load(&path).unwrap(), Some(plan(1)));
+        std::fs::remove_dir(dir.path().join("plan.tmp")).unwrap();
+        assert!(file.store(&plan(3), || plan(3)).unwrap().is_none(), "whole");
+        assert_eq!(load(&path).unwrap(), Some(plan(3)));
     }
 }

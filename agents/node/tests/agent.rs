@@ -156,7 +156,8 @@ fn a_child_between_clone_and_exec_is_waited_for_and_adopted() {
     let first = Incarnation::new(1, 1);
     let log = node.log("api", first);
     let (mut journal, _) = node.journal();
-    view::store(&node.path("plan.pb"), &plan(journal.node_epoch())).unwrap();
+    let plan = plan(journal.node_epoch());
+    view::PlanFile::new(node.path("plan.pb")).store(&plan, || plan.clone()).unwrap();
     journal.spawn_planned(planned(&log, first)).unwrap();
     journal.close().unwrap();
     let script = format!(

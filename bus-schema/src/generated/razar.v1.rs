@@ -3511,7 +3511,7 @@ impl ::prost::Name for InstanceMemory {
         "/razar.v1.InstanceMemory".into()
     }
 }
-/// The view of the bucket `intents` that the node keeps on disk: only ever one with nothing pending behind it.
+/// The view of the bucket `intents` that the node keeps on disk, or what changed of it since: only ever one with nothing pending behind it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlanOnDisk {
     /// Bucket epoch.
@@ -3520,7 +3520,7 @@ pub struct PlanOnDisk {
     /// Revision up to which the view is complete.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
-    /// Records, in order of key.
+    /// Records; of a change those that changed.
     #[prost(message, repeated, tag = "3")]
     pub records: ::prost::alloc::vec::Vec<PlanRecord>,
 }

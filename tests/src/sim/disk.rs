@@ -8,6 +8,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     v1,
 };
+use razar_node::policy::fold_plan;
 
 /// Numbers that are skipped after an unclean end.
 pub const BLOCK: u64 = 1024;
@@ -32,7 +33,7 @@ pub struct Disk {
     pub next_sequence: u64,
     /// Events that are not acknowledged.
     pub outbox: BTreeMap<u64, Arc<v1::Event>>,
-    /// View of the bucket; durable at once.
+    /// View of the bucket.
     pub plan: v1::PlanOnDisk,
 }
 
@@ -44,6 +45,10 @@ pub struct Journal {
     synced: Disk,
     synced_at: Duration,
     written_at: Duration,
+    /// The plan is a file of its own: what survives of it need not be as old as what survives of the rest.
+    plan_synced: v1::PlanOnDisk,
+    plan_synced_at: Duration,
+    plan_written_at: Duration,
 }
 
 impl Journal {
@@ -51,7 +56,19 @@ impl Journal {
     #[must_use]
     pub fn new(epoch: String) -> Self {
         let disk = Disk { epoch, next_sequence: 1, ..Disk::default() };
-        Self { synced: disk.clone(), disk, synced_at: Duration::ZERO, written_at: Duration::ZERO }
+        Self { synced: disk.clone(), disk, ..Self::default() }
+    }
+
+    /// Adds a change to the plan. Whether what was written before is on disk.
+    pub fn store_plan(&mut self, change: v1::PlanOnDisk, now: Duration) -> bool {
+        let synced = now >= self.plan_synced_at + SYNC;
+        if synced {
+            self.plan_synced = self.disk.plan.clone();
+            self.plan_synced_at = now;
+        }
+        self.plan_written_at = now;
+        fold_plan(&mut self.disk.plan, change);
+        synced
     }
 
     /// Something is about to be written.
@@ -115,18 +132,22 @@ impl Journal {
         disk.outbox = disk.outbox.split_off(&(sequence + 1));
     }
 
-    /// Power was cut: the newest writes are gone, and numbers go on a block further.
-    pub fn power_cut(&mut self, now: Duration) {
+    /// Power was cut: the newest writes are gone, and numbers go on a block further. Whether the plan's newest are.
+    pub fn power_cut(&mut self, now: Duration) -> bool {
         if now >= self.written_at + SYNC {
             self.synced = self.disk.clone();
         }
-        let plan = std::mem::take(&mut self.disk.plan);
+        let lost = now < self.plan_written_at + SYNC;
+        if !lost {
+            self.plan_synced = self.disk.plan.clone();
+        }
         self.disk = self.synced.clone();
-        self.disk.plan = plan;
+        self.disk.plan = self.plan_synced.clone();
         self.disk.next_sequence += BLOCK;
         for memory in self.disk.memories.values_mut() {
             memory.start += BLOCK;
         }
         self.synced = self.disk.clone();
+        lost
     }
 }

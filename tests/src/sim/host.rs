@@ -203,8 +203,8 @@ impl World {
         host.boots += 1;
         host.booted_at = self.now;
         if power_cut {
-            host.journal.power_cut(self.now);
-            host.oracle.power_cut(&host.journal.disk);
+            let lost = host.journal.power_cut(self.now);
+            host.oracle.power_cut(&host.journal.disk, lost);
             host.unclean = true;
         }
         self.later(wait, Happening::AgentStarts(h));

@@ -67,6 +67,8 @@ pub struct Oracle {
     /// Records in force.
     pub in_force: BTreeMap<String, Record>,
     stored: (String, BTreeMap<String, Record>),
+    /// Of that, what a power cut leaves.
+    synced: (String, BTreeMap<String, Record>),
     generation: BTreeMap<Instance, u64>,
     fence: BTreeMap<Instance, (String, u64)>,
     /// Highest incarnation ever used on this disk.
@@ -98,7 +100,10 @@ impl Oracle {
     }
 
     /// Power was cut: what was written last is forgotten.
-    pub fn power_cut(&mut self, disk: &Disk) {
+    pub fn power_cut(&mut self, disk: &Disk, lost: bool) {
+        if lost {
+            self.stored = self.synced.clone();
+        }
         for (id, last) in &mut self.last {
             let known = disk.memories.get(id).and_then(|m| m.incarnation.as_ref()).map(Incarnation::from);
             last.incarnation = known.unwrap_or_default();
@@ -153,8 +158,11 @@ impl Oracle {
         *known = (*known).max(generation);
     }
 
-    /// The plan is on disk.
-    pub fn plan_stored(&mut self) {
+    /// The plan is written; `synced`: what was written before was on disk by then.
+    pub fn plan_stored(&mut self, synced: bool) {
+        if synced {
+            self.synced = self.stored.clone();
+        }
         self.stored = (self.epoch.clone(), self.in_force.clone());
     }
 

@@ -58,6 +58,8 @@ impl Syncer {
     /// still for several segments.
     pub(super) fn note(&self, file: &Arc<File>, mark: u64, directory: bool) {
         let mut pending = lock(&self.shared.pending);
+        // With something pending the thread is awake, or about to be.
+        let sleeps = pending.files.is_empty();
         if !pending.files.iter().any(|f| Arc::ptr_eq(f, file)) {
             pending.files.push(Arc::clone(file));
         }
@@ -65,7 +67,9 @@ impl Syncer {
         pending.directory |= directory;
         let crowded = pending.files.len() > FILES_MAX;
         drop(pending);
-        self.shared.wake.notify_one();
+        if sleeps {
+            self.shared.wake.notify_one();
+        }
         if crowded {
             self.flush();
         }
@@ -94,6 +98,13 @@ impl Drop for Syncer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl super::Journal {
+    /// Has something else that the node appended to synced with the records written now: within 100 ms.
+    pub fn sync_with(&self, file: &Arc<File>) {
+        self.syncer.note(file, self.written, false);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The thread that keeps live logs inside their bounds. A file that nobody writes to costs nothing: the kernel tells of the first write.
+//! The thread that keeps live logs inside their bounds, and makes ahead what starts will need: directories and spare files. A file that nobody writes to costs nothing: the kernel tells of the first write.
 //! From then on its size is looked at, the sooner the faster it grows, until it rests again.
 
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ const LOOK_MAX: Duration = Duration::from_millis(50);
 const LOOK_BLIND: Duration = Duration::from_millis(500);
 /// The next look comes when the file will have grown by this part of what it has left.
 const LOOK_AHEAD: u32 = 2;
+/// Spares that were taken are made again so long after: not while a stack boots, which takes them in one go.
+const REFILL_AFTER: Duration = Duration::from_secs(2);
 /// Room for some hundred changes per read.
 const BUFFER_BYTES: usize = 4096;
 
@@ -62,6 +64,10 @@ enum Next {
 #[derive(Default)]
 struct State {
     kept: BTreeMap<Instance, Kept>,
+    /// Instances that will start, whose directories may be missing.
+    expected: Vec<Instance>,
+    /// When spares are to be made; `None`: there are enough.
+    refill_at: Option<Instant>,
     stopping: bool,
 }
 
@@ -95,10 +101,17 @@ impl LogKeeper {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
         let inotify = inotify.inspect_err(|error| tracing::warn!(%error, "logs are looked at, since writes to them are not told")).ok();
-        let shared = Arc::new(Shared { store, state: Mutex::default(), wake, inotify });
+        let state = State { refill_at: Some(Instant::now()), ..State::default() };
+        let shared = Arc::new(Shared { store, state: Mutex::new(state), wake, inotify });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("log-keeper".to_owned()).spawn(move || of_thread.run())?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Makes the directory of an instance that will start, in the background.
+    pub fn expect(&self, instance: Instance) {
+        self.shared.lock().expected.push(instance);
+        self.shared.wake();
     }
 
     /// Keeps this incarnation's log, and how many older ones there are, inside its bounds from now on, in place of the instance's earlier
@@ -107,7 +120,10 @@ impl LogKeeper {
         let path = self.shared.store.path(&instance, incarnation);
         let mut state = self.shared.lock();
         let lost_bytes = state.kept.get(&instance).map_or(0, |kept| kept.lost_bytes);
-        let kept = Kept { incarnation, path, bounds, next: Next::At(Instant::now()), seen: None, copied_at: None, lost_bytes };
+        // Not while it starts.
+        let next = Next::At(Instant::now() + LOOK_MIN);
+        let kept = Kept { incarnation, path, bounds, next, seen: None, copied_at: None, lost_bytes };
+        state.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
         let before = state.kept.insert(instance, kept);
         drop(state);
         self.shared.disarm(before);
@@ -168,18 +184,34 @@ impl Shared {
 
     fn run(&self) {
         loop {
+            self.make_ahead();
             let state = self.lock();
             if state.stopping {
                 return;
             }
             let at = |kept: &Kept| if let Next::At(at) = kept.next { Some(at) } else { None };
             let due = state.kept.iter().filter_map(|(i, kept)| Some((at(kept)?, i))).min().map(|(at, i)| (at, i.clone()));
+            let refill_at = state.refill_at;
             drop(state);
             let now = Instant::now();
             match due {
                 Some((at, instance)) if at <= now => self.look(&instance),
-                later => self.wait(later.map(|(at, _)| at - now)),
+                later => self.wait(later.map(|(at, _)| at).into_iter().chain(refill_at).min().map(|at| at.saturating_duration_since(now))),
             }
+        }
+    }
+
+    fn make_ahead(&self) {
+        let mut state = self.lock();
+        let expected = std::mem::take(&mut state.expected);
+        let refill = state.refill_at.take_if(|at| *at <= Instant::now()).is_some();
+        drop(state);
+        // What cannot be made now is made, or fails, when it is needed.
+        for instance in expected {
+            let _ = self.store.expect(&instance);
+        }
+        if refill {
+            let _ = self.store.refill_spares();
         }
     }
 

@@ -1,7 +1,11 @@
 //! The node's view of the bucket `intents`: what is staged until nothing is pending behind it, what is in force, and which
 //! records are void. Absence says nothing: a record that vanished stays in force until another one replaces it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use prost::Message as _;
 use razar_bus_schema::{
@@ -50,6 +54,10 @@ pub struct Intents {
     revision: u64,
     staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
     records: BTreeMap<IntentKey, Record>,
+    /// Instances of which a record holds back the dependents, until that ends or its time is over.
+    holding: BTreeSet<Instance>,
+    /// There is, or was, a quarantine.
+    quarantines: bool,
     /// A record named another journal of this node: its writer does not know what this one holds.
     is_mistaken: bool,
 }
@@ -71,19 +79,47 @@ impl Intents {
         self.records.get(key)
     }
 
+    fn insert(&mut self, key: IntentKey, record: Record) {
+        match (&key, &record.intent.want) {
+            (IntentKey::Recovery(id), Some(Want::Recovery(order))) if !order.ended && order.hold_dependents.is_some() => {
+                self.holding.insert(id.clone());
+            }
+            (IntentKey::Recovery(id), _) => {
+                self.holding.remove(id);
+            }
+            (IntentKey::QuarantineComponent(_) | IntentKey::QuarantineInstance(_), _) => self.quarantines = true,
+            _ => {}
+        }
+        self.records.insert(key, record);
+    }
+
     /// What the record at `key` asks for.
     pub(super) fn want(&self, key: &IntentKey) -> Option<&Want> {
         self.record(key)?.intent.want.as_ref()
     }
 
-    /// The view as it is kept on disk.
-    fn on_disk(&self) -> v1::PlanOnDisk {
-        let records = self.records.iter().map(|(key, record)| v1::PlanRecord {
+    /// The view, or of it the records at `keys`, as it is kept on disk.
+    fn on_disk<'k>(&self, keys: impl Iterator<Item = &'k IntentKey>) -> v1::PlanOnDisk {
+        let records = keys.filter_map(|key| self.record(key).map(|record| (key, record))).map(|(key, record)| v1::PlanRecord {
             key: key.to_string(),
             revision: if record.place.epoch == self.epoch { record.place.revision } else { 0 },
             intent: record.intent.encode_to_vec(),
         });
         v1::PlanOnDisk { bucket_epoch: self.epoch.clone(), revision: self.revision, records: records.collect() }
+    }
+}
+
+/// Puts what changed into a view as it is kept on disk. In another bucket the revisions of what was there before say nothing.
+pub fn fold_plan(plan: &mut v1::PlanOnDisk, change: v1::PlanOnDisk) {
+    if plan.bucket_epoch != change.bucket_epoch {
+        plan.records.iter_mut().for_each(|record| record.revision = 0);
+    }
+    (plan.bucket_epoch, plan.revision) = (change.bucket_epoch, change.revision);
+    for record in change.records {
+        match plan.records.iter_mut().find(|old| old.key == record.key) {
+            Some(old) => *old = record,
+            None => plan.records.push(record),
+        }
     }
 }
 
@@ -120,7 +156,7 @@ impl Node {
 
     fn settle(&mut self, now: Now) {
         let staged = std::mem::take(&mut self.intents.staged);
-        let mut changed = false;
+        let mut changed = Vec::new();
         for (key, (revision, intent)) in staged {
             let place = Place { epoch: self.intents.epoch.clone(), revision };
             let known = IntentKey::parse(&key).and_then(|key| self.intents.record(&key));
@@ -136,14 +172,20 @@ impl Node {
                     self.tell_life(id, now);
                 }
             }
-            changed |= in_force;
+            changed.extend(IntentKey::parse(&key).filter(|_| in_force));
         }
         if std::mem::take(&mut self.intents.is_mistaken) {
             self.tell_inventory(now);
         }
-        if changed {
-            self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk())));
+        if !changed.is_empty() {
+            self.actions.push(Action::StorePlan(Box::new(self.intents.on_disk(changed.iter()))));
         }
+    }
+
+    /// The view as it is kept on disk.
+    #[must_use]
+    pub fn plan_on_disk(&self) -> v1::PlanOnDisk {
+        self.intents.on_disk(self.intents.records.keys())
     }
 
     /// The record that isolates an instance, or has it on probation.
@@ -171,7 +213,7 @@ impl Node {
         }
         self.intents.revision = self.intents.revision.max(place.revision);
         self.touch_by(&parsed);
-        self.intents.records.insert(parsed, Record { place, received: now.mono, intent });
+        self.intents.insert(parsed, Record { place, received: now.mono, intent });
         true
     }
 
@@ -301,6 +343,9 @@ impl Node {
 
     /// The quarantine record that concerns `id`: the component's, by hand, before the instance's; with its Reason.
     pub(super) fn quarantine_of(&self, id: &Instance) -> Option<(&v1::Quarantine, &str)> {
+        if !self.intents.quarantines {
+            return None;
+        }
         if self.instances.get(id).is_some_and(|i| i.group() == Group::System && i.wanted.is_some()) {
             return None;
         }
@@ -353,8 +398,9 @@ impl Node {
 
     /// Until when a dependency's recovery holds the starts of `inst`, if one does.
     pub(super) fn hold_on(&self, inst: &Inst, now: Duration) -> Option<(String, Duration)> {
-        let wanted = inst.wanted.as_ref()?;
-        wanted.spec.depends_on.iter().flat_map(|d| self.replicas(&d.component)).find_map(|dependency| {
+        let wanted = inst.wanted.as_ref().filter(|_| !self.intents.holding.is_empty())?;
+        let dependencies = wanted.spec.depends_on.iter().flat_map(|d| self.replicas(&d.component));
+        dependencies.filter(|dependency| self.intents.holding.contains(&dependency.id)).find_map(|dependency| {
             let order = self.order_of(&dependency.id)?;
             let hold = order.order.hold_dependents.as_ref().map(time::std_duration)?;
             let until = order.received + hold;

@@ -49,10 +49,11 @@ impl World {
                     self.violated("I4", why);
                 }
             }
-            Action::StorePlan(plan) => {
+            Action::StorePlan(change) => {
+                let now = self.now;
                 let host = &mut self.hosts[h];
-                host.journal.disk.plan = *plan;
-                host.oracle.plan_stored();
+                let synced = host.journal.store_plan(*change, now);
+                host.oracle.plan_stored(synced);
             }
             Action::Tell(event) => self.journal_event(h, *event),
         }

@@ -12,7 +12,7 @@ use razar_bus_schema::{
     v1::{self, InstanceState as State, event::Fact, intent::Want, probe::Check},
 };
 
-use super::super::{Action, Config, Input, Node, Now, Restored, ViewChange, hooks::HookRun, probing::Answer};
+use super::super::{Action, Config, Input, Node, Now, Restored, ViewChange, fold_plan, hooks::HookRun, probing::Answer};
 
 /// Tenths of a second that a liveness probe may take to come; a start that hangs is asked after thirty seconds.
 const PATIENCE: u32 = 1_000;
@@ -170,7 +170,7 @@ impl Bench {
                 let id = Instance::try_from(memory.instance.as_ref().unwrap()).unwrap();
                 self.memories.insert(id, *memory);
             }
-            Action::StorePlan(plan) => self.plan = *plan,
+            Action::StorePlan(change) => fold_plan(&mut self.plan, *change),
             Action::Probe { .. } => {}
         }
     }
