@@ -343,6 +343,7 @@ impl Agent {
     fn expect(&self, intent: Option<&v1::Intent>) {
         if let Some(Want::Desired(desired)) = intent.and_then(|i| i.want.as_ref())
             && desired.node == self.config.node
+            && desired.mode() != v1::RunMode::Stop
             && let Some(Ok(instance)) = desired.instance.as_ref().map(Instance::try_from)
         {
             self.processes.expect(instance);
@@ -388,6 +389,10 @@ impl Agent {
     /// What is due each second.
     fn keep_house(&mut self) {
         self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
+        if self.journal.has_sync_failed() {
+            self.plan.distrust();
+            self.unstored = true;
+        }
         if self.unstored {
             // A write that failed is followed by one of the whole.
             self.store_plan(&v1::PlanOnDisk::default());

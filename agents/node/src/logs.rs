@@ -101,8 +101,8 @@ impl LogStore {
         self.instance_dir(instance).join(format!("{incarnation}.log"))
     }
 
-    /// Opens an incarnation's log for appending; if it is missing, a spare takes its name, or it is made. Fast (some system calls), but on the disk. Logs of earlier incarnations
-    /// are removed by the [`LogKeeper`] that is given this one, or by [`Self::prune`].
+    /// Opens an incarnation's log for appending; if it is missing, a spare takes its name, or it is made. Fast (some system calls), but on
+    /// the disk. Logs of earlier incarnations are removed by the [`LogKeeper`] that is given this one, or by [`Self::prune`].
     ///
     /// # Errors
     /// The file cannot be made.
@@ -120,8 +120,8 @@ impl LogStore {
         spares::make_dir(&self.instance_dir(instance))
     }
 
-    fn refill_spares(&self) -> io::Result<()> {
-        self.inner.spares.refill()
+    fn make_spare(&self) -> io::Result<bool> {
+        self.inner.spares.make_one()
     }
 
     /// Removes the instance's old logs beyond the bound, all but that of `live`. Blocks on the disk.

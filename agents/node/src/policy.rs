@@ -37,7 +37,7 @@ use self::{
     probing::{Answer, Role},
 };
 pub use self::{
-    intents::{Intents, ViewChange, fold_plan},
+    intents::{Intents, ViewChange, are_orders, fold_plan},
     memory::Restored,
 };
 

@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use razar_bus_schema::v1::PlanOnDisk;
 
 use crate::{
     journal::{frame, replace_file},
-    policy::fold_plan,
+    policy::{are_orders, fold_plan},
 };
 
 /// A larger file is damage: a thousand records of the largest size that the bus takes.
@@ -83,19 +84,26 @@ impl PlanFile {
         Self { path, open: None }
     }
 
-    /// Adds what changed. It is in the page cache then, which outlives the agent; the caller has the file that is given synced within
-    /// 100 ms. At first, and when enough was added, `whole` takes the place of all before it, durably (some milliseconds).
+    /// Adds what changed, and has it on disk, unless it is only [`are_orders`]: those are in the page cache then, which outlives the agent,
+    /// and the caller has the file that is given synced within 100 ms. At first, and when enough was added, `whole` takes the place of all
+    /// before it, on disk.
     ///
     /// # Errors
     /// [`ViewError::Io`]; what was stored before stays, and the next call writes the whole view.
     pub fn store(&mut self, change: &PlanOnDisk, whole: impl FnOnce() -> PlanOnDisk) -> Result<Option<Arc<File>>, ViewError> {
         let io_error = |source| ViewError::Io { what: "write", path: self.path.clone(), source };
-        if let Some(open) = self.open.take().filter(|open| open.bytes < open.bytes_max) {
+        // Somebody may have removed it.
+        let grows = |open: &Open| open.bytes < open.bytes_max && open.file.metadata().is_ok_and(|m| m.nlink() > 0);
+        if let Some(open) = self.open.take().filter(grows) {
             let frame = frame::wrap(&change.encode_to_vec());
             (&*open.file).write_all(&frame).map_err(io_error)?;
+            let waits = are_orders(change);
+            if !waits {
+                open.file.sync_data().map_err(io_error)?;
+            }
             let file = open.file.clone();
             self.open = Some(Open { bytes: open.bytes + frame.len() as u64, ..open });
-            return Ok(Some(file));
+            return Ok(waits.then_some(file));
         }
         let mut content = MAGIC.to_vec();
         content.extend(frame::wrap(&whole().encode_to_vec()));
@@ -105,21 +113,33 @@ impl PlanFile {
         self.open = Some(Open { file: Arc::new(file), bytes, bytes_max: (2 * bytes + CHANGES_BYTES).min(BYTES_MAX) });
         Ok(None)
     }
+
+    /// A sync of the file failed: what the disk holds of it is not known, and it is written whole next.
+    pub fn distrust(&mut self) {
+        self.open = None;
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<PlanOnDisk, &'static str> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin as a plan does")?;
     let max = usize::try_from(BYTES_MAX).unwrap_or(usize::MAX);
     let (content, mut rest) = frame::first(rest, max).ok_or("it is cut short, or its checksum is wrong")?;
-    let read = |content| PlanOnDisk::decode(content).map_err(|_| "its content cannot be read");
-    let mut plan = read(content)?;
-    while let Some((content, after)) = frame::first(rest, max) {
-        fold_plan(&mut plan, read(content)?);
-        rest = after;
+    let mut plan = PlanOnDisk::decode(content).map_err(|_| "its content cannot be read")?;
+    let mut damaged = 0_u64;
+    while let Some(behind) = rest.get(1..) {
+        let change = frame::first(rest, max).and_then(|(content, after)| Some((PlanOnDisk::decode(content).ok()?, after)));
+        // Each change says all of the records that it names, so that those behind one that is lost still hold.
+        rest = if let Some((change, after)) = change {
+            fold_plan(&mut plan, change);
+            after
+        } else {
+            damaged += 1;
+            behind
+        };
     }
-    if !rest.is_empty() {
-        // A power cut, or the end of an agent, came while it was written.
-        tracing::warn!(bytes = rest.len(), "the last change of the plan on disk is not whole, and is left out");
+    if damaged > 0 {
+        // The end of an agent, or of the machine, came while it was written; or the disk has lost something.
+        tracing::warn!(bytes = damaged, "a change of the plan on disk is not whole, and is left out");
     }
     Ok(plan)
 }
@@ -150,9 +170,15 @@ mod tests {
         let mut file = PlanFile::new(path.clone());
         assert!(file.store(&plan(1), || plan(1)).unwrap().is_none(), "durable by itself");
         assert_eq!(load(&path).unwrap(), Some(plan(1)));
-        assert!(file.store(&plan(2), never).unwrap().is_some(), "to be synced");
+        assert!(file.store(&plan(2), never).unwrap().is_none(), "durable too");
+        let order = PlanOnDisk { records: vec![record("recovery.api.0", 3)], ..plan(3) };
+        assert!(file.store(&order, never).unwrap().is_some(), "to be synced");
+        let with_order = PlanOnDisk { records: vec![record("desired.api.0", 2), record("recovery.api.0", 3)], ..plan(3) };
+        assert_eq!(load(&path).unwrap(), Some(with_order));
+        file.distrust();
+        file.store(&plan(2), || plan(2)).unwrap();
         let other = PlanOnDisk { records: vec![record("desired.db.0", 3)], ..plan(3) };
-        assert!(file.store(&other, never).unwrap().is_some());
+        assert!(file.store(&other, never).unwrap().is_none());
         let both = PlanOnDisk { records: vec![record("desired.api.0", 2), record("desired.db.0", 3)], ..plan(3) };
         assert_eq!(load(&path).unwrap(), Some(both));
         let anew = PlanOnDisk { bucket_epoch: "b2".to_owned(), records: vec![record("desired.db.0", 1)], revision: 1 };
@@ -170,7 +196,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plan");
         let mut file = PlanFile::new(path.clone());
-        let large = |n| PlanOnDisk { records: vec![PlanRecord { intent: vec![0; 100_000], ..record("desired.api.0", n) }], ..plan(n) };
+        let large = |n| PlanOnDisk { records: vec![PlanRecord { intent: vec![0; 100_000], ..record("recovery.api.0", n) }], ..plan(n) };
         let whole = (1..=50).filter(|n| file.store(&large(*n), || large(*n)).unwrap().is_none()).count();
         assert!((2..10).contains(&whole), "{whole} times");
         assert!(std::fs::metadata(&path).unwrap().len() < 2 * CHANGES_BYTES);
@@ -200,15 +226,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plan");
         let mut file = PlanFile::new(path.clone());
+        let length = || usize::try_from(std::fs::metadata(&path).unwrap().len()).unwrap();
         file.store(&plan(1), || plan(1)).unwrap();
         file.store(&plan(2), never).unwrap();
-        let before = std::fs::metadata(&path).unwrap().len();
+        let before = length();
         file.store(&plan(3), never).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        for cut in usize::try_from(before).unwrap()..whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
+        for cut in before..whole.len() {
+            let mut torn = whole[..cut].to_vec();
+            std::fs::write(&path, &torn).unwrap();
             assert_eq!(load(&path).unwrap(), Some(plan(2)), "cut at {cut}");
+            torn.resize(whole.len() + 4096, 0);
+            std::fs::write(&path, &torn).unwrap();
+            assert_eq!(load(&path).unwrap(), Some(plan(2)), "zeros from {cut}");
         }
+        std::fs::write(&path, &whole).unwrap();
+        let behind = PlanOnDisk { records: vec![record("quarantine.db.0", 4)], ..plan(4) };
+        PlanFile { path: path.clone(), open: file.open }.store(&behind, never).unwrap();
+        let mut bent = std::fs::read(&path).unwrap();
+        bent[before + 12] ^= 0x40;
+        std::fs::write(&path, &bent).unwrap();
+        let records = vec![record("desired.api.0", 2), record("quarantine.db.0", 4)];
+        assert_eq!(load(&path).unwrap(), Some(PlanOnDisk { records, ..plan(4) }), "what is behind the damage still holds");
+    }
+
+    #[test]
+    fn a_file_that_somebody_removed_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plan");
+        let mut file = PlanFile::new(path.clone());
+        file.store(&plan(1), || plan(1)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.store(&plan(2), || plan(2)).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(plan(2)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     v1,
 };
-use razar_node::policy::fold_plan;
+use razar_node::policy::{are_orders, fold_plan};
 
 /// Numbers that are skipped after an unclean end.
 pub const BLOCK: u64 = 1024;
@@ -48,7 +48,7 @@ pub struct Journal {
     /// The plan is a file of its own: what survives of it need not be as old as what survives of the rest.
     plan_synced: v1::PlanOnDisk,
     plan_synced_at: Duration,
-    plan_written_at: Duration,
+    plan_written_at: Option<Duration>,
 }
 
 impl Journal {
@@ -59,16 +59,21 @@ impl Journal {
         Self { synced: disk.clone(), disk, ..Self::default() }
     }
 
-    /// Adds a change to the plan. Whether what was written before is on disk.
-    pub fn store_plan(&mut self, change: v1::PlanOnDisk, now: Duration) -> bool {
-        let synced = now >= self.plan_synced_at + SYNC;
-        if synced {
+    /// Adds a change to the plan, which is on disk at once unless it is only orders. Whether what was written before, and this, are.
+    pub fn store_plan(&mut self, change: v1::PlanOnDisk, now: Duration) -> (bool, bool) {
+        let (before, at_once) = (now >= self.plan_synced_at + SYNC, !are_orders(&change));
+        if before {
             self.plan_synced = self.disk.plan.clone();
             self.plan_synced_at = now;
         }
-        self.plan_written_at = now;
         fold_plan(&mut self.disk.plan, change);
-        synced
+        if at_once {
+            self.plan_synced = self.disk.plan.clone();
+            self.plan_synced_at = now;
+        } else {
+            self.plan_written_at = Some(now);
+        }
+        (before, at_once)
     }
 
     /// Something is about to be written.
@@ -137,7 +142,7 @@ impl Journal {
         if now >= self.written_at + SYNC {
             self.synced = self.disk.clone();
         }
-        let lost = now < self.plan_written_at + SYNC;
+        let lost = self.plan_written_at.is_some_and(|at| now < at + SYNC);
         if !lost {
             self.plan_synced = self.disk.plan.clone();
         }

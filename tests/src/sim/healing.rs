@@ -8,6 +8,7 @@ use std::{
 use razar_bus_schema::{
     bucket::IntentKey,
     ids::{Incarnation, Incident, Instance},
+    presence::{self, Presence},
     v1::{self, InstanceState as State, QuarantinePhase as Phase, RunMode, event::Fact, intent::Want},
 };
 
@@ -169,6 +170,17 @@ pub(super) fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
     (all, brake)
 }
 
+/// The nodes that count as lost.
+fn away(events: &[Stored]) -> BTreeSet<String> {
+    let mut nodes: BTreeMap<String, Presence> = BTreeMap::new();
+    for event in events.iter().map(|stored| &stored.event) {
+        if let Some(name) = presence::node_of(event) {
+            nodes.entry(name.to_owned()).or_default().fold(event);
+        }
+    }
+    nodes.into_iter().filter(|(_, presence)| presence.is_away()).map(|(name, _)| name).collect()
+}
+
 impl World {
     pub(super) fn desired_record(&self, id: &Instance) -> Option<&v1::Desired> {
         match &self.broker.intents.entries.get(&IntentKey::Desired(id.clone()).to_string())?.1.as_ref()?.want {
@@ -210,7 +222,8 @@ impl World {
             return;
         }
         let upto = usize::try_from(self.replicas[r].cursor).unwrap_or(usize::MAX);
-        let (all, brake) = seen(self.broker.events.stored.get(..upto).unwrap_or_default());
+        let read = self.broker.events.stored.get(..upto).unwrap_or_default();
+        let ((all, brake), away) = (seen(read), away(read));
         let mut wrong = None;
         for id in orders().chain(&given_up) {
             let of = all.get(id);
@@ -225,7 +238,7 @@ impl World {
         let behind = self.broker.intents.watches.get(&Client::Replica(r)).is_some_and(|w| !w.is_empty());
         if !behind && !self.faults.had(Fault::WallJump) {
             let new: Vec<&Instance> = orders().filter(|id| self.order_in_bucket(id).is_none()).collect();
-            wrong = wrong.or(self.brake_forbids(&all, brake, &new));
+            wrong = wrong.or(self.brake_forbids(&all, (brake, &away), &new));
         }
         if let Some((invariant, text)) = wrong {
             self.violated(invariant, text);
@@ -248,7 +261,12 @@ impl World {
     }
 
     /// I8: with that many failed roots no rung begins until the brake is on, and then only as many as start at a time.
-    fn brake_forbids(&self, all: &BTreeMap<Instance, Seen>, brake: bool, new: &[&Instance]) -> Option<(&'static str, String)> {
+    fn brake_forbids(
+        &self,
+        all: &BTreeMap<Instance, Seen>,
+        (brake, away): (bool, &BTreeSet<String>),
+        new: &[&Instance],
+    ) -> Option<(&'static str, String)> {
         let first = new.first()?;
         let counts = |id: &Instance, of: &Seen| {
             let runs = self.desired_record(id).is_some_and(|d| d.mode() == RunMode::Run);
@@ -275,7 +293,8 @@ impl World {
         };
         // One whose try is told to have failed goes on only when what it depends on is well.
         let rests = |id: &Instance, of: &Seen| of.state == State::Failed && self.is_try_told(id) && !stands(id);
-        let under_way = all.iter().filter(|(id, of)| is_ordered(id, of) && !rests(id, of)).count();
+        let is_away = |id: &Instance| self.desired_record(id).is_some_and(|d| away.contains(&d.node));
+        let under_way = all.iter().filter(|(id, of)| is_ordered(id, of) && !rests(id, of) && !is_away(id)).count();
         let at_once = self.desired_record(first).map_or(4, |d| if d.parallel_starts == 0 { 4 } else { d.parallel_starts });
         let over = under_way + new.len() > usize::try_from(at_once).unwrap_or(usize::MAX);
         (brake && over).then(|| ("I8", format!("the brake is on, {under_way} are under way, and {new:?} are taken up; {at_once} at once")))

@@ -158,12 +158,15 @@ impl Oracle {
         *known = (*known).max(generation);
     }
 
-    /// The plan is written; `synced`: what was written before was on disk by then.
-    pub fn plan_stored(&mut self, synced: bool) {
-        if synced {
+    /// The plan is written; `before`: what was written before was on disk by then; `at_once`: this is as well.
+    pub fn plan_stored(&mut self, before: bool, at_once: bool) {
+        if before {
             self.synced = self.stored.clone();
         }
         self.stored = (self.epoch.clone(), self.in_force.clone());
+        if at_once {
+            self.synced = self.stored.clone();
+        }
     }
 
     /// A memory is written: what it persists never falls.

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,6 +31,8 @@ struct Shared {
     syncing: Mutex<()>,
     synced: AtomicU64,
     error: Mutex<Option<String>>,
+    /// A sync has failed since it was last asked.
+    failed: AtomicBool,
 }
 
 /// Handle of the thread; dropping it syncs what is pending and ends the thread.
@@ -48,6 +50,7 @@ impl Syncer {
             syncing: Mutex::new(()),
             synced: AtomicU64::new(0),
             error: Mutex::new(None),
+            failed: AtomicBool::new(false),
         });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("journal-sync".to_owned()).spawn(move || of_thread.run())?;
@@ -106,6 +109,12 @@ impl super::Journal {
     pub fn sync_with(&self, file: &Arc<File>) {
         self.syncer.note(file, self.written, false);
     }
+
+    /// Whether a sync has failed since this was last asked: what was to be synced may never reach the disk.
+    #[must_use]
+    pub fn has_sync_failed(&self) -> bool {
+        self.syncer.shared.failed.swap(false, Ordering::AcqRel)
+    }
 }
 
 impl Shared {
@@ -137,7 +146,10 @@ impl Shared {
                 self.synced.fetch_max(mark, Ordering::AcqRel);
                 *lock(&self.error) = None;
             }
-            Err(error) => *lock(&self.error) = Some(error.to_string()),
+            Err(error) => {
+                self.failed.store(true, Ordering::Release);
+                *lock(&self.error) = Some(error.to_string());
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The thread that keeps live logs inside their bounds, and makes ahead what starts will need: directories and spare files. A file that nobody writes to costs nothing: the kernel tells of the first write.
+//! The thread that keeps live logs inside their bounds, and between looks makes ahead what starts will need: directories and spare files.
+//! A file that nobody writes to costs nothing: the kernel tells of the first write.
 //! From then on its size is looked at, the sooner the faster it grows, until it rests again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -65,7 +66,7 @@ enum Next {
 struct State {
     kept: BTreeMap<Instance, Kept>,
     /// Instances that will start, whose directories may be missing.
-    expected: Vec<Instance>,
+    expected: BTreeSet<Instance>,
     /// When spares are to be made; `None`: there are enough.
     refill_at: Option<Instant>,
     stopping: bool,
@@ -110,7 +111,7 @@ impl LogKeeper {
 
     /// Makes the directory of an instance that will start, in the background.
     pub fn expect(&self, instance: Instance) {
-        self.shared.lock().expected.push(instance);
+        self.shared.lock().expected.insert(instance);
         self.shared.wake();
     }
 
@@ -184,7 +185,6 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            self.make_ahead();
             let state = self.lock();
             if state.stopping {
                 return;
@@ -196,23 +196,28 @@ impl Shared {
             let now = Instant::now();
             match due {
                 Some((at, instance)) if at <= now => self.look(&instance),
+                _ if self.make_ahead() => {}
                 later => self.wait(later.map(|(at, _)| at).into_iter().chain(refill_at).min().map(|at| at.saturating_duration_since(now))),
             }
         }
     }
 
-    fn make_ahead(&self) {
+    /// Makes one thing that a start will need; `false`: there is none to be made now.
+    fn make_ahead(&self) -> bool {
         let mut state = self.lock();
-        let expected = std::mem::take(&mut state.expected);
-        let refill = state.refill_at.take_if(|at| *at <= Instant::now()).is_some();
+        let expected = state.expected.pop_first();
+        let refill = state.refill_at.is_some_and(|at| at <= Instant::now());
         drop(state);
         // What cannot be made now is made, or fails, when it is needed.
-        for instance in expected {
+        if let Some(instance) = expected {
             let _ = self.store.expect(&instance);
+            return true;
         }
-        if refill {
-            let _ = self.store.refill_spares();
+        let made = refill && self.store.make_spare().unwrap_or(false);
+        if refill && !made {
+            self.lock().refill_at = None;
         }
+        made
     }
 
     /// Sleeps until a look is due, something is to be kept, or a file at rest is written to.

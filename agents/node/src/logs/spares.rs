@@ -3,7 +3,7 @@
 //! before, so that it may become the tag of one.
 
 use std::{
-    fs::{DirBuilder, OpenOptions},
+    fs::{DirBuilder, DirEntry, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -53,28 +53,30 @@ impl Spares {
         }
     }
 
-    /// Makes as many as are missing. Blocks on the disk.
-    pub(super) fn refill(&self) -> io::Result<()> {
-        let made = self.try_refill();
+    /// Makes one, if one is missing; whether one was. Blocks on the disk.
+    pub(super) fn make_one(&self) -> io::Result<bool> {
+        let made = self.try_make_one();
         // The directory may be gone.
         self.lock().listed &= made.is_ok();
         made
     }
 
-    fn try_refill(&self) -> io::Result<()> {
+    fn try_make_one(&self) -> io::Result<bool> {
         if !self.lock().listed {
             make_dir(&self.dir)?;
-            let left = std::fs::read_dir(&self.dir)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
+            let is_empty = |entry: &DirEntry| entry.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0);
+            let left: Vec<_> = std::fs::read_dir(&self.dir)?.filter_map(Result::ok).collect();
+            let number = |entry: &DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
             let mut known = self.lock();
-            (known.listed, known.free) = (true, left);
-            known.next = known.free.iter().filter_map(|path| path.file_name()?.to_str()?.parse::<u64>().ok()).max().map_or(0, |n| n + 1);
+            known.listed = true;
+            known.next = left.iter().filter_map(number).max().map_or(0, |n| n + 1);
+            known.free = left.iter().filter(|entry| is_empty(entry)).map(DirEntry::path).collect();
         }
-        while let Some(path) = self.missing() {
-            // The lock is not held while the disk works.
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            self.lock().free.push(path);
-        }
-        Ok(())
+        let Some(path) = self.missing() else { return Ok(false) };
+        // The lock is not held while the disk works.
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        self.lock().free.push(path);
+        Ok(true)
     }
 
     fn missing(&self) -> Option<PathBuf> {
@@ -105,18 +107,22 @@ mod tests {
         std::fs::read_dir(dir).map_or(0, Iterator::count)
     }
 
+    fn fill(spares: &Spares) {
+        while spares.make_one().unwrap() {}
+    }
+
     #[test]
     fn spares_are_given_out_once_and_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let (spares, place) = (Spares::new(dir.path()), |n: usize| dir.path().join(format!("api.0/1.{n}.log")));
         assert!(!spares.put_in_place(&place(0)), "there is none yet");
-        spares.refill().unwrap();
+        fill(&spares);
         for n in 0..SPARES {
             assert!(spares.put_in_place(&place(n)), "{n}");
             assert!(place(n).is_file());
         }
         assert!(!spares.put_in_place(&place(SPARES)), "all are given out");
-        spares.refill().unwrap();
+        fill(&spares);
         assert_eq!((count(&dir.path().join(DIR)), count(&dir.path().join("api.0"))), (SPARES, SPARES));
     }
 
@@ -125,7 +131,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (spares, taken) = (Spares::new(dir.path()), dir.path().join("taken"));
         std::fs::write(&taken, "words").unwrap();
-        spares.refill().unwrap();
+        fill(&spares);
         assert!(!spares.put_in_place(&taken));
         assert_eq!(std::fs::read_to_string(&taken).unwrap(), "words");
         assert_eq!(spares.lock().free.len(), SPARES, "the spare stays one");
@@ -134,15 +140,18 @@ mod tests {
     #[test]
     fn what_an_earlier_agent_left_is_used_and_what_vanished_is_no_matter() {
         let dir = tempfile::tempdir().unwrap();
-        Spares::new(dir.path()).refill().unwrap();
+        fill(&Spares::new(dir.path()));
+        let (folder, words) = (dir.path().join(DIR).join("folder"), dir.path().join(DIR).join("1000"));
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(words, "words").unwrap();
         let spares = Spares::new(dir.path());
-        spares.refill().unwrap();
-        assert_eq!(count(&dir.path().join(DIR)), SPARES);
+        fill(&spares);
+        assert_eq!((count(&dir.path().join(DIR)), spares.lock().free.len()), (SPARES + 2, SPARES), "what is no spare stays");
         std::fs::remove_dir_all(dir.path().join(DIR)).unwrap();
         assert!(!spares.put_in_place(&dir.path().join("api.0/1.1.log")));
         assert!(dir.path().join("api.0").is_dir(), "a new file has its place");
-        assert!(spares.refill().is_err(), "its directory is gone");
-        spares.refill().unwrap();
+        assert!(spares.make_one().is_err(), "its directory is gone");
+        fill(&spares);
         assert_eq!(count(&dir.path().join(DIR)), SPARES);
     }
 }

@@ -54,7 +54,7 @@ pub struct Intents {
     revision: u64,
     staged: BTreeMap<String, (u64, Arc<v1::Intent>)>,
     records: BTreeMap<IntentKey, Record>,
-    /// Instances of which a record holds back the dependents, until that ends or its time is over.
+    /// Instances of which an order that has not ended holds back the dependents for some time.
     holding: BTreeSet<Instance>,
     /// There is, or was, a quarantine.
     quarantines: bool,
@@ -107,6 +107,13 @@ impl Intents {
         });
         v1::PlanOnDisk { bucket_epoch: self.epoch.clone(), revision: self.revision, records: records.collect() }
     }
+}
+
+/// Whether all that changed are orders of the ladder. Each replaces one incarnation, once: one that a power cut takes from the disk comes
+/// again from the bus, and is carried out then or void.
+#[must_use]
+pub fn are_orders(change: &v1::PlanOnDisk) -> bool {
+    !change.records.is_empty() && change.records.iter().all(|r| matches!(IntentKey::parse(&r.key), Some(IntentKey::Recovery(_))))
 }
 
 /// Puts what changed into a view as it is kept on disk. In another bucket the revisions of what was there before say nothing.
@@ -326,6 +333,7 @@ impl Node {
             self.put_in_force(&record.key, place, Arc::new(intent), now);
         }
         self.intents.revision = plan.revision;
+        self.intents.is_mistaken = false;
         self.actions.clear();
         self.tells.clear();
     }

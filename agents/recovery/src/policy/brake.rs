@@ -11,7 +11,11 @@ use razar_bus_schema::{
     v1::{self, RunMode, event::Fact},
 };
 
-use super::{AGENT, IncidentFacts, Now, Record, State, View, events::fact_id, rungs::DEPENDENCIES};
+use super::{
+    AGENT, IncidentFacts, Now, Record, State, View,
+    events::fact_id,
+    rungs::{DEPENDENCIES, Standing},
+};
 
 /// Mesh-wide cause that events about the brake name.
 const CAUSE: &str = "brake";
@@ -34,7 +38,7 @@ enum Rung {
     UnderWay,
     /// It waits for its next rung, or its first.
     Next { is_first: bool },
-    /// What it depends on has to be well before it goes on, or its node back.
+    /// It waits for what it depends on, for its node, or out its cooldown.
     Rests,
 }
 
@@ -77,7 +81,7 @@ impl State {
         if !self.facts.is_told(&event.id) {
             return Some(event);
         }
-        if self.unsettled().next().is_some() {
+        if self.unsettled(now).any(|(_, _, keeps)| keeps) {
             return None;
         }
         let took = now.mono.saturating_sub(on.since);
@@ -101,20 +105,24 @@ impl State {
         })
     }
 
-    /// Instances whose ladder is not at its end: failed ones, and those with an order under way, or granted.
-    fn unsettled(&self) -> impl Iterator<Item = (&Instance, Rung)> {
-        self.facts.views().iter().filter_map(|(id, view)| {
-            let incident = view.incident.as_ref().filter(|i| i.is_open())?;
+    /// Instances whose ladder is not at its end: failed ones, those with an order under way, or granted, and those that live and are to be
+    /// replaced. Each with whether it failed, or is ordered: the brake stays on for those.
+    fn unsettled(&self, now: Now) -> impl Iterator<Item = (&Instance, Rung, bool)> {
+        self.facts.views().iter().filter_map(move |(id, view)| {
+            let incident = view.incident.as_ref().filter(|i| i.is_open() && !view.blocked && !self.is_quarantined(id))?;
             let order = self.records.get(id).and_then(Record::order).filter(|o| !o.ended);
-            let is_out = view.blocked || self.is_quarantined(id);
-            let rung = if self.has_grant(id) || order.is_some_and(|o| !self.is_tried(o)) {
+            let rests = || self.facts.node(&view.node).lost || view.cooldown_until > now.mono || self.rests(id, view, incident, now);
+            let rung = if order.is_some_and(|o| !self.is_tried(o)) && !self.facts.node(&view.node).lost {
                 Rung::UnderWay
-            } else if self.facts.node(&view.node).lost || self.rests(id, incident) {
+            } else if rests() {
                 Rung::Rests
+            } else if self.has_grant(id) {
+                Rung::UnderWay
             } else {
                 Rung::Next { is_first: order.is_none() }
             };
-            (!is_out && (rung == Rung::UnderWay || order.is_some() || view.is_to_heal())).then_some((id, rung))
+            let keeps = order.is_some() || self.has_grant(id) || view.is_to_heal();
+            (keeps || view.fails(incident)).then_some((id, rung, keeps))
         })
     }
 
@@ -125,10 +133,10 @@ impl State {
     }
 
     /// Whether an incident waits for others, below it, before its ladder goes on: it takes up no slot, which those may need.
-    fn rests(&self, id: &Instance, incident: &IncidentFacts) -> bool {
-        let Some((_, spec)) = self.desired(id) else { return true };
-        let joins = incident.tried.last().is_some_and(|last| last.next == DEPENDENCIES) && !self.joined(spec).is_empty();
-        joins || self.foundation(spec).is_none()
+    fn rests(&self, instance: &Instance, view: &View, incident: &IncidentFacts, now: Now) -> bool {
+        let Some((desired, spec)) = self.desired(instance) else { return true };
+        let at = Standing { instance, view, incident, desired, spec };
+        self.foundation(spec).is_none() || !self.joined(spec).is_empty() && self.next_rung(at, now) == DEPENDENCIES
     }
 
     /// Whether the ladder may begin a rung for `instance`: what goes on comes before what is new, then the lowest rank.
@@ -142,7 +150,7 @@ impl State {
         }
         let plan = |id: &Instance| self.desired(id).map_or((u32::MAX, 0), |(d, _)| (d.rank, d.parallel_starts));
         let (mut under_way, mut waiting) = (0, Vec::new());
-        for (id, rung) in self.unsettled() {
+        for (id, rung, _) in self.unsettled(now) {
             match rung {
                 Rung::UnderWay if id == instance => return Admission::Free,
                 Rung::UnderWay => under_way += 1,

@@ -138,6 +138,16 @@ impl View {
         self.state == InstanceState::Failed && self.failed.as_ref().is_some_and(healable)
     }
 
+    /// Whether it lives, and the watchdog wants it replaced: it does not beat, or stays over its limits.
+    pub(super) fn is_judged(&self, incident: &IncidentFacts) -> bool {
+        (incident.silent.is_some() || incident.over) && self.incarnation == incident.id.incarnation && self.lives()
+    }
+
+    /// Whether there is something for the ladder to do in its incident.
+    pub(super) fn fails(&self, incident: &IncidentFacts) -> bool {
+        self.is_to_heal() || incident.flapping || self.is_judged(incident)
+    }
+
     /// A newer incident takes the place of the one before.
     pub(super) fn open(&mut self, incident: IncidentFacts) {
         if let Some(old) = self.incident.replace(incident).filter(|old| old.closed.is_some()) {

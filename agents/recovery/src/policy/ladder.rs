@@ -102,10 +102,7 @@ impl State {
         let Some(incident) = view.incident.as_ref().filter(|i| i.is_open()) else { return Step::Wait(None) };
         let Some((desired, spec)) = self.desired(instance) else { return Step::Wait(None) };
         let current = desired.mode() == RunMode::Run && desired.generation <= view.incarnation.generation;
-        // Lives that the watchdog wants replaced: they do not beat, or stay over their limits.
-        let judged = (incident.silent.is_some() || incident.over) && view.incarnation == incident.id.incarnation && view.lives();
-        let fails = view.is_to_heal() || incident.flapping || judged;
-        if !current || !fails || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
+        if !current || !view.fails(incident) || view.blocked || self.is_quarantined(instance) || self.facts.node(&view.node).lost {
             return Step::Wait(None);
         }
         if view.cooldown_until > now.mono {
@@ -113,13 +110,13 @@ impl State {
         }
         let at = Standing { instance, view, incident, desired, spec };
         // Whatever its ladder is: a first replacement of one that lives takes the place of its node's own restart.
-        let first = judged && !incident.flapping && incident.tried.is_empty();
+        let first = view.is_judged(incident) && !incident.flapping && incident.tried.is_empty();
         let rung = if first { RESTART.to_owned() } else { self.next_rung(at, now) };
         self.climb(at, &rung, now)
     }
 
     /// What comes next by the last try that counted for something, else the first rung; the last one for what too many boots ended with.
-    fn next_rung(&self, at: Standing<'_>, now: Now) -> String {
+    pub(super) fn next_rung(&self, at: Standing<'_>, now: Now) -> String {
         match at.incident.tried.last() {
             _ if self.is_lost(at.view) => QUARANTINE.to_owned(),
             Some(last) if !last.next.is_empty() => last.next.clone(),

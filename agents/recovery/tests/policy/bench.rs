@@ -24,6 +24,8 @@ pub(crate) struct Bench {
     pub(crate) mute: bool,
     /// Nor do events of this kind.
     pub(crate) lost_kind: &'static str,
+    /// Where components are desired, and told of.
+    pub(crate) node: &'static str,
     /// What is written conflicts.
     pub(crate) conflict: bool,
     /// What is written is answered late: by [`Bench::answered`].
@@ -89,6 +91,7 @@ impl Bench {
             now: Now { mono: Duration::from_secs(1000), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) },
             mute: false,
             lost_kind: "",
+            node: "a",
             conflict: false,
             slow: false,
             late: Vec::new(),
@@ -193,7 +196,7 @@ impl Bench {
             spec: Some(spec.clone()),
             chakra_hook: self.hook.clone(),
             escalation_hook: self.pager.clone(),
-            node: "a".to_owned(),
+            node: self.node.to_owned(),
             ..Default::default()
         };
         let intent = v1::Intent { want: Some(Want::Desired(desired)), ..Default::default() };
@@ -216,11 +219,11 @@ impl Bench {
         self.journal += 1;
         let nodes_own = !matches!(fact, Fact::Quarantined(_) | Fact::Released(_));
         let event = v1::Event {
-            id: node_event_id("a", "e1", self.journal),
+            id: node_event_id(self.node, "e1", self.journal),
             kind: fact.kind().to_owned(),
             time: Some(timestamp(self.now.wall)),
-            source: Some(v1::Actor { kind: "node".to_owned(), id: "a".to_owned() }),
-            node_sequence: Some(v1::NodeSequence { node: "a".to_owned(), epoch: "e1".to_owned(), sequence: self.journal }),
+            source: Some(v1::Actor { kind: "node".to_owned(), id: self.node.to_owned() }),
+            node_sequence: Some(v1::NodeSequence { node: self.node.to_owned(), epoch: "e1".to_owned(), sequence: self.journal }),
             chakra: "heart".to_owned(),
             instance: Some((&id(name)).into()),
             incarnation: Some(inc(incarnation).into()),

@@ -152,3 +152,26 @@ fn what_waits_for_another_leaves_it_the_slot() {
     b.pass(5);
     assert_eq!(orders(&mut b), ["order restart#2 of api@1.1: 1.2"], "what goes on comes before what is new");
 }
+
+/// One slot, and the node of what has it goes away: as long as that is so, nothing is under way there. What another node holds goes on.
+#[test]
+fn what_was_under_way_on_a_lost_node_leaves_its_slot() {
+    let (mut b, names) = many(8, 1);
+    b.conflict = true;
+    for name in &names[..5] {
+        fail(&mut b, name);
+    }
+    b.node = "b";
+    b.desire(&spec("elsewhere", &[]), 1, RunMode::Run);
+    b.started("elsewhere", "1.1");
+    fail(&mut b, "elsewhere");
+    b.node = "a";
+    b.conflict = false;
+    b.take();
+    b.pass(5);
+    let orders = |b: &mut Bench| b.take().into_iter().filter(|l| l.starts_with("order")).collect::<Vec<_>>();
+    assert_eq!(orders(&mut b), ["order restart#1 of c00@1.1: 1.1"]);
+    b.lose_node();
+    b.pass(5);
+    assert_eq!(orders(&mut b), ["order restart#1 of elsewhere@1.1: 1.1"]);
+}

@@ -52,8 +52,8 @@ impl World {
             Action::StorePlan(change) => {
                 let now = self.now;
                 let host = &mut self.hosts[h];
-                let synced = host.journal.store_plan(*change, now);
-                host.oracle.plan_stored(synced);
+                let (before, at_once) = host.journal.store_plan(*change, now);
+                host.oracle.plan_stored(before, at_once);
             }
             Action::Tell(event) => self.journal_event(h, *event),
         }
