@@ -124,6 +124,27 @@ fn a_kept_log_pushes_out_those_of_earlier_incarnations() {
     wait("the oldest to be removed", || files() == left);
 }
 
+/// A start finds its directory and a file, and what it took is made again.
+#[test]
+fn what_a_start_needs_is_made_ahead() {
+    let (_dir, store) = store();
+    let keeper = LogKeeper::start(store.clone()).unwrap();
+    let (instance, incarnation) = life(1);
+    let spares = || {
+        let entries = std::fs::read_dir(store.dir().join("spare")).into_iter().flatten();
+        entries.map(|entry| logs_inode(&entry.unwrap().path())).collect::<BTreeSet<_>>()
+    };
+    keeper.expect(instance.clone());
+    wait("its directory", || store.instance_dir(&instance).is_dir());
+    wait("the spares", || spares().len() == 64);
+    let before = spares();
+    let log = store.open(&instance, incarnation).unwrap();
+    assert!(before.contains(&log.id.inode) && spares().len() == 63, "a spare took its name");
+    keeper.keep(instance, incarnation, LogBounds::default());
+    wait("another spare", || spares().len() == 64);
+    assert!(!spares().contains(&log.id.inode));
+}
+
 /// Writes `bytes` into a log that has rested, `rate` a second; the most that lay on the disk meanwhile, and what was written.
 fn flood(store: &LogStore, log: &mut std::fs::File, bytes: u64, rate: f64) -> (u64, u64) {
     let line = [b"y".repeat(1023), b"\n".to_vec()].concat().repeat(64);

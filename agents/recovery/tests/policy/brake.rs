@@ -175,3 +175,19 @@ fn what_was_under_way_on_a_lost_node_leaves_its_slot() {
     b.pass(5);
     assert_eq!(orders(&mut b), ["order restart#1 of elsewhere@1.1: 1.1"]);
 }
+
+/// A live one that does not beat is to be replaced: it gets its slot in turn, as who has failed does.
+#[test]
+fn who_lives_and_does_not_beat_gets_a_slot_too() {
+    let (mut b, names) = many(10, 6);
+    b.conflict = true;
+    b.silent("c09", "1.1", 0, &b.newest());
+    for name in &names[4..9] {
+        fail(&mut b, name);
+    }
+    b.conflict = false;
+    assert!(b.take().contains(&"brake_engaged 5 of 10".to_owned()));
+    b.pass(5);
+    let orders: Vec<_> = b.take().into_iter().filter(|l| l.starts_with("order")).collect();
+    assert_eq!((orders.len(), orders.last().map(String::as_str)), (6, Some("order restart#1 of c09@1.1: 1.1")), "{orders:?}");
+}
