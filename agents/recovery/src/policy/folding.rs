@@ -195,11 +195,12 @@ pub(super) fn count_flaps(view: &mut View, instance: &Instance, event: &v1::Even
         view.recoveries.clear();
         return;
     }
+    // Of a copy that was placed elsewhere since, it says nothing about the one that is there now.
+    let Some(incarnation) = told_incarnation(event).filter(|told| *told >= view.incarnation) else { return };
     let inside = |at: SystemTime| end.stored.duration_since(at).unwrap_or_default() < end.limits.flaps_within;
     view.recoveries.retain(|at| inside(*at));
     view.recoveries.push_back(end.stored);
     let borne = usize::try_from(end.limits.flaps_max).unwrap_or(usize::MAX);
-    let Some(incarnation) = told_incarnation(event) else { return };
     let id = Incident { instance: instance.clone(), incarnation, signs_of_life: 0 };
     if view.recoveries.len() > borne && view.incident.as_ref().is_none_or(|known| known.id < id) {
         view.recoveries.clear();

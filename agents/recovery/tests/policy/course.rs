@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use razar_bus_schema::{
     time::std_duration,
-    v1::{self, event::Fact, intent::Want},
+    v1::{self, RunMode, event::Fact, intent::Want},
 };
 
 use crate::bench::{Bench, spec};
@@ -219,6 +219,23 @@ fn slow_flapping_is_taken_up_and_the_next_time_one_rung_higher() {
         b.local_recovery("api", start);
     }
     assert_eq!(b.take(), ["order clear_state#1 of api@1.24: 1.24 clearing", STARTED]);
+}
+
+#[test]
+fn the_recovery_of_a_copy_that_was_placed_elsewhere_since_does_not_count() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.started("api", "1.1");
+    b.ready("api", "1.1");
+    for start in 1..=10 {
+        b.local_recovery("api", start);
+    }
+    b.desire(&spec("api", &[]), 2, RunMode::Run);
+    b.started("api", "2.1");
+    b.tell("api", "1.12", Fact::Recovered(v1::Recovered { rung: "local".to_owned(), ..Default::default() }));
+    assert_eq!(b.take(), [""; 0], "the eleventh is of another place");
+    b.ready("api", "2.1");
+    b.tell("api", "2.1", Fact::Recovered(v1::Recovered { rung: "local".to_owned(), ..Default::default() }));
+    assert!(b.take().iter().any(|l| l.starts_with("order restart#1 of api@2.1")), "the component flaps all the same");
 }
 
 #[test]
