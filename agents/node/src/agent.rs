@@ -3,7 +3,8 @@
 
 use std::{
     ffi::OsString,
-    sync::PoisonError,
+    fs::File,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -231,6 +232,10 @@ impl Agent {
 
     fn store_plan(&mut self, change: &v1::PlanOnDisk) {
         let stored = self.plan.store(change, || self.policy.plan_on_disk());
+        self.note_stored(stored);
+    }
+
+    fn note_stored(&mut self, stored: Result<Option<Arc<File>>, view::ViewError>) {
         self.unstored = stored.is_err();
         match stored {
             Ok(Some(file)) => self.journal.sync_with(&file),
@@ -389,13 +394,10 @@ impl Agent {
     /// What is due each second.
     fn keep_house(&mut self) {
         self.journal.retry_held().into_iter().for_each(|event| self.outbox.push(event));
-        if self.journal.has_sync_failed() {
-            self.plan.distrust();
-            self.unstored = true;
-        }
-        if self.unstored {
-            // A write that failed is followed by one of the whole.
-            self.store_plan(&v1::PlanOnDisk::default());
+        // What the disk holds of the plan after a sync that failed is not known.
+        if self.journal.has_sync_failed() || self.unstored {
+            let stored = self.plan.store_whole(&self.policy.plan_on_disk());
+            self.note_stored(stored.map(|()| None));
         }
         for loss in self.processes.log_losses() {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");

@@ -17,9 +17,8 @@ mod state;
 mod sync;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -193,7 +192,7 @@ impl Journal {
     /// As [`Self::open`].
     pub fn open_with(dir: &Path, node: &str, boot_id: &str, limits: Limits) -> Result<(Self, Restored), JournalError> {
         let io_error = |what| move |source| JournalError::Io { what, path: dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make"))?;
+        razar_os::make_private_dir(dir).map_err(io_error("make"))?;
         let mut found = Found::read(dir).map_err(io_error("read"))?;
         let mark = Mark::read(dir);
         let same_boot = mark.as_ref().is_some_and(|mark| mark.boot_id == boot_id);

@@ -105,18 +105,23 @@ impl PlanFile {
             self.open = Some(Open { bytes: open.bytes + frame.len() as u64, ..open });
             return Ok(waits.then_some(file));
         }
+        self.store_whole(&whole()).map(|()| None)
+    }
+
+    /// Puts the whole view in the place of all that was stored before, on disk.
+    ///
+    /// # Errors
+    /// As [`Self::store`].
+    pub fn store_whole(&mut self, whole: &PlanOnDisk) -> Result<(), ViewError> {
+        let io_error = |source| ViewError::Io { what: "write", path: self.path.clone(), source };
+        self.open = None;
         let mut content = MAGIC.to_vec();
-        content.extend(frame::wrap(&whole().encode_to_vec()));
+        content.extend(frame::wrap(&whole.encode_to_vec()));
         replace_file(&self.path, &content).map_err(io_error)?;
         let file = OpenOptions::new().append(true).open(&self.path).map_err(io_error)?;
         let bytes = content.len() as u64;
         self.open = Some(Open { file: Arc::new(file), bytes, bytes_max: (2 * bytes + CHANGES_BYTES).min(BYTES_MAX) });
-        Ok(None)
-    }
-
-    /// A sync of the file failed: what the disk holds of it is not known, and it is written whole next.
-    pub fn distrust(&mut self) {
-        self.open = None;
+        Ok(())
     }
 }
 
@@ -175,8 +180,7 @@ mod tests {
         assert!(file.store(&order, never).unwrap().is_some(), "to be synced");
         let with_order = PlanOnDisk { records: vec![record("desired.api.0", 2), record("recovery.api.0", 3)], ..plan(3) };
         assert_eq!(load(&path).unwrap(), Some(with_order));
-        file.distrust();
-        file.store(&plan(2), || plan(2)).unwrap();
+        file.store_whole(&plan(2)).unwrap();
         let other = PlanOnDisk { records: vec![record("desired.db.0", 3)], ..plan(3) };
         assert!(file.store(&other, never).unwrap().is_none());
         let both = PlanOnDisk { records: vec![record("desired.api.0", 2), record("desired.db.0", 3)], ..plan(3) };

@@ -193,6 +193,11 @@ impl Record {
             _ => None,
         }
     }
+
+    /// The order, unless it has ended.
+    fn open_order(&self) -> Option<&v1::RecoveryOrder> {
+        self.order().filter(|order| !order.ended)
+    }
 }
 
 /// Everything that recovery knows.
@@ -436,7 +441,7 @@ impl State {
 
     /// Instances that something may be due for here: who gives out grants looks at all of them.
     fn concerned(&self) -> BTreeSet<Instance> {
-        let ordered = self.records.iter().filter(|(_, r)| r.order().is_some_and(|o| !o.ended)).map(|(i, _)| i);
+        let ordered = self.records.iter().filter(|(_, r)| r.open_order().is_some()).map(|(i, _)| i);
         let broken = self.facts.views().iter().filter(|(_, v)| v.incident.as_ref().is_some_and(IncidentFacts::is_open)).map(|(i, _)| i);
         let ours = |instance: &&Instance| self.shards.decides_on_mesh() || self.shards.decides_on(instance);
         ordered.chain(broken).filter(ours).cloned().collect()

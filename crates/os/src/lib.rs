@@ -52,7 +52,7 @@ mod watch;
 pub use cgroup::{Cgroup, Cgroups};
 pub use identity::{BadBootId, BootId, Identity, Pid, start_time_ticks};
 pub use lock::{LockError, NodeLock};
-pub use log_file::{FileId, append_file};
+pub use log_file::{FileId, append_file, make_private_dir};
 pub use notify::{NOTIFY_BYTES_MAX, Notification, NotifyError, NotifySocket, SOCKET_PATH_BYTES_MAX};
 pub use pidfd::{Exit, ExitStatus, Process};
 pub use reaper::{Reaped, become_subreaper, reap_any};

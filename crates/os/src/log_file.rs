@@ -39,6 +39,14 @@ impl FileId {
     }
 }
 
+/// Makes a directory that only its user may enter (0700), and those above it; one that is there stays as it is.
+///
+/// # Errors
+/// As `mkdir`.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// Opens a log file for appending: created 0600 if missing, its directory 0700, close-on-exec. One file for one incarnation: whoever has it
 /// as stdout or stderr counts as the incarnation's, and is killed with it.
 ///
@@ -49,7 +57,7 @@ pub fn append_file(path: &Path) -> io::Result<(File, FileId)> {
     let open = || OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NOCTTY).open(path);
     let file = match (open(), path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            make_private_dir(parent)?;
             open()?
         }
         (opened, _) => opened?,

@@ -245,10 +245,14 @@ impl World {
         }
     }
 
+    /// What recovery wrote of an instance, as it stands in the bucket.
+    fn recovery_record(&self, id: &Instance) -> Option<&v1::Intent> {
+        self.broker.intents.entries.get(&IntentKey::Recovery(id.clone()).to_string())?.1.as_deref()
+    }
+
     /// An order that asks for something, as it stands in the bucket.
     fn order_in_bucket(&self, id: &Instance) -> Option<&v1::RecoveryOrder> {
-        let record = self.broker.intents.entries.get(&IntentKey::Recovery(id.clone()).to_string())?.1.as_ref()?;
-        match &record.want {
+        match &self.recovery_record(id)?.want {
             Some(Want::Recovery(order)) if !order.ended => Some(order),
             _ => None,
         }
@@ -256,8 +260,7 @@ impl World {
 
     /// Whether EVENTS hold what came of the order in the bucket.
     fn is_try_told(&self, id: &Instance) -> bool {
-        let record = self.broker.intents.entries.get(&IntentKey::Recovery(id.clone()).to_string());
-        record.and_then(|(_, intent)| intent.as_ref()).is_some_and(|i| self.broker.ever_stored.contains(&i.told_by_event_id))
+        self.recovery_record(id).is_some_and(|intent| self.broker.ever_stored.contains(&intent.told_by_event_id))
     }
 
     /// I8: with that many failed roots no rung begins until the brake is on, and then only as many as start at a time.

@@ -3,13 +3,14 @@
 //! before, so that it may become the tag of one.
 
 use std::{
-    fs::{DirBuilder, DirEntry, OpenOptions},
+    fs::{DirEntry, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use razar_os::make_private_dir;
 use rustix::{
     fs::{CWD, RenameFlags},
     io::Errno,
@@ -44,7 +45,7 @@ impl Spares {
         let Some(spare) = self.lock().free.pop() else { return false };
         let rename = || rustix::fs::renameat_with(CWD, &spare, CWD, path, RenameFlags::NOREPLACE);
         match (rename(), path.parent()) {
-            (Err(Errno::NOENT), Some(parent)) => make_dir(parent).is_ok() && rename().is_ok(),
+            (Err(Errno::NOENT), Some(parent)) => make_private_dir(parent).is_ok() && rename().is_ok(),
             (Err(_), _) => {
                 self.lock().free.push(spare);
                 false
@@ -63,7 +64,7 @@ impl Spares {
 
     fn try_make_one(&self) -> io::Result<bool> {
         if !self.lock().listed {
-            make_dir(&self.dir)?;
+            make_private_dir(&self.dir)?;
             let is_empty = |entry: &DirEntry| entry.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == 0);
             let left: Vec<_> = std::fs::read_dir(&self.dir)?.filter_map(Result::ok).collect();
             let number = |entry: &DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
@@ -92,11 +93,6 @@ impl Spares {
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Makes a directory that only the node's user may enter, and those above it.
-pub(super) fn make_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 #[cfg(test)]

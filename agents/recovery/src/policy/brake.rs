@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use razar_bus_schema::{
     event::{Kind as _, agent_event_id},
-    ids::{Incident, Instance},
+    ids::Instance,
     subject::MESH_CHAKRA,
     time,
     v1::{self, RunMode, event::Fact},
@@ -13,7 +13,6 @@ use razar_bus_schema::{
 
 use super::{
     AGENT, IncidentFacts, Now, Record, State, View,
-    events::fact_id,
     rungs::{DEPENDENCIES, Standing},
 };
 
@@ -110,11 +109,11 @@ impl State {
     fn unsettled(&self, now: Now) -> impl Iterator<Item = (&Instance, Rung, bool)> {
         self.facts.views().iter().filter_map(move |(id, view)| {
             let incident = view.incident.as_ref().filter(|i| i.is_open() && !view.blocked && !self.is_quarantined(id))?;
-            let order = self.records.get(id).and_then(Record::order).filter(|o| !o.ended);
-            let rests = || self.facts.node(&view.node).lost || view.cooldown_until > now.mono || self.rests(id, view, incident, now);
-            let rung = if order.is_some_and(|o| !self.is_tried(o)) && !self.facts.node(&view.node).lost {
+            let order = self.records.get(id).and_then(Record::open_order);
+            let is_lost = self.facts.node(&view.node).lost;
+            let rung = if !is_lost && order.is_some_and(|o| self.is_tried(o) != Some(true)) {
                 Rung::UnderWay
-            } else if rests() {
+            } else if is_lost || view.cooldown_until > now.mono || self.rests(id, view, incident, now) {
                 Rung::Rests
             } else if self.has_grant(id) {
                 Rung::UnderWay
@@ -124,12 +123,6 @@ impl State {
             let keeps = order.is_some() || self.has_grant(id) || view.is_to_heal();
             (keeps || view.fails(incident)).then_some((id, rung, keeps))
         })
-    }
-
-    /// Whether it is told what came of an order.
-    fn is_tried(&self, order: &v1::RecoveryOrder) -> bool {
-        let incident = order.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
-        incident.is_some_and(|i| self.facts.is_told(&fact_id("rung_tried", &i, Some(order.attempt))))
     }
 
     /// Whether an incident waits for others, below it, before its ladder goes on: it takes up no slot, which those may need.

@@ -7,13 +7,12 @@ use std::{
 };
 
 use razar_bus_schema::{
-    ids::{Incident, Instance},
+    ids::Instance,
     v1::{self, intent::Want},
 };
 
 use super::{
     Limits, Now, Record, State,
-    events::fact_id,
     rungs::{CHAKRA_HOOK, CLEAR_STATE, DEPENDENCIES, Standing},
 };
 
@@ -70,9 +69,7 @@ impl State {
 
     /// Whether an order that is not told yet cannot be taken back.
     fn destroys(&self, record: &Record) -> bool {
-        let Some(order) = record.order().filter(|o| !o.ended && is_destructive(&o.rung)) else { return false };
-        let incident = order.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
-        incident.is_some_and(|i| !self.facts.is_told(&fact_id("rung_tried", &i, Some(order.attempt))))
+        record.open_order().is_some_and(|order| is_destructive(&order.rung) && self.is_tried(order) == Some(false))
     }
 
     /// Counts an order from when it is decided, not only from when its record is read back.

@@ -53,7 +53,7 @@ impl State {
     pub(super) fn step(&self, instance: &Instance, now: Now) -> Step {
         let Some(view) = self.facts.view(instance) else { return Step::Wait(None) };
         let under = self.records.get(instance).and_then(|record| {
-            let order = record.order().filter(|o| !o.ended)?;
+            let order = record.open_order()?;
             let incident = Incident::try_from(order.incident.as_ref()?).ok()?;
             Some(Under { instance, incident, order, record, intent: record.intent.as_deref()?, view })
         });
@@ -61,6 +61,12 @@ impl State {
             Some(under) => self.follow(&under, now),
             None => self.take_up(instance, view, now),
         }
+    }
+
+    /// Whether it is told what came of an order; `None`: it names no incident.
+    pub(super) fn is_tried(&self, order: &v1::RecoveryOrder) -> Option<bool> {
+        let incident = Incident::try_from(order.incident.as_ref()?).ok()?;
+        Some(self.facts.is_told(&fact_id("rung_tried", &incident, Some(order.attempt))))
     }
 
     /// What is desired of `instance`.

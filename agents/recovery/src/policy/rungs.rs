@@ -131,7 +131,7 @@ impl State {
     }
 
     fn is_ordered(&self, instance: &Instance) -> bool {
-        self.records.get(instance).is_some_and(|r| r.order().is_some_and(|o| !o.ended))
+        self.records.get(instance).is_some_and(|r| r.open_order().is_some())
     }
 
     /// Until when another instance's hook of this chakra is under way: one at a time. `Some(None)`: until its end is told.
@@ -140,10 +140,8 @@ impl State {
             return Some(Some(*until));
         }
         let runs = |(id, record): (&Instance, &super::Record)| {
-            let Some(order) = record.order().filter(|o| !o.ended && o.rung == CHAKRA_HOOK && id != instance) else { return false };
-            let incident = order.incident.as_ref().and_then(|i| Incident::try_from(i).ok());
-            let tried = incident.is_some_and(|i| self.facts.is_told(&super::events::fact_id("rung_tried", &i, Some(order.attempt))));
-            !tried && self.desired(id).is_some_and(|(_, spec)| spec.chakra == chakra)
+            let Some(order) = record.open_order().filter(|o| o.rung == CHAKRA_HOOK && id != instance) else { return false };
+            self.is_tried(order) != Some(true) && self.desired(id).is_some_and(|(_, spec)| spec.chakra == chakra)
         };
         if self.hook_is_granted(instance, chakra) {
             return Some(None);

@@ -198,11 +198,17 @@ fn a_one_shot_that_is_done_does_not_flap() {
     assert_eq!(b.take(), [""; 0]);
 }
 
-#[test]
-fn slow_flapping_is_taken_up_and_the_next_time_one_rung_higher() {
+/// `api`, which is well.
+fn well() -> Bench {
     let mut b = Bench::new(&[spec("api", &[])]);
     b.started("api", "1.1");
     b.ready("api", "1.1");
+    b
+}
+
+#[test]
+fn slow_flapping_is_taken_up_and_the_next_time_one_rung_higher() {
+    let mut b = well();
     for start in 1..=10 {
         b.local_recovery("api", start);
         b.pass(3_600);
@@ -223,9 +229,7 @@ fn slow_flapping_is_taken_up_and_the_next_time_one_rung_higher() {
 
 #[test]
 fn the_recovery_of_a_copy_that_was_placed_elsewhere_since_does_not_count() {
-    let mut b = Bench::new(&[spec("api", &[])]);
-    b.started("api", "1.1");
-    b.ready("api", "1.1");
+    let mut b = well();
     for start in 1..=10 {
         b.local_recovery("api", start);
     }
@@ -240,9 +244,7 @@ fn the_recovery_of_a_copy_that_was_placed_elsewhere_since_does_not_count() {
 
 #[test]
 fn old_recoveries_are_forgotten() {
-    let mut b = Bench::new(&[spec("api", &[])]);
-    b.started("api", "1.1");
-    b.ready("api", "1.1");
+    let mut b = well();
     for start in 1..=40 {
         b.local_recovery("api", start);
         b.pass(3 * 3_600);
