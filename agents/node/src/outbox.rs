@@ -1,6 +1,9 @@
 //! From the journal to the bus, in order: feeds journalled events to a publisher that goes on through a lost broker, and tells up to
 //! where they are stored. Holds a bounded part of a backlog in memory; the journal's segments hold the rest.
 //! Numbering and acknowledging in the journal is the caller's: an event is pushed here only after it was journalled.
+//! What is told, and in which order, is not decided here; when a burst of it goes is (`burst`).
+
+mod burst;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -9,8 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use razar_bus::{BusError, EventPublisher};
 use razar_bus_schema::{time::system_time, v1::Event};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
+use self::burst::Burst;
 use crate::journal::{Backlog, Restored};
 
 /// Events kept in memory that were not offered yet.
@@ -58,7 +65,6 @@ pub struct OutboxStatus {
     pub missing_total: u64,
 }
 
-#[derive(Default)]
 struct Inner {
     /// Journalled, not offered yet, in order.
     queue: VecDeque<Event>,
@@ -71,6 +77,10 @@ struct Inner {
     /// What follows the queue is on disk only.
     spilled: bool,
     status: OutboxStatus,
+    began: Instant,
+    burst: Burst,
+    /// Somebody waits until all is stored: nothing is held back.
+    hurry: bool,
 }
 
 struct Shared {
@@ -99,7 +109,8 @@ impl Outbox {
         let on_disk = restored.unacknowledged_total > queue.len() as u64;
         let newest = if on_disk { restored.next_sequence.saturating_sub(1) } else { queued };
         let status = OutboxStatus { unacknowledged: restored.unacknowledged_total, ..OutboxStatus::default() };
-        let inner = Inner { queue, in_flight: VecDeque::new(), newest, queued, spilled: on_disk, status };
+        let (in_flight, began, burst) = (VecDeque::new(), Instant::now(), Burst::default());
+        let inner = Inner { queue, in_flight, newest, queued, spilled: on_disk, status, began, burst, hurry: false };
         let acked = watch::Sender::new(restored.acknowledged);
         let shared = Arc::new(Shared { inner: Mutex::new(inner), wake: Notify::new(), acked });
         let task = tokio::spawn(run(Arc::clone(&shared), publisher, backlog));
@@ -112,6 +123,8 @@ impl Outbox {
         let sequence = sequence_of(&event);
         inner.newest = inner.newest.max(sequence);
         inner.status.unacknowledged += 1;
+        let now = inner.began.elapsed();
+        inner.burst.note(now);
         inner.spilled |= inner.queue.len() >= EVENTS_IN_MEMORY_MAX;
         if !inner.spilled {
             inner.queued = sequence;
@@ -139,6 +152,8 @@ impl Outbox {
 
     /// Waits until everything pushed is stored, at most for `limit`; whether it is.
     pub async fn drained(&self, limit: Duration) -> bool {
+        self.shared.lock().hurry = true;
+        self.shared.wake.notify_one();
         let mut acked = self.acked();
         let empty = async {
             while self.shared.lock().status.unacknowledged > 0 {
@@ -148,7 +163,9 @@ impl Outbox {
             }
         };
         let _ = tokio::time::timeout(limit, empty).await;
-        self.shared.lock().status.unacknowledged == 0
+        let mut inner = self.shared.lock();
+        inner.hurry = false;
+        inner.status.unacknowledged == 0
     }
 }
 
@@ -161,6 +178,13 @@ impl Drop for Outbox {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much longer what is queued waits for the end of a burst.
+    fn hold(&self) -> Option<Duration> {
+        let mut inner = self.lock();
+        let (now, waiting) = (inner.began.elapsed(), inner.queue.len());
+        inner.burst.hold(now, waiting).filter(|_| !inner.hurry)
     }
 
     /// Offers what the window and the publisher have room for.
@@ -250,13 +274,17 @@ async fn run(shared: Arc<Shared>, mut publisher: impl Publisher, mut backlog: Ba
                 }
             }
         }
-        shared.offer(&mut publisher);
-        if shared.read_from().is_some() && shared.lock().in_flight.len() < WINDOW {
-            continue;
+        let hold = shared.hold();
+        if hold.is_none() {
+            shared.offer(&mut publisher);
+            if shared.read_from().is_some() && shared.lock().in_flight.len() < WINDOW {
+                continue;
+            }
         }
         tokio::select! {
             sequence = publisher.progressed() => shared.acknowledged(sequence),
             () = shared.wake.notified() => {}
+            () = tokio::time::sleep(hold.unwrap_or_default()), if hold.is_some() => {}
         }
     }
 }

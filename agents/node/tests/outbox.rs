@@ -117,6 +117,59 @@ async fn events_go_out_in_order_and_the_journal_learns_of_it() {
     assert_eq!(open(dir.path()).1.unacknowledged_total, 0);
 }
 
+/// Pushes bursts, each once the one before has gone, until `seen` says that it has seen enough of one.
+async fn bursts_until(what: &str, journal: &mut Journal, outbox: &Outbox, stream: &Stream, mut seen: impl AsyncFnMut(usize) -> bool) {
+    let mut bursts = 0;
+    loop {
+        let before = stream.taken().len();
+        push(journal, outbox, 20);
+        if seen(before).await {
+            return;
+        }
+        bursts += 1;
+        assert!(bursts < 200, "never seen in 200 bursts: {what}");
+        until("all of it has gone", || stream.taken().len() == before + 20).await;
+        tokio::time::sleep(Duration::from_millis(12)).await;
+    }
+}
+
+/// Mutation caught: bursts are not held back.
+#[tokio::test]
+async fn a_burst_goes_together_when_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, restored) = open(dir.path());
+    let stream = Stream::new();
+    stream.let_go();
+    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    let none_goes = async |before| {
+        let began = Instant::now();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        began.elapsed() < Duration::from_millis(5) && stream.taken().len() == before
+    };
+    bursts_until("a burst that waits", &mut journal, &outbox, &stream, none_goes).await;
+    until("all is stored", || outbox.status().unacknowledged == 0).await;
+    let total = u64::try_from(stream.taken().len()).unwrap();
+    assert_eq!(stream.taken(), (1..=total).collect::<Vec<_>>());
+}
+
+/// Mutation caught: `drained` leaves a burst held back.
+#[tokio::test]
+async fn a_burst_goes_at_once_when_somebody_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, restored) = open(dir.path());
+    let stream = Stream::new();
+    stream.let_go();
+    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    let soon = async |_| {
+        let began = Instant::now();
+        assert!(outbox.drained(Duration::from_secs(20)).await);
+        began.elapsed() < Duration::from_millis(5)
+    };
+    bursts_until("a burst that goes within 5 ms", &mut journal, &outbox, &stream, soon).await;
+}
+
 #[tokio::test]
 async fn never_more_than_the_window_is_on_its_way() {
     let dir = tempfile::tempdir().unwrap();
