@@ -6,7 +6,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 use anyhow::{Context, Result};
 
 use crate::{
-    floor,
+    bare, floor,
     mesh::{Follower, Mesh, Sync},
     programs::{Programs, free_ports},
     report::{Line, Samples, Target},
@@ -64,13 +64,15 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
         }
     }
     if parts.ready {
+        let floor = bare::ready(programs, sync, parts.kills).await?.median();
         let (words, most) = match sync {
             Sync::Always => ("sync always", 5.5),
             Sync::BrokerDefault => ("broker's default sync", 3.5),
         };
         for (victims, how) in [(&told, "notify"), (&asked, "http")] {
             let samples = until_ready(&mut follower, victims, parts.kills).await?;
-            lines.push(Line::times(format!("kill -> stored ready received, {how}, {words}"), samples, &[Target::Median(most)]));
+            let what = format!("kill -> stored ready received, {how}, {words}");
+            lines.push(Line::times(what, samples, &[Target::Median(most)]).beside(floor));
         }
     }
     mesh.down().await?;

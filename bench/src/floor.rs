@@ -110,12 +110,20 @@ pub(crate) fn parallel(demo: &Path, count: usize) -> Result<Duration> {
     told.context("a service did not tell that it is ready")
 }
 
-fn start(demo: &Path, args: &[OsString], env: &[(OsString, OsString)], dir: &Path, log: &File) -> Result<Child> {
+/// Starts a demo service.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn start(demo: &Path, args: &[OsString], env: &[(OsString, OsString)], dir: &Path, log: &File) -> Result<Child> {
     let argv: Vec<OsString> = std::iter::once(demo.into()).chain(args.iter().cloned()).collect();
     Ok(spawn(&Spawn { env, ..Spawn::new(demo.as_os_str(), &argv, dir, log.as_fd()) })?)
 }
 
-fn end(process: &Process) -> Result<()> {
+/// Kills and reaps it.
+///
+/// # Errors
+/// When it does not die.
+pub(crate) fn end(process: &Process) -> Result<()> {
     process.signal(Signal::KILL)?;
     wait_readable(&[process.as_fd()], Some(LIMIT))?;
     process.reap()?;

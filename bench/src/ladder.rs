@@ -12,7 +12,7 @@ use razar_bus_schema::{
 use razar_os::{Pid, Process, Signal};
 
 use crate::{
-    floor,
+    bare, floor,
     mesh::{EVENT_LIMIT, Mesh, Sync},
     programs::{Programs, free_ports},
     report::{Line, Samples, Target},
@@ -32,8 +32,10 @@ pub(crate) async fn measure(programs: &Programs) -> Result<Vec<Line>> {
     std::fs::write(&path, stack(&programs.demo())?)?;
     let mut lines = Vec::new();
     for (sync, how) in [(Sync::Always, "sync always"), (Sync::BrokerDefault, "broker's default sync")] {
+        let floor = bare::ordered(programs, sync, u32::try_from(COMPONENTS * CHAKRAS.len())?).await?.median();
         let samples = ways(programs, &path, sync).await?;
-        lines.push(Line::times(format!("component_failed -> order -> its node has started it, {how}"), samples, &[Target::Median(3.0)]));
+        let what = format!("component_failed -> order -> its node has started it, {how}");
+        lines.push(Line::times(what, samples, &[Target::Median(3.0)]).beside(floor));
     }
     Ok(lines)
 }

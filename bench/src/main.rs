@@ -2,6 +2,8 @@
 //! It starts meshes of its own, as a user would, in temporary state directories, and leaves nothing behind. It reports; it never
 //! fails because something is slow. The targets are the project's; what was measured is in docs/benchmarks.md.
 
+mod bare;
+mod broker;
 mod crash;
 mod floor;
 mod hang;
@@ -14,6 +16,7 @@ mod schedule;
 mod silence;
 mod story;
 mod system;
+mod told;
 mod unified;
 
 use std::process::ExitCode;
@@ -50,11 +53,11 @@ struct Args {
 enum Section {
     /// kill -9 until the port listens again, beside a bare respawn
     Crash,
-    /// kill -9 until a subscriber has the stored component_ready
+    /// kill -9 until a subscriber has the stored component_ready, beside the same way without the mesh
     Ready,
     /// Stopped and deadlocked components until they are replaced
     Hang,
-    /// From a component that its node gave up to the start by recovery's order
+    /// From a component that its node gave up to the start by recovery's order, beside the same way without the mesh
     Ladder,
     /// 77 components in 8 layers, beside 77 spawned at once
     Layers,
