@@ -112,6 +112,37 @@ fn under_the_brake_the_slots_of_all_shards_are_granted_by_shard_0() {
     assert_eq!(b.take().iter().filter(|line| line.starts_with("order")).count(), 1, "c1 is granted");
 }
 
+/// One slot, which is granted to `api` of the other shard when what it depends on falls: it goes to that.
+/// Mutation: a grant keeps its slot, whatever became of what it waits for.
+#[test]
+fn a_grant_of_one_that_waits_for_another_leaves_it_the_slot() {
+    let mut b = Bench::new(&[]);
+    b.slots = 1;
+    b.desire(&spec("api", &["c0"]), 1, RunMode::Run);
+    for name in ["c0", "c1", "c2", "c3", "db"] {
+        b.desire(&spec(name, &[]), 1, RunMode::Run);
+    }
+    b.started("c0", "1.1");
+    b.ready("c0", "1.1");
+    b.decides_about(&[0]);
+    // Those of shard 0 conflict, so that none of them has begun when the brake goes on.
+    b.conflict = true;
+    for name in ["api", "c1", "c2", "c3", "db"] {
+        b.exited(name, "1.1");
+        b.failed(name, "1.1", "budget_spent");
+    }
+    b.conflict = false;
+    b.take();
+    b.pass(5);
+    assert_eq!((b.take(), b.grants()), (vec!["rung_granted".to_owned()], 1), "api has the lowest rank");
+    // Its end and its failure come as one.
+    b.open("c0", "c0@1.1");
+    b.failed("c0", "1.1", "budget_spent");
+    b.pass(5);
+    let orders: Vec<_> = b.take().into_iter().filter(|line| line.starts_with("order")).collect();
+    assert_eq!((orders, b.grants()), (vec!["order restart#1 of c0@1.1: 1.1".to_owned()], 2));
+}
+
 #[test]
 fn what_cannot_be_taken_back_stays_inside_the_meshs_budget_over_all_shards() {
     // So many that sixteen are no flood.
