@@ -1,5 +1,5 @@
-//! The mesh's two ways over the bus without the mesh: the same messages through the same broker and client library, and one service that is
-//! killed and started, by two ends that do nothing else. What a way takes here is what this machine allows.
+//! The mesh's two ways over the bus without the mesh: messages of the same kinds through the same broker and client library, and one service
+//! that is killed and started, by two ends that do nothing else. What a way takes here is what this machine allows.
 
 use std::{
     ffi::OsString,
@@ -9,11 +9,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use razar_bus::{Bus, EventPublisher, FoldItem, IntentItem, Start};
 use razar_bus_schema::{
     bucket::IntentKey,
-    ids::{Incarnation, Instance},
+    ids::Instance,
+    time::{duration, timestamp},
     v1::{self, event::Fact, intent::Want},
 };
 use razar_os::{NotifySocket, Process, Signal, append_file};
@@ -40,39 +41,46 @@ const WAITING_MAX: usize = 64;
 pub(crate) async fn ready(programs: &Programs, sync: Sync, count: u32) -> Result<Samples> {
     let mut near = Near::new(programs, sync).await?;
     let (heard, mut received) = mpsc::channel(WAITING_MAX);
-    let _far = far(near.broker.server.clone(), async move |bus| {
+    let far = far(near.broker.server.clone(), async move |bus| {
         let mut fold = bus.fold_events(Start::Beginning);
         while let Some(item) = fold.next().await {
-            let at = match item {
-                FoldItem::Event { event, .. } if matches!(event.fact, Some(Fact::ComponentReady(_))) => Instant::now(),
-                FoldItem::CaughtUp { .. } => Instant::now(),
+            let told = match item {
+                FoldItem::Event { event, .. } if matches!(event.fact, Some(Fact::ComponentReady(_))) => event.incarnation,
+                FoldItem::CaughtUp { .. } => None,
                 FoldItem::Event { .. } | FoldItem::DeadLetter { .. } | FoldItem::Reset { .. } => continue,
             };
-            if heard.send(at).await.is_err() {
+            if heard.send((told.map(|of| of.start), Instant::now())).await.is_err() {
                 return Ok(());
             }
         }
         bail!("the bus was closed")
     });
     within(received.recv()).await?.context("nobody reads the stream")?;
-    let mut process = near.start()?;
+    let mut service = near.start()?;
     within(near.words.recv()).await??;
     let mut samples = Samples::default();
     for n in 1..=u64::from(count) {
         tokio::time::sleep(PAUSE).await;
         let began = Instant::now();
-        process.signal(Signal::KILL)?;
-        process.wait_exit().await?;
+        service.0.signal(Signal::KILL)?;
+        service.0.wait_exit().await?;
         near.tell(n, told::exited())?;
-        process.reap()?;
-        process = near.start()?;
-        near.tell(n, told::started(process.pid().as_raw().unsigned_abs()))?;
+        let next = near.start()?;
+        drop(std::mem::replace(&mut service, next));
+        near.tell(n, told::started(service.0.pid().as_raw().unsigned_abs()))?;
         within(near.words.recv()).await??;
         near.tell(n, told::ready(began.elapsed()))?;
         near.tell(n, told::recovered())?;
-        samples.push(within(received.recv()).await?.context("nobody reads the stream")?.duration_since(began));
+        let at = loop {
+            let (start, at) = within(received.recv()).await?.context("nobody reads the stream")?;
+            if start == Some(n + 1) {
+                break at;
+            }
+        };
+        samples.push(at.duration_since(began));
     }
-    floor::end(&process)?;
+    drop((service, far));
+    near.end().await?;
     Ok(samples)
 }
 
@@ -82,7 +90,7 @@ pub(crate) async fn ready(programs: &Programs, sync: Sync, count: u32) -> Result
 /// When the broker or the service does not run.
 pub(crate) async fn ordered(programs: &Programs, sync: Sync, count: u32) -> Result<Samples> {
     let mut near = Near::new(programs, sync).await?;
-    let _far = far(near.broker.server.clone(), async |bus| {
+    let far = far(near.broker.server.clone(), async |bus| {
         let mut fold = bus.fold_events(Start::Beginning);
         let mut revision = 0;
         while let Some(item) = fold.next().await {
@@ -104,10 +112,11 @@ pub(crate) async fn ordered(programs: &Programs, sync: Sync, count: u32) -> Resu
         near.tell(n, told::exited())?;
         near.tell(n, told::failed())?;
         while !matches!(within(watch.next()).await?.context("the bus was closed")?, IntentItem::Record { .. }) {}
-        let process = near.start()?;
+        let _service = near.start()?;
         samples.push(began.elapsed());
-        floor::end(&process)?;
     }
+    drop(far);
+    near.end().await?;
     Ok(samples)
 }
 
@@ -151,6 +160,16 @@ where
     Far { stop: Some(stop), thread: Some(thread) }
 }
 
+/// A service that ends when this is dropped.
+struct Service(Process);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = floor::end(&self.0);
+    }
+}
+
 /// The end that starts the service and tells of it.
 struct Near {
     bus: Bus,
@@ -174,10 +193,17 @@ impl Near {
         Ok(Self { bus, publisher, sequence: 0, demo, place, log, words, broker })
     }
 
-    fn start(&self) -> Result<Process> {
+    fn start(&self) -> Result<Service> {
         let args: [OsString; 2] = [format!("--name={NAME}").into(), "--notify".into()];
         let env = [("NOTIFY_SOCKET".into(), Path::new(self.words.path()).into())];
-        Ok(floor::start(&self.demo, &args, &env, &self.place, &self.log)?.into_process()?)
+        Ok(Service(floor::start(&self.demo, &args, &env, &self.place, &self.log)?.into_process()?))
+    }
+
+    /// Nothing of this connection is on its way when the next measurement begins.
+    async fn end(mut self) -> Result<()> {
+        ensure!(self.publisher.drained(EVENT_LIMIT).await, "the broker did not take all events");
+        self.bus.close(EVENT_LIMIT).await;
+        Ok(())
     }
 
     fn tell(&mut self, start: u64, fact: Fact) -> Result<()> {
@@ -192,16 +218,27 @@ fn instance() -> Instance {
     Instance::new(NAME, 0)
 }
 
-/// An order as recovery writes it.
+/// An order with what recovery writes into one.
 fn order(failed: &v1::Event) -> v1::Intent {
     let order = v1::RecoveryOrder {
         instance: Some((&instance()).into()),
         incident: failed.incident.clone(),
         rung: "clear_state".to_owned(),
         attempt: 1,
-        replaces: failed.incarnation.or_else(|| Some(Incarnation::new(1, 1).into())),
+        replaces: failed.incarnation,
+        evidence: Some(v1::OrderEvidence { event_ids: vec![failed.id.clone()], ..Default::default() }),
         clear_state: true,
+        hold_dependents: Some(duration(EVENT_LIMIT)),
         ..Default::default()
     };
-    v1::Intent { reason: failed.reason.clone(), trace: failed.trace.clone(), want: Some(Want::Recovery(order)), ..Default::default() }
+    v1::Intent {
+        writer: Some(v1::Actor { kind: "recovery".to_owned(), id: "a".to_owned() }),
+        cause_id: failed.id.clone(),
+        reason: failed.reason.clone(),
+        trace: failed.trace.clone(),
+        decided_at: Some(timestamp(SystemTime::now())),
+        told_by_event_id: failed.id.clone(),
+        want: Some(Want::Recovery(order)),
+        ..Default::default()
+    }
 }

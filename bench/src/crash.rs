@@ -64,15 +64,16 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
         }
     }
     if parts.ready {
-        let floor = bare::ready(programs, sync, parts.kills).await?.median();
+        let bare = bare::ready(programs, sync, parts.kills).await?.median();
         let (words, most) = match sync {
             Sync::Always => ("sync always", 5.5),
             Sync::BrokerDefault => ("broker's default sync", 3.5),
         };
-        for (victims, how) in [(&told, "notify"), (&asked, "http")] {
+        // Without the mesh nobody asks.
+        for (victims, how, floor) in [(&told, "notify", Some(bare)), (&asked, "http", None)] {
             let samples = until_ready(&mut follower, victims, parts.kills).await?;
             let what = format!("kill -> stored ready received, {how}, {words}");
-            lines.push(Line::times(what, samples, &[Target::Median(most)]).beside(floor));
+            lines.push(Line { floor, ..Line::times(what, samples, &[Target::Median(most)]) });
         }
     }
     mesh.down().await?;

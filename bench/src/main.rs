@@ -31,7 +31,7 @@ use crate::{programs::Programs, report::Report};
 #[derive(Debug, Parser)]
 #[command(name = "razar-bench")]
 struct Args {
-    /// What to measure; nothing named: all of it, in about six minutes
+    /// What to measure; nothing named: all of it, in about seven minutes
     #[arg(value_enum)]
     sections: Vec<Section>,
     /// The lines as one JSON array, for other programs

@@ -79,8 +79,8 @@ struct Inner {
     status: OutboxStatus,
     began: Instant,
     burst: Burst,
-    /// Somebody waits until all is stored: nothing is held back.
-    hurry: bool,
+    /// So many wait until all is stored: while somebody does, nothing is held back.
+    hurried_by: usize,
 }
 
 struct Shared {
@@ -110,7 +110,7 @@ impl Outbox {
         let newest = if on_disk { restored.next_sequence.saturating_sub(1) } else { queued };
         let status = OutboxStatus { unacknowledged: restored.unacknowledged_total, ..OutboxStatus::default() };
         let (in_flight, began, burst) = (VecDeque::new(), Instant::now(), Burst::default());
-        let inner = Inner { queue, in_flight, newest, queued, spilled: on_disk, status, began, burst, hurry: false };
+        let inner = Inner { queue, in_flight, newest, queued, spilled: on_disk, status, began, burst, hurried_by: 0 };
         let acked = watch::Sender::new(restored.acknowledged);
         let shared = Arc::new(Shared { inner: Mutex::new(inner), wake: Notify::new(), acked });
         let task = tokio::spawn(run(Arc::clone(&shared), publisher, backlog));
@@ -152,8 +152,7 @@ impl Outbox {
 
     /// Waits until everything pushed is stored, at most for `limit`; whether it is.
     pub async fn drained(&self, limit: Duration) -> bool {
-        self.shared.lock().hurry = true;
-        self.shared.wake.notify_one();
+        let _hurry = Hurry::new(&self.shared);
         let mut acked = self.acked();
         let empty = async {
             while self.shared.lock().status.unacknowledged > 0 {
@@ -163,15 +162,30 @@ impl Outbox {
             }
         };
         let _ = tokio::time::timeout(limit, empty).await;
-        let mut inner = self.shared.lock();
-        inner.hurry = false;
-        inner.status.unacknowledged == 0
+        self.shared.lock().status.unacknowledged == 0
     }
 }
 
 impl Drop for Outbox {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Somebody waits until all is stored, as long as this lives.
+struct Hurry<'a>(&'a Shared);
+
+impl<'a> Hurry<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.lock().hurried_by += 1;
+        shared.wake.notify_one();
+        Self(shared)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.lock().hurried_by -= 1;
     }
 }
 
@@ -182,16 +196,15 @@ impl Shared {
 
     /// How much longer what is queued waits for the end of a burst.
     fn hold(&self) -> Option<Duration> {
-        let mut inner = self.lock();
-        let (now, waiting) = (inner.began.elapsed(), inner.queue.len());
-        inner.burst.hold(now, waiting).filter(|_| !inner.hurry)
+        let inner = self.lock();
+        inner.burst.hold(inner.began.elapsed(), inner.queue.len()).filter(|_| inner.hurried_by == 0)
     }
 
     /// Offers what the window and the publisher have room for.
     fn offer(&self, publisher: &mut impl Publisher) {
         let mut inner = self.lock();
         while inner.in_flight.len() < WINDOW {
-            let Some(event) = inner.queue.front() else { return };
+            let Some(event) = inner.queue.front() else { return inner.burst.gone() };
             let sequence = sequence_of(event);
             let at = event.time.as_ref().map_or_else(SystemTime::now, system_time);
             match publisher.offer(sequence, event) {

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// So many events within [`RECENT`] are a burst. Two crashes at once, with their restarts, are none.
-pub(super) const BURST_EVENTS: usize = 8;
+/// So many events within [`RECENT`] are a burst. Two crashes at once, with their restarts, make eight: they are none.
+pub(super) const BURST_EVENTS: usize = 12;
 /// How long an event counts, and so how soon after its end a burst is told.
 pub(super) const RECENT: Duration = Duration::from_millis(10);
 /// No event is held back for longer, however long the burst.
@@ -19,30 +19,30 @@ pub(super) const HELD_EVENTS_MAX: usize = super::WINDOW / 2;
 pub(super) struct Burst {
     /// When the newest [`BURST_EVENTS`] came, oldest first.
     newest: VecDeque<Duration>,
-    held_since: Option<Duration>,
+    /// When the first came that waits.
+    waits_since: Option<Duration>,
 }
 
 impl Burst {
-    /// An event came.
+    /// An event came, and waits.
     pub(super) fn note(&mut self, now: Duration) {
         if self.newest.len() == BURST_EVENTS {
             self.newest.pop_front();
         }
         self.newest.push_back(now);
+        self.waits_since.get_or_insert(now);
+    }
+
+    /// All that waited has gone.
+    pub(super) fn gone(&mut self) {
+        self.waits_since = None;
     }
 
     /// How much longer the `waiting` events are to wait; `None`: they go now.
-    pub(super) fn hold(&mut self, now: Duration, waiting: usize) -> Option<Duration> {
-        let oldest = self.newest.front().filter(|_| self.newest.len() == BURST_EVENTS);
-        let over_at = oldest.map_or(Duration::ZERO, |at| *at + RECENT);
-        if waiting == 0 || waiting >= HELD_EVENTS_MAX || over_at <= now {
-            self.held_since = None;
-            return None;
-        }
-        let until = over_at.min(*self.held_since.get_or_insert(now) + HELD_MAX);
-        let left = until.checked_sub(now).filter(|left| !left.is_zero());
-        self.held_since = self.held_since.filter(|_| left.is_some());
-        left
+    pub(super) fn hold(&self, now: Duration, waiting: usize) -> Option<Duration> {
+        let oldest = self.newest.front().filter(|_| self.newest.len() == BURST_EVENTS)?;
+        let until = (*oldest + RECENT).min(self.waits_since? + HELD_MAX);
+        until.checked_sub(now).filter(|left| !left.is_zero() && (1..HELD_EVENTS_MAX).contains(&waiting))
     }
 }
 
@@ -62,14 +62,14 @@ mod tests {
 
     /// Mutation caught: the number of events is not looked at.
     #[test]
-    fn a_few_events_go_at_once() {
-        assert_eq!(burst(0..7).hold(ms(7), 7), None);
+    fn two_crashes_with_their_restarts_are_told_at_once() {
+        assert_eq!(burst([0, 0, 1, 1, 3, 3, 4, 4]).hold(ms(4), 8), None);
         assert_eq!(burst([]).hold(ms(1), 1), None);
     }
 
     #[test]
     fn many_go_together_when_no_more_come() {
-        let mut burst = burst(0..8);
+        let burst = burst([0; 4].into_iter().chain(0..8));
         assert_eq!(burst.hold(ms(7), 1), Some(ms(3)));
         assert_eq!(burst.hold(ms(9), 1), Some(ms(1)));
         assert_eq!(burst.hold(ms(10), 1), None);
@@ -80,32 +80,41 @@ mod tests {
         assert_eq!(burst((0..20).map(|n| n * 2)).hold(ms(38), 1), None);
     }
 
-    /// Mutations caught: the first instant of holding back is forgotten at each look; it is kept when what waited has gone.
+    /// Mutations caught: since when something waits is forgotten at each look; it is kept when what waited has gone.
     #[test]
     fn nothing_waits_longer_than_the_limit_however_long_it_goes_on() {
-        let mut burst = burst(0..8);
-        let mut gone = Vec::new();
-        for now in 8..200 {
+        let mut burst = Burst::default();
+        let mut went = Vec::new();
+        for now in 0..200 {
+            burst.note(ms(now));
             burst.note(ms(now));
             if burst.hold(ms(now), 1).is_none() {
-                gone.push(now);
+                went.push(now);
+                burst.gone();
             }
         }
-        assert_eq!(gone, [58, 109, 160], "held from 8 to 58, from 59 to 109, from 110 to 160");
+        assert_eq!(went, [0, 1, 2, 3, 4, 55, 106, 157], "twelve have come at 5; held from 5 to 55, from 56 to 106, from 107 to 157");
+    }
+
+    /// Mutation caught: what could not go begins to wait anew.
+    #[test]
+    fn what_was_let_go_and_found_no_room_waits_for_room_alone() {
+        let mut burst = burst([0; 12]);
+        (1..70).for_each(|at| burst.note(ms(at)));
+        assert_eq!(burst.hold(ms(50), 100), None);
+        assert_eq!(burst.hold(ms(69), 100), None);
+        burst.gone();
+        burst.note(ms(70));
+        burst.note(ms(70));
+        burst.note(ms(70));
+        assert!(burst.hold(ms(70), 3).is_some());
     }
 
     #[test]
     fn what_fills_half_of_the_window_goes() {
-        let mut burst = burst(0..8);
+        let burst = burst([0; 12]);
         assert!(burst.hold(ms(7), HELD_EVENTS_MAX - 1).is_some());
         assert_eq!(burst.hold(ms(7), HELD_EVENTS_MAX), None);
-    }
-
-    #[test]
-    fn what_waits_for_nothing_begins_no_wait() {
-        let mut burst = burst(0..8);
-        assert_eq!(burst.hold(ms(8), 0), None);
-        (9..100).for_each(|at| burst.note(ms(at)));
-        assert!(burst.hold(ms(99), 1).is_some());
+        assert_eq!(burst.hold(ms(7), 0), None, "nothing waits");
     }
 }
