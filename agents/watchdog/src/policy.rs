@@ -347,13 +347,15 @@ impl State {
             },
             _ => return,
         };
+        let stands = razar_bus_schema::time::duration_or(beat.loop_age.as_ref(), Duration::ZERO) >= self.limits.stands_after;
+        let stands = stands.then(|| self.rhythm(&subject).map_or(self.limits.stands_after, |rhythm| rhythm.patience()));
         let Some(watch) = self.watches.get_mut(&subject) else { return };
         let named = Incarnation::new(beat.generation, beat.start);
         if named != Incarnation::default() && named != watch.incarnation {
             return;
         }
         let before = watch.stands;
-        let sign = watch.heard(beat, self.limits.stands_after, now.mono);
+        let sign = watch.heard(beat, stands, now.mono);
         // Who counts as silent and is heard, or says that it stands, is looked at now.
         if (sign && self.is_away(&subject)) || watch_stands(&self.watches, &subject) != before {
             self.look_at(&subject, now.mono);

@@ -111,6 +111,13 @@ fn incident(id: Option<&v1::IncidentId>) -> Option<String> {
     id.and_then(|i| Incident::try_from(i).ok()).map(|i| i.to_string())
 }
 
+/// Whether a restart by recovery cured the incident of a life that did not beat by the watchdog: the newest of those is `silent`.
+fn restarted_by_verdict(event: &v1::Event, silent: Incarnation) -> bool {
+    let of = event.incident.as_ref().and_then(|i| Incident::try_from(i).ok()).map(|i| i.incarnation);
+    matches!(&event.fact, Some(Fact::Recovered(r)) if r.rung == "restart")
+        && of.is_some_and(|of| of == silent && of != Incarnation::default())
+}
+
 /// All instances as these events tell them, copies left out.
 pub(super) fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
     let mut all: BTreeMap<Instance, Seen> = BTreeMap::new();
@@ -147,6 +154,8 @@ pub(super) fn seen(events: &[Stored]) -> (BTreeMap<Instance, Seen>, bool) {
         if verdict && matches!(&event.fact, Some(Fact::ComponentUnresponsive(_))) {
             of.silent = of.silent.max(life);
         }
+        // Recovery did in the node's place what that does of one that died.
+        of.local_recoveries += usize::from(ours && restarted_by_verdict(event, of.silent));
         of.healed |= ours && matches!(&event.fact, Some(Fact::Recovered(_) | Fact::IncidentWithdrawn(_)));
         if event.source.as_ref().is_none_or(|s| s.kind != "node") || life < of.life {
             continue;
@@ -495,12 +504,10 @@ impl World {
         }
     }
 
-    /// Whether the ladder has reason to replace a living process: it was restarted locally more often than is borne.
+    /// Whether the ladder has reason to replace a living process: it was restarted locally, or in its node's place, more often than is borne.
     pub(super) fn flaps_too_much(&self, id: &Instance) -> bool {
-        let local =
-            |s: &&Stored| matches!(&s.event.fact, Some(Fact::Recovered(r)) if r.rung == "local") && instance(&s.event).as_ref() == Some(id);
-        let ids: BTreeSet<&str> = self.broker.events.stored.iter().filter(local).map(|s| s.event.id.as_str()).collect();
-        ids.len() > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX) || self.faults.had(Fault::EventsLost)
+        let count = seen(&self.broker.events.stored).0.get(id).map_or(0, |of| of.local_recoveries);
+        count > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX) || self.faults.had(Fault::EventsLost)
     }
 }
 

@@ -61,7 +61,7 @@ impl State {
         }
     }
 
-    fn rhythm(&self, subject: &Subject) -> Option<Rhythm> {
+    pub(super) fn rhythm(&self, subject: &Subject) -> Option<Rhythm> {
         match subject {
             Subject::Node(_) | Subject::Agent(..) => Some(self.rhythm_of_mesh()),
             Subject::Component(instance) => self.rhythm_of(instance),

@@ -85,12 +85,13 @@ impl Watch {
         Self { known, due: known, question: Question::None, seen: None, stands: None, ..self.clone() }
     }
 
-    /// A beat was heard. True: it is a sign of life.
-    pub fn heard(&mut self, beat: &v1::Heartbeat, stands_after: Duration, now: Duration) -> bool {
-        let age = time::duration_or(beat.loop_age.as_ref(), Duration::ZERO);
-        if age >= stands_after {
-            let first = self.stands.map_or(now, |(first, ..)| first);
-            self.stands = Some((first, now, age));
+    /// A beat was heard. `stands`: it says that its loop stands, and follows another that came within this time. True: it is a sign of life.
+    pub fn heard(&mut self, beat: &v1::Heartbeat, stands: Option<Duration>, now: Duration) -> bool {
+        if let Some(patience) = stands {
+            let age = time::duration_or(beat.loop_age.as_ref(), Duration::ZERO);
+            // Behind a gap a row begins anew: the loop may have turned meanwhile, unheard.
+            let row = self.stands.filter(|(_, newest, _)| *newest + patience > now);
+            self.stands = Some((row.map_or(now, |(first, ..)| first), now, age));
             return false;
         }
         // Who counts its beats counts them all: one number twice is an echo of an old loop, or a copy.
@@ -143,6 +144,9 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    /// Beats of a loop that stands come within three seconds of one another.
+    const STANDS: Option<Duration> = Some(Duration::from_secs(3));
+
     fn beat(cycle: u64, age: u64) -> v1::Heartbeat {
         v1::Heartbeat { cycle, loop_age: Some(time::duration(ms(age))), ..Default::default() }
     }
@@ -150,7 +154,7 @@ mod tests {
     #[test]
     fn beats_are_missed_after_their_slack() {
         let mut w = Watch::new(ms(0), Incarnation::default());
-        w.heard(&beat(1, 0), ms(3_000), ms(500));
+        w.heard(&beat(1, 0), None, ms(500));
         let missed = |at| w.silence(&RHYTHM, ms(0), ms(at)).missed;
         assert_eq!([500, 1_519, 1_520, 2_520, 3_519, 3_520].map(missed), [0, 0, 1, 2, 2, 3]);
         assert_eq!(w.silence(&RHYTHM, ms(0), ms(1_600)).next, ms(2_520));
@@ -160,23 +164,26 @@ mod tests {
     #[test]
     fn a_loop_that_stands_is_silent_however_it_beats() {
         let mut w = Watch::new(ms(0), Incarnation::default());
-        assert!(w.heard(&beat(1, 10), ms(3_000), ms(1_000)));
-        assert!(!w.heard(&beat(2, 3_100), ms(3_000), ms(4_000)));
+        assert!(w.heard(&beat(1, 10), None, ms(1_000)));
+        assert!(!w.heard(&beat(2, 3_100), STANDS, ms(4_000)));
         assert_eq!(w.stands(&RHYTHM, ms(4_000)), None, "once may be a process that has just woken");
-        assert!(!w.heard(&beat(3, 4_100), ms(3_000), ms(5_000)));
+        assert!(!w.heard(&beat(3, 4_100), STANDS, ms(5_000)));
         assert_eq!(w.stands(&RHYTHM, ms(5_000)), Some(ms(4_100)));
         assert_eq!(w.stands(&RHYTHM, ms(8_000)), None, "who says nothing more is silent");
+        let mut unheard = w.clone();
+        assert!(!unheard.heard(&beat(4, 8_100), STANDS, ms(9_000)));
+        assert_eq!(unheard.stands(&RHYTHM, ms(9_000)), None, "behind a gap once is once again");
         assert_eq!(w.begun_anew(ms(5_100)).stands(&RHYTHM, ms(5_100)), None, "another process");
         assert_eq!(w.silent_for(ms(5_000)), ms(4_000));
-        assert!(w.heard(&beat(4, 0), ms(3_000), ms(6_000)));
+        assert!(w.heard(&beat(4, 0), None, ms(6_000)));
         assert_eq!(w.stands(&RHYTHM, ms(6_000)), None);
     }
 
     #[test]
     fn a_repeated_number_is_no_sign_and_no_number_is_one() {
         let mut w = Watch::new(ms(0), Incarnation::default());
-        assert!(w.heard(&beat(7, 0), ms(3_000), ms(1_000)) && !w.heard(&beat(7, 0), ms(3_000), ms(2_000)));
-        assert!(w.heard(&beat(1, 0), ms(3_000), ms(3_000)), "a new process counts anew");
-        assert!(w.heard(&beat(0, 0), ms(3_000), ms(4_000)) && w.heard(&beat(0, 0), ms(3_000), ms(5_000)));
+        assert!(w.heard(&beat(7, 0), None, ms(1_000)) && !w.heard(&beat(7, 0), None, ms(2_000)));
+        assert!(w.heard(&beat(1, 0), None, ms(3_000)), "a new process counts anew");
+        assert!(w.heard(&beat(0, 0), None, ms(4_000)) && w.heard(&beat(0, 0), None, ms(5_000)));
     }
 }
