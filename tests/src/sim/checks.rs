@@ -16,7 +16,7 @@ use razar_registry::projection::Projection;
 
 use super::{
     bus::{Client, Stored},
-    healing::Healing,
+    healing::{Healing, instance},
     random::Rng,
     verdicts::Watching,
     world::World,
@@ -104,7 +104,10 @@ impl World {
                 let text = format!("{} leaves failed for {:?} without a cause", inst.id, inst.state);
                 wrong = wrong.or(Some(("failed", text)));
             }
-            let put_down = matches!(inst.state, State::Stopped | State::Quarantined);
+            // What was stopped on purpose and begins again, all in one decision, owes nothing either.
+            let stopped = |e: &v1::Event| matches!(e.fact, Some(Fact::ComponentStopped(_))) && instance(e).as_ref() == Some(&inst.id);
+            let stopped = actions.iter().any(|a| matches!(a, Action::Tell(e) if stopped(e)));
+            let put_down = stopped || matches!(inst.state, State::Stopped | State::Quarantined);
             if lost || put_down || (newer && (spawned || !inst.lives())) {
                 oracle.forgive(&inst.id);
             }

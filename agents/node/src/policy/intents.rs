@@ -370,6 +370,16 @@ impl Node {
         by_hand.filter(|(q, _)| super::precedence::isolates(q.phase())).or(by_ladder).or(by_hand)
     }
 
+    /// Whether a quarantine record, whatever its phase, is about this incident.
+    pub(super) fn is_isolated_for(&self, id: &Instance, incident: &Incident) -> bool {
+        let keys = [IntentKey::QuarantineComponent(id.component.clone()), IntentKey::QuarantineInstance(id.clone())];
+        let of = |record: &v1::Intent| match &record.want {
+            Some(Want::Quarantine(q)) => q.incident.as_ref().and_then(|i| Incident::try_from(i).ok()),
+            _ => None,
+        };
+        self.intents.quarantines && keys.iter().filter_map(|key| self.intents.record(key)).any(|r| of(&r.intent).as_ref() == Some(incident))
+    }
+
     /// Instances here that a quarantine record concerns.
     fn concerned(&self, key: &str) -> Vec<Instance> {
         match IntentKey::parse(key) {

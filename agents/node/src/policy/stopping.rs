@@ -73,13 +73,13 @@ impl Node {
         }
     }
 
-    /// Ends an incident that lost its object.
+    /// Ends an incident that lost its object. One that an isolation has ended has no second end.
     pub(super) fn withdraw(&mut self, id: &Instance, why: &'static str, now: Now) {
-        if self.instances.get(id).is_none_or(|i| i.incident.is_none()) {
-            return;
+        let Some(open) = self.instances.get(id).and_then(|i| i.incident.as_ref()) else { return };
+        if !self.is_isolated_for(id, &open.id) {
+            let fact = Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: why.to_owned() });
+            self.tell(id, fact, why, &why.replace('_', " "), now);
         }
-        let fact = Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: why.to_owned() });
-        self.tell(id, fact, why, &why.replace('_', " "), now);
         if let Some(inst) = self.instances.get_mut(id) {
             inst.incident = None;
             inst.by_rung = false;

@@ -86,6 +86,32 @@ fn a_newer_generation_ends_what_a_rung_began() {
     assert_eq!(incident_of(&b, "component_exited").as_deref(), Some("api@2.1"));
 }
 
+/// Mutation caught: what an isolation has ended is withdrawn by its node as well.
+#[test]
+fn an_incident_that_an_isolation_has_ended_has_no_second_end() {
+    for (settled_for, withdrawn) in [(Incarnation::new(1, 1), false), (Incarnation::new(1, 2), true)] {
+        let spec = component("api", &[]);
+        let mut b = Bench::running(std::slice::from_ref(&spec));
+        b.exhaust("api");
+        b.take();
+        // Its isolation is over when its node hears of it, and a new generation is desired.
+        let incident = Incident { instance: id("api"), incarnation: settled_for, signs_of_life: 0 };
+        let probation = v1::Quarantine {
+            component: "api".to_owned(),
+            ordinal: Some(0),
+            phase: v1::QuarantinePhase::Probation.into(),
+            incident: Some((&incident).into()),
+            ..Default::default()
+        };
+        b.record("quarantine.api.0", Want::Quarantine(probation));
+        b.desire(&desired(&spec, 2, 1));
+        b.settle();
+        let told = b.take();
+        assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "2.1"));
+        assert_eq!(told.iter().any(|line| line.starts_with("incident_withdrawn")), withdrawn, "{told:?}");
+    }
+}
+
 /// `api` failed for good, with a chakra that has a hook, and the rung that runs it; by then `component_failed` and the order are told.
 fn hooked(clear_state: bool) -> Bench {
     let spec = v1::ComponentSpec { state: vec!["/x".to_owned()], ..component("api", &[]) };
