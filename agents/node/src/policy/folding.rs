@@ -129,14 +129,17 @@ impl Node {
         }
     }
 
-    /// What comes before a start is done: it follows, unless a dependency's condition was lost meanwhile.
+    /// What comes before a start is done: it follows, unless a dependency's condition was lost meanwhile, or its recovery holds starts.
     pub(super) fn spawn_prepared(&mut self, id: &Instance, now: Now) {
-        let Some(spec) = self.instances.get(id).and_then(|i| i.wanted.as_ref()).map(|w| w.spec.clone()) else { return };
-        if self.blockers(&spec, id, now.mono).is_empty() {
+        let Some(inst) = self.instances.get(id) else { return };
+        let Some(spec) = inst.wanted.as_ref().map(|w| w.spec.clone()) else { return };
+        let is_held = self.hold_on(inst, now.mono).is_some();
+        if !is_held && self.blockers(&spec, id, now.mono).is_empty() {
             self.spawn(id, now);
         } else if let Some(inst) = self.instances.get_mut(id) {
             inst.slot = false;
-            self.set_state(id, State::Waiting, "a dependency's condition was lost before its start", now);
+            let why = if is_held { "a dependency's recovery held its start" } else { "a dependency's condition was lost before its start" };
+            self.set_state(id, State::Waiting, why, now);
         }
     }
 

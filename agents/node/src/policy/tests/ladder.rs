@@ -212,6 +212,27 @@ fn a_hook_whose_start_is_no_longer_wanted_is_ended_and_starts_nothing() {
     assert_eq!((b.state("api"), b.take()), (State::Quarantined, vec!["hook_ran api@1.4".to_owned()]));
 }
 
+/// Mutation caught: what was prepared starts although a dependency's recovery holds it by then.
+#[test]
+fn a_start_that_is_held_while_it_is_prepared_waits_until_it_is_no_longer() {
+    let spec = v1::ComponentSpec { state: vec!["/x".to_owned()], ..component("api", &["db"]) };
+    let mut b = Bench::running(&[component("db", &[]), spec]);
+    b.ready("db");
+    b.exhaust("api");
+    let order = v1::RecoveryOrder { chakra_hook: false, ..hook_order(1, Incarnation::new(1, 4), true) };
+    b.record("recovery.api.0", Want::Recovery(order));
+    b.settle();
+    assert_eq!(b.state("api"), State::Preparing);
+    b.hold("db", Duration::from_secs(30));
+    b.take();
+    b.input(Input::Prepared { instance: id("api"), failed: None });
+    assert_eq!((b.state("api"), b.take().iter().any(|line| line.starts_with("spawn"))), (State::Waiting, false));
+    b.pass(Duration::from_secs(31));
+    assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.5"));
+    b.exit("api", 1);
+    assert_eq!(b.state("api"), State::Failed, "a start of a rung's has no restarts of its node's");
+}
+
 /// What comes before a start takes time, and gates are asked again at its end.
 #[test]
 fn a_start_whose_dependency_is_lost_while_it_is_prepared_waits_for_it() {
