@@ -54,6 +54,8 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
     let (told, asked) = victims()?;
     let path = dir.path().join("razar.yaml");
     std::fs::write(&path, stack(&programs.demo(), &told, &asked)?)?;
+    // Without the mesh: before it is there, and nobody asks.
+    let bare = if parts.ready { Some(bare::ready(programs, sync, parts.kills).await?.median()) } else { None };
     let mesh = Mesh::up(programs, &path, &[], sync).await?;
     let mut follower = Follower::of(&mesh).await?;
     let mut lines = Vec::new();
@@ -64,13 +66,11 @@ async fn with_sync(programs: &Programs, parts: &Parts, sync: Sync) -> Result<Vec
         }
     }
     if parts.ready {
-        let bare = bare::ready(programs, sync, parts.kills).await?.median();
         let (words, most) = match sync {
             Sync::Always => ("sync always", 5.5),
             Sync::BrokerDefault => ("broker's default sync", 3.5),
         };
-        // Without the mesh nobody asks.
-        for (victims, how, floor) in [(&told, "notify", Some(bare)), (&asked, "http", None)] {
+        for (victims, how, floor) in [(&told, "notify", bare), (&asked, "http", None)] {
             let samples = until_ready(&mut follower, victims, parts.kills).await?;
             let what = format!("kill -> stored ready received, {how}, {words}");
             lines.push(Line { floor, ..Line::times(what, samples, &[Target::Median(most)]) });

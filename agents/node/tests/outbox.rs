@@ -83,6 +83,15 @@ fn open(dir: &std::path::Path) -> (Journal, Restored) {
     Journal::open_with(dir, "a", "boot", Limits { segment_bytes: 16 * 1024, disk_bytes: u64::MAX }).unwrap()
 }
 
+/// An outbox that begins with an empty journal; nothing is stored yet.
+fn begun() -> (tempfile::TempDir, Journal, Stream, Outbox) {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, restored) = open(dir.path());
+    let stream = Stream::new();
+    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    (dir, journal, stream, outbox)
+}
+
 fn push(journal: &mut Journal, outbox: &Outbox, count: usize) {
     for _ in 0..count {
         journal.append_event(event("great_spiral")).unwrap().into_iter().for_each(|event| outbox.push(event));
@@ -99,11 +108,8 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn events_go_out_in_order_and_the_journal_learns_of_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
+    let (dir, mut journal, stream, outbox) = begun();
     stream.let_go();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
     let mut acked = outbox.acked();
     push(&mut journal, &outbox, 3);
     acked.wait_for(|sequence| *sequence == 3).await.unwrap();
@@ -138,11 +144,8 @@ async fn bursts_until(what: &str, journal: &mut Journal, outbox: &Outbox, stream
 /// Mutations caught: bursts are not held back; what has gone counts as waiting.
 #[tokio::test]
 async fn a_burst_goes_together_when_it_is_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
+    let (_dir, mut journal, stream, outbox) = begun();
     stream.let_go();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
     let none_goes = async |before| {
         let began = Instant::now();
         for _ in 0..10 {
@@ -159,11 +162,8 @@ async fn a_burst_goes_together_when_it_is_over() {
 /// Mutation caught: `drained` leaves a burst held back.
 #[tokio::test]
 async fn a_burst_goes_at_once_when_somebody_waits_for_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
+    let (_dir, mut journal, stream, outbox) = begun();
     stream.let_go();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
     let soon = async |_| {
         let began = Instant::now();
         assert!(outbox.drained(Duration::from_secs(20)).await);
@@ -174,10 +174,7 @@ async fn a_burst_goes_at_once_when_somebody_waits_for_it() {
 
 #[tokio::test]
 async fn never_more_than_the_window_is_on_its_way() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    let (_dir, mut journal, stream, outbox) = begun();
     push(&mut journal, &outbox, WINDOW * 2);
     until("the window is full", || stream.taken().len() == WINDOW).await;
     let status = outbox.status();
@@ -191,10 +188,7 @@ async fn never_more_than_the_window_is_on_its_way() {
 
 #[tokio::test]
 async fn a_backlog_beyond_memory_is_read_from_disk_without_gap_or_double() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    let (_dir, mut journal, stream, outbox) = begun();
     let total = EVENTS_IN_MEMORY_MAX * 2 + 500;
     push(&mut journal, &outbox, total);
     until("the window is full", || stream.taken().len() == WINDOW).await;
@@ -233,11 +227,8 @@ async fn a_new_agent_publishes_what_the_last_one_could_not() {
 
 #[tokio::test]
 async fn an_event_that_can_never_go_is_passed_over_visibly() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
+    let (_dir, mut journal, stream, outbox) = begun();
     stream.let_go();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
     for kind in ["great_spiral", "too_large", "great_spiral"] {
         journal.append_event(event(kind)).unwrap().into_iter().for_each(|event| outbox.push(event));
     }
@@ -250,10 +241,7 @@ async fn an_event_that_can_never_go_is_passed_over_visibly() {
 
 #[tokio::test]
 async fn segments_that_are_gone_are_counted_and_hold_up_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut journal, restored) = open(dir.path());
-    let stream = Stream::new();
-    let outbox = Outbox::start(stream.publisher(), journal.backlog(), &restored);
+    let (dir, mut journal, stream, outbox) = begun();
     push(&mut journal, &outbox, EVENTS_IN_MEMORY_MAX * 2);
     until("the window is full", || stream.taken().len() == WINDOW).await;
     for entry in std::fs::read_dir(dir.path()).unwrap() {

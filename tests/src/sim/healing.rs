@@ -236,7 +236,7 @@ impl World {
         let mut wrong = None;
         for id in orders().chain(&given_up) {
             let of = all.get(id);
-            let flaps = of.is_some_and(|s| s.local_recoveries > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX));
+            let flaps = of.is_some_and(|s| self.is_more_than_borne(s.local_recoveries));
             let rung = of.is_some_and(|s| s.state == State::Failed && !s.by_policy && !s.blocked);
             let again = self.order_in_bucket(id).is_some();
             let silent = of.is_some_and(|s| s.silent == s.life && s.life != Incarnation::default());
@@ -506,8 +506,12 @@ impl World {
 
     /// Whether the ladder has reason to replace a living process: it was restarted locally, or in its node's place, more often than is borne.
     pub(super) fn flaps_too_much(&self, id: &Instance) -> bool {
-        let count = seen(&self.broker.events.stored).0.get(id).map_or(0, |of| of.local_recoveries);
-        count > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX) || self.faults.had(Fault::EventsLost)
+        let seen = || seen(&self.broker.events.stored).0.get(id).map_or(0, |of| of.local_recoveries);
+        self.faults.had(Fault::EventsLost) || self.is_more_than_borne(seen())
+    }
+
+    fn is_more_than_borne(&self, local_recoveries: usize) -> bool {
+        local_recoveries > usize::try_from(self.figures.ladder.flaps_max).unwrap_or(usize::MAX)
     }
 }
 

@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// So many events within [`RECENT`] are a burst. Two crashes at once, with their restarts, make eight: they are none.
-pub(super) const BURST_EVENTS: usize = 12;
+const BURST_EVENTS: usize = 12;
 /// How long an event counts, and so how soon after its end a burst is told.
-pub(super) const RECENT: Duration = Duration::from_millis(10);
+const RECENT: Duration = Duration::from_millis(10);
 /// No event is held back for longer, however long the burst.
-pub(super) const HELD_MAX: Duration = Duration::from_millis(50);
+const HELD_MAX: Duration = Duration::from_millis(50);
 /// More than that are not held back: half of what may be unacknowledged at once.
-pub(super) const HELD_EVENTS_MAX: usize = super::WINDOW / 2;
+const HELD_EVENTS_MAX: usize = super::WINDOW / 2;
 
 /// What came lately, and since when some of it waits.
 #[derive(Debug, Default)]

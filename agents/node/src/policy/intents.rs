@@ -197,8 +197,16 @@ impl Node {
 
     /// The record that isolates an instance, or has it on probation.
     pub(super) fn isolation(&self, id: &Instance) -> Option<&v1::Intent> {
-        let keys = [IntentKey::QuarantineInstance(id.clone()), IntentKey::QuarantineComponent(id.component.clone())];
-        keys.iter().filter_map(|key| self.intents.record(key)).map(|record| &*record.intent).find(|intent| !releases(intent))
+        self.quarantines_of(id).find(|intent| !releases(intent))
+    }
+
+    /// The quarantine records that concern `id`, whatever their phase: the instance's before the component's.
+    fn quarantines_of(&self, id: &Instance) -> impl Iterator<Item = &v1::Intent> {
+        let keys = self
+            .intents
+            .quarantines
+            .then(|| [IntentKey::QuarantineInstance(id.clone()), IntentKey::QuarantineComponent(id.component.clone())]);
+        keys.into_iter().flatten().filter_map(|key| self.intents.record(&key)).map(|record| &*record.intent)
     }
 
     fn put_in_force(&mut self, key: &str, place: Place, intent: Arc<v1::Intent>, now: Now) -> bool {
@@ -372,12 +380,11 @@ impl Node {
 
     /// Whether a quarantine record, whatever its phase, is about this incident.
     pub(super) fn is_isolated_for(&self, id: &Instance, incident: &Incident) -> bool {
-        let keys = [IntentKey::QuarantineComponent(id.component.clone()), IntentKey::QuarantineInstance(id.clone())];
-        let of = |record: &v1::Intent| match &record.want {
+        let of = |intent: &v1::Intent| match &intent.want {
             Some(Want::Quarantine(q)) => q.incident.as_ref().and_then(|i| Incident::try_from(i).ok()),
             _ => None,
         };
-        self.intents.quarantines && keys.iter().filter_map(|key| self.intents.record(key)).any(|r| of(&r.intent).as_ref() == Some(incident))
+        self.quarantines_of(id).any(|intent| of(intent).as_ref() == Some(incident))
     }
 
     /// Instances here that a quarantine record concerns.
@@ -391,10 +398,8 @@ impl Node {
 
     /// Whether a record has `id` on probation: what it starts then is judged by its first end.
     pub(super) fn on_probation(&self, id: &Instance) -> bool {
-        let keys = [IntentKey::QuarantineComponent(id.component.clone()), IntentKey::QuarantineInstance(id.clone())];
-        keys.iter()
-            .filter_map(|key| self.intents.record(key))
-            .any(|record| matches!(&record.intent.want, Some(Want::Quarantine(q)) if q.phase() == v1::QuarantinePhase::Probation))
+        self.quarantines_of(id)
+            .any(|intent| matches!(&intent.want, Some(Want::Quarantine(q)) if q.phase() == v1::QuarantinePhase::Probation))
     }
 
     /// The order of the ladder that concerns `id`, whatever its worth.
