@@ -1,12 +1,13 @@
-//! Runs hooks: each in a session of its own, in a cgroup of its own where the machine allows, its output in a file that is also the tag by
+//! Runs hooks: each in a session of its own, in a cgroup of its own where the machine allows, its output in a pipe that is also the tag by
 //! which its processes are found. A hook that takes too long, or is no longer wanted, is killed with all that it started, and so is what
 //! one leaves behind. What follows from its end is the policy's to say.
+
+mod output;
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    fs, io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +19,7 @@ use razar_os::{Cgroups, FileId, ProcTable, Process, Tree, monotonic_now};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::{Instant, MissedTickBehavior},
 };
 
 use crate::{
@@ -31,14 +33,10 @@ use crate::{
     processes::{Places, exit_record},
 };
 
-/// Most bytes of a hook's output that are told.
-const OUTPUT_BYTES_MAX: usize = 4096;
-/// A file of output that has grown to this is begun anew: what came last is kept.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Time between two looks at a hook that runs.
-const LOOK: Duration = Duration::from_millis(50);
-/// Looks between two at its processes, where no cgroup holds them: who is seen once is found again, whatever it does to hide.
-const LOOKS_AT_TREE: u32 = 4;
+use output::{OUTPUT_BYTES_MAX, Output};
+
+/// Time between two looks at a hook's processes, where no cgroup holds them: who is seen once is found again, whatever it does to hide.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long the kill of a tree is waited for.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// How long the end of the node waits for its hooks to be killed.
@@ -124,15 +122,6 @@ struct Running {
     output: Output,
 }
 
-/// Output in a file that is kept small.
-struct Output {
-    file: File,
-    path: PathBuf,
-    /// The end of what was there before the file was begun anew.
-    before: Vec<u8>,
-    cut: bool,
-}
-
 fn program_of(hook: &v1::Hook) -> String {
     hook.command.first().cloned().unwrap_or_default()
 }
@@ -170,53 +159,48 @@ fn start(run: &HookRun, name: &str, dir: &Path, cgroups: Option<&Cgroups>, place
     let said = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     fs::create_dir_all(dir).map_err(said("the folder for its output"))?;
     let path = dir.join(name);
-    let _ = fs::remove_file(&path);
-    let (log, tag) = razar_os::append_file(&path).map_err(said("the file for its output"))?;
-    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(said("the file for its output"))?;
+    let (output, writes, tag) = Output::open(&path).map_err(said("the pipe for its output"))?;
     let cgroup = cgroups.and_then(|all| all.create(&places.mesh, &places.node, &cgroup_name(name)).ok()).map(Arc::new);
     let traceparent = run.trace.as_ref().and_then(|t| Context::parse(&t.traceparent)).map(|c| c.header()).unwrap_or_default();
     let env = environment::of_hook(run, places, &traceparent, |name| std::env::var_os(name));
     let argv: Vec<OsString> = run.hook.command.iter().map(OsString::from).collect();
     let program = argv.first().ok_or("its command is empty")?;
     let cwd = if run.hook.working_dir.is_empty() { Path::new("/") } else { Path::new(&run.hook.working_dir) };
-    let mut order = razar_os::Spawn::new(program, &argv, cwd, log.as_fd());
+    let mut order = razar_os::Spawn::new(program, &argv, cwd, writes.as_fd());
     order.env = &env;
     order.cgroup = cgroup.as_ref().map(|c| c.as_fd());
     let spawned = razar_os::spawn(&order).map_err(|e| crate::processes::with_sources(&e));
-    let process = spawned.and_then(|child| child.into_process().map_err(|e| e.to_string())).inspect_err(|_| {
-        let _ = fs::remove_file(&path);
-    })?;
+    let process = spawned.and_then(|child| child.into_process().map_err(|e| e.to_string()))?;
     let has_cgroup = cgroup.is_some();
     let tree = Tree::new(&process, Some(tag), cgroup).map_err(said("its processes"))?;
-    Ok(Running { process, tree, has_cgroup, output: Output { file, path, before: Vec::new(), cut: false } })
+    Ok(Running { process, tree, has_cgroup, output })
 }
 
 async fn attend(mut running: Running, timeout: Duration, mut unwanted: oneshot::Receiver<()>) -> HookEnd {
     let begun = monotonic_now();
     let over = tokio::time::sleep(timeout);
     tokio::pin!(over);
-    let mut looks = 0;
+    let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = loop {
         tokio::select! {
             biased;
             waited = running.process.wait_exit() => break waited.is_ok().then_some(HookOutcome::Ok),
             _ = &mut unwanted => break Some(HookOutcome::Abandoned),
             () = &mut over => break Some(HookOutcome::TimedOut),
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        running.output.bound();
-        looks += 1;
-        if !running.has_cgroup && looks % LOOKS_AT_TREE == 0 {
-            let looked = tokio::task::spawn_blocking(move || {
-                if let Ok(table) = ProcTable::read() {
-                    running.tree.refresh(&table);
+            _ = looks.tick(), if !running.has_cgroup => {
+                let looked = tokio::task::spawn_blocking(move || {
+                    if let Ok(table) = ProcTable::read() {
+                        running.tree.refresh(&table);
+                    }
+                    running
+                });
+                match looked.await {
+                    Ok(back) => running = back,
+                    Err(_) => return HookEnd::not_started("it cannot be watched"),
                 }
-                running
-            });
-            match looked.await {
-                Ok(back) => running = back,
-                Err(_) => return HookEnd::not_started("it cannot be watched"),
             }
+            () = running.output.read() => {}
         }
     };
     let took = monotonic_now().saturating_sub(begun);
@@ -246,55 +230,6 @@ fn finish(mut running: Running, outcome: HookOutcome, took: Duration) -> HookEnd
     let outcome = if outcome == HookOutcome::Ok && !well { HookOutcome::Failed } else { outcome };
     let (output, output_cut) = running.output.take();
     HookEnd { outcome, status: status.map(|s| exit_record(Some(s), None)), took, output, output_cut, stragglers: killed }
-}
-
-impl Output {
-    /// Begins the file anew once it is large.
-    fn bound(&mut self) {
-        if self.file.metadata().is_ok_and(|m| m.len() > FILE_BYTES_MAX) {
-            self.before = self.tail();
-            self.cut = true;
-            let _ = self.file.set_len(0);
-        }
-    }
-
-    /// The last bytes of it.
-    fn tail(&mut self) -> Vec<u8> {
-        let length = self.file.metadata().map_or(0, |m| m.len());
-        let want = u64::try_from(OUTPUT_BYTES_MAX).unwrap_or(u64::MAX);
-        let mut bytes = Vec::new();
-        let read =
-            self.file.seek(SeekFrom::Start(length.saturating_sub(want))).and_then(|_| (&mut self.file).take(want).read_to_end(&mut bytes));
-        if read.is_err() {
-            bytes.clear();
-        }
-        bytes
-    }
-
-    /// What is told of it, and whether there was more; the file is removed.
-    fn take(mut self) -> (String, bool) {
-        let length = self.file.metadata().map_or(0, |m| m.len());
-        let mut bytes = std::mem::take(&mut self.before);
-        bytes.extend(self.tail());
-        let _ = fs::remove_file(&self.path);
-        let over = bytes.len().saturating_sub(OUTPUT_BYTES_MAX);
-        let cut = self.cut || over > 0 || length > OUTPUT_BYTES_MAX as u64;
-        (shown(bytes.get(over..).unwrap_or_default()), cut)
-    }
-}
-
-/// Lines without secrets and control characters, the last ones where they have grown by that.
-fn shown(bytes: &[u8]) -> String {
-    let lines: Vec<String> = bytes.split(|b| *b == b'\n').map(|line| clean(line, OUTPUT_BYTES_MAX)).collect();
-    let mut kept = Vec::new();
-    let mut room = OUTPUT_BYTES_MAX;
-    for line in lines.iter().rev() {
-        let Some(left) = room.checked_sub(line.len() + 1) else { break };
-        room = left;
-        kept.push(line.as_str());
-    }
-    kept.reverse();
-    kept.join("\n").trim().to_owned()
 }
 
 #[cfg(test)]
