@@ -300,11 +300,13 @@ fn a_dead_letter_is_told_whoever_was_away() -> Result<()> {
     let name = wired.mesh.name().to_owned();
     let (event, command) = (format!("{name}.event.heart.db.component_exited"), format!("{name}.command.orchestrator.restart.db"));
     let told = |wired: &Wired, wanted: &[&str]| {
-        wait_for(&format!("what was told of {wanted:?}"), HURT, || {
-            let mut subjects: Vec<String> = dead_letters(&wired.mesh)?.into_iter().map(|(subject, _)| subject).collect();
-            subjects.sort();
-            Ok((subjects == wanted).then_some(()))
-        })
+        let mut seen = Vec::new();
+        let waited = wait_for("what was told of dead letters", HURT, || {
+            seen = dead_letters(&wired.mesh)?.into_iter().map(|(subject, _)| subject).collect::<Vec<_>>();
+            seen.sort();
+            Ok((seen == wanted).then_some(()))
+        });
+        waited.with_context(|| format!("told of {seen:?}, not of {wanted:?}"))
     };
 
     // They refuse and put aside, and their word of it is lost on its way; then they die.

@@ -71,11 +71,11 @@ const RETRY: Duration = Duration::from_millis(200);
 pub enum CommandItem {
     /// A command that can be read and has not expired.
     Command(Box<ReceivedCommand>),
-    /// One that was answered with a refusal: malformed, too large, expired or given up.
+    /// One that is to be answered with a refusal: malformed, too large, expired or given up.
     Refused(Box<RefusedCommand>),
 }
 
-/// A command that cannot be carried out, to be told of and put away.
+/// A command that cannot be carried out, to be answered, told of and put away.
 #[derive(Debug)]
 pub struct RefusedCommand {
     /// Subject.
@@ -90,6 +90,7 @@ pub struct RefusedCommand {
     pub sequence: u64,
     /// When the broker stored it.
     pub stored: SystemTime,
+    receipt: v1::Receipt,
     answer: Answer,
 }
 
@@ -276,14 +277,15 @@ impl CommandSource {
             };
             let pulled = match came {
                 Ok(pulled) => pulled,
-                Err(message) => match self.take_handed_over(message).await {
+                Err(message) => match self.take_handed_over(message) {
                     Some(item) => return item,
                     None => continue,
                 },
             };
             match pulled {
+                // Nothing is waited for from here on: what was read would be lost with a caller who does not wait that long.
                 Ok(message) => {
-                    if let Some(item) = self.open(message).await {
+                    if let Some(item) = self.open(message) {
                         return item;
                     }
                 }
@@ -297,7 +299,7 @@ impl CommandSource {
     }
 
     /// One that was read by another replica: it is told that this one has it, and opened as if it had been pulled here.
-    async fn take_handed_over(&self, mut message: async_nats::Message) -> Option<CommandItem> {
+    fn take_handed_over(&self, mut message: async_nats::Message) -> Option<CommandItem> {
         let header = |name: &str| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
         let (subject, ack, asked) = (header(SENT_TO)?, header(ACK)?, message.reply.take()?);
         let of_us = format!(".{}.{}.", self.bus.stream_of(Store::Commands), self.agent);
@@ -306,11 +308,14 @@ impl CommandSource {
             tracing::warn!(subject, ack, "what was handed over is no command to this agent");
             return None;
         }
-        if let Err(error) = self.bus.publish(&asked, Bytes::new(), "").await {
-            tracing::debug!(%error, "a command that was handed over may be handed over again");
-        }
+        let bus = self.bus.clone();
+        tokio::spawn(async move {
+            if let Err(error) = bus.publish(&asked, Bytes::new(), "").await {
+                tracing::debug!(%error, "a command that was handed over may be handed over again");
+            }
+        });
         (message.subject, message.reply) = (subject.into(), Some(ack.into()));
-        match self.open(message).await? {
+        match self.open(message)? {
             CommandItem::Command(received) => Some(CommandItem::Command(Box::new(ReceivedCommand { handed_over: true, ..*received }))),
             refused @ CommandItem::Refused { .. } => Some(refused),
         }
@@ -434,7 +439,7 @@ impl CommandSource {
     }
 
     /// Reads a message; one that cannot be carried out is refused here.
-    async fn open(&self, message: async_nats::Message) -> Option<CommandItem> {
+    fn open(&self, message: async_nats::Message) -> Option<CommandItem> {
         let message = StreamMessage { message, context: self.bus.context() };
         let (sequence, stored, delivered) = {
             let info = message.info().ok()?;
@@ -476,8 +481,7 @@ impl CommandSource {
             agent: self.agent.clone(),
             ..v1::Receipt::default()
         };
-        answer.send(&receipt).await;
-        Some(CommandItem::Refused(Box::new(RefusedCommand { subject, code, why, bytes, sequence, stored, answer })))
+        Some(CommandItem::Refused(Box::new(RefusedCommand { subject, code, why, bytes, sequence, stored, receipt, answer })))
     }
 }
 
@@ -538,6 +542,11 @@ impl ReceivedCommand {
 }
 
 impl RefusedCommand {
+    /// Sends the receipt, with the reason.
+    pub async fn answer(&self) {
+        self.answer.send(&self.receipt).await;
+    }
+
     /// Acknowledges the command, so that it does not come again. Call it once it is told: whoever dies before that has it come to another.
     ///
     /// # Errors

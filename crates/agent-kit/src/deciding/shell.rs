@@ -92,11 +92,12 @@ impl<D: Decider> Shell<D> {
         }
     }
 
-    /// Tells of a command that nobody can carry out, and puts it away once that is stored: if this process ends before, it comes again.
+    /// Answers and tells of a command that nobody can carry out, and puts it away once that is stored: if this process ends before, it comes again.
     pub(super) fn put_away(&self, refused: RefusedCommand) {
         let (bus, config) = (self.agent.bus.clone(), &self.agent.config);
         let event = refused_command(&config.mesh, D::AGENT, &config.replica, &refused, SystemTime::now());
         tokio::spawn(async move {
+            refused.answer().await;
             let told = bus.publish_event(&event, "").await;
             let done = if let Err(error) = told { Err(error) } else { refused.put_away().await };
             if let Err(error) = done {

@@ -114,6 +114,7 @@ async fn what_cannot_be_carried_out_is_refused_with_a_code() -> Result<()> {
         match soon("a refusal", source.next()).await? {
             CommandItem::Refused(refused) => {
                 assert_eq!(refused.code, expected);
+                refused.answer().await;
                 refused.put_away().await?;
             }
             CommandItem::Command(command) => panic!("{command:?}"),
@@ -283,6 +284,32 @@ async fn a_refused_command_comes_again_until_it_is_put_away() -> Result<()> {
     let again = refused(&mut second).await?;
     assert_eq!((again.code, (again.sequence, again.stored)), ("malformed", place));
     again.put_away().await?;
+    Ok(())
+}
+
+/// Who reads commands also does other things: however short it waits each time, one that nobody asked for an answer to is not lost.
+#[tokio::test]
+async fn a_refused_command_comes_to_a_reader_who_never_waits_long() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    let stranger = stranger(&broker).await?;
+    stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"\xff")).await?;
+    stranger.flush().await?;
+    // The first makes the consumer, which takes longer than a look.
+    let sent = std::time::Instant::now();
+    let first = tokio::time::timeout(SOON, async {
+        loop {
+            tokio::select! {
+                biased;
+                item = source.next() => break item,
+                () = tokio::time::sleep(Duration::from_millis(40)) => {}
+            }
+        }
+    });
+    let CommandItem::Refused(dead) = first.await? else { panic!("taken") };
+    assert!(sent.elapsed() < Duration::from_secs(5), "it came again, {:?} later", sent.elapsed());
+    dead.put_away().await?;
     Ok(())
 }
 
