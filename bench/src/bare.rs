@@ -17,7 +17,7 @@ use razar_bus_schema::{
     time::{duration, timestamp},
     v1::{self, event::Fact, intent::Want},
 };
-use razar_os::{NotifySocket, Process, Signal, append_file};
+use razar_os::{BoundSocket, NotifySocket, Process, Signal, append_file};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) async fn ready(programs: &Programs, sync: Sync, count: u32) -> Result
     });
     within(received.recv()).await?.context("nobody reads the stream")?;
     let mut service = near.start()?;
-    within(near.words.recv()).await??;
+    within(near.heard()).await??;
     let mut samples = Samples::default();
     for n in 1..=u64::from(count) {
         tokio::time::sleep(PAUSE).await;
@@ -68,7 +68,7 @@ pub(crate) async fn ready(programs: &Programs, sync: Sync, count: u32) -> Result
         let next = near.start()?;
         drop(std::mem::replace(&mut service, next));
         near.tell(n, told::started(service.0.pid().as_raw().unsigned_abs()))?;
-        within(near.words.recv()).await??;
+        within(near.heard()).await??;
         near.tell(n, told::ready(began.elapsed()))?;
         near.tell(n, told::recovered())?;
         let at = loop {
@@ -188,14 +188,20 @@ impl Near {
         let place = programs.place()?;
         let (broker, bus) = Broker::start(programs, &place, sync).await?;
         let (log, _) = append_file(&place.join("log"))?;
-        let words = NotifySocket::bind(&place.join("notify"))?;
+        let words = NotifySocket::new(BoundSocket::bind(&place.join("notify"))?)?;
         let (publisher, demo) = (bus.event_publisher(), programs.binary("razar-demo-service"));
         Ok(Self { bus, publisher, sequence: 0, demo, place, log, words, broker })
     }
 
+    /// The next word of the service.
+    async fn heard(&self) -> Result<()> {
+        self.words.peek().await?;
+        Ok(self.words.take()?)
+    }
+
     fn start(&self) -> Result<Service> {
         let args: [OsString; 2] = [format!("--name={NAME}").into(), "--notify".into()];
-        let env = [("NOTIFY_SOCKET".into(), Path::new(self.words.path()).into())];
+        let env = [("NOTIFY_SOCKET".into(), Path::new(self.words.bound().path()).into())];
         Ok(Service(floor::start(&self.demo, &args, &env, &self.place, &self.log)?.into_process()?))
     }
 

@@ -85,6 +85,50 @@ fn an_exit_while_the_agent_is_away_is_told_with_its_code() -> Result<()> {
     mesh.end()
 }
 
+/// A component that says once that it is ready says so while no agent lives, or to one that dies before it has written that down.
+#[test]
+fn a_word_while_the_agent_is_away_is_heard_by_the_next() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (go, said) = (dir.path().join("go"), dir.path().join("said"));
+    let says = "import os,socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])";
+    let (wait, mark) = (format!("while [ ! -e {} ]; do sleep 0.02; done", go.display()), format!("touch {}", said.display()));
+    let script = format!("{wait}; python3 -c \"{says}\" && {mark}; exec sleep 1000");
+    fs::write(&go, "")?;
+    let mesh = Mesh::start(|_| Ok(Stack::new("away").with(Part::shell("odd", &script).set("readiness", json!({ "notify": true })))))?;
+    for guarded in [false, true] {
+        let old = mesh.pid("odd")?;
+        wait_for("its last word", SOON, || Ok(said.exists().then_some(())))?;
+        fs::remove_file(&go)?;
+        fs::remove_file(&said)?;
+        signal(old, Signal::KILL)?;
+        wait_for("another odd, not ready", SOON, || {
+            let seen = mesh.component("odd")?;
+            let is_new = seen.process.as_ref().is_some_and(|p| p.pid != old);
+            Ok((is_new && seen.state() == v1::InstanceState::Starting).then_some(()))
+        })?;
+        let (agent, guard) = (mesh.agent_pid()?, mesh.guard_pid()?);
+        if guarded {
+            // It has the word before it, and dies before it looks.
+            signal(agent, Signal::STOP)?;
+        } else {
+            // Nobody is there, and nobody comes yet.
+            signal(guard, Signal::STOP)?;
+            signal(agent, Signal::KILL)?;
+        }
+        fs::write(&go, "")?;
+        wait_for("its word", SOON, || Ok(said.exists().then_some(())))?;
+        if guarded {
+            signal(agent, Signal::KILL)?;
+        } else {
+            signal(guard, Signal::CONT)?;
+        }
+        wait_replaced(&mesh, "odd", old)?;
+        ensure!(mesh.agent_pid()? != agent && mesh.guard_pid()? == guard, "the agent was to be another, under the same guard");
+    }
+    ensure!(mesh.events_of("odd", "component_ready")?.len() == 3, "each life was ready once");
+    mesh.end()
+}
+
 #[test]
 fn a_killed_broker_costs_no_component_and_no_event() -> Result<()> {
     let mesh = Mesh::start(pair)?;

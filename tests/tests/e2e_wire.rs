@@ -317,9 +317,11 @@ fn a_dead_letter_is_told_whoever_was_away() -> Result<()> {
     ensure!(receipt.code == "malformed", "{receipt:?}");
     raw.publish(&event, b"\xff\xff")?;
     wait_for("both words to be lost", SOON, || Ok((wired.line.struck() >= lost + 2).then_some(())))?;
+    let open = wired.line.open();
     for agent in ["orchestrator", "registry"] {
         wired.kill(agent, 1)?;
     }
+    wait_for("what they said last to be lost too", SOON, || Ok((wired.line.open() + 2 <= open).then_some(())))?;
     wired.line.forget();
     ensure!(dead_letters(&wired.mesh)?.is_empty(), "nobody could have told");
     for agent in ["orchestrator", "registry"] {

@@ -4,6 +4,7 @@
 use std::{
     ffi::OsString,
     fs::File,
+    os::fd::AsFd,
     sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -19,7 +20,7 @@ use razar_bus_schema::{
 use razar_os::{DeadlineTimer, NodeLock, TaskState, monotonic_now};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 
 use crate::{
@@ -68,6 +69,8 @@ pub struct Agent {
     unstored: bool,
     /// Ended processes that the journal still holds.
     buried: Vec<(Instance, Incarnation)>,
+    /// Whose signs were heard, and are not written down before the turn is over.
+    heard: Vec<oneshot::Sender<()>>,
     timer: DeadlineTimer,
     news: mpsc::Sender<News>,
     _lock: NodeLock,
@@ -134,6 +137,7 @@ impl Agent {
             exits: parts.exits,
             unstored: false,
             buried: parts.buried,
+            heard: Vec::new(),
             timer: DeadlineTimer::new().context("making a timer")?,
             news,
             _lock: parts.lock,
@@ -212,6 +216,10 @@ impl Agent {
         for (instance, incarnation) in std::mem::take(&mut self.buried) {
             self.note(|journal| journal.gone(&instance, incarnation));
         }
+        // One whose component has gone meanwhile waits no more.
+        for done in std::mem::take(&mut self.heard) {
+            let _ = done.send(());
+        }
         self.timer.set(self.policy.next_deadline()).context("setting the timer")
     }
 
@@ -286,8 +294,9 @@ impl Agent {
                 }
             }
             ProcessNews::Cleared(instance, incarnation, cleared) => self.bury(&instance, incarnation, cleared),
-            ProcessNews::Sign(instance, incarnation, role, detail) => {
+            ProcessNews::Sign(instance, incarnation, role, detail, done) => {
                 self.policy.apply(Input::Sign { instance, incarnation, role, detail }, now());
+                self.heard.extend(done);
             }
         }
     }
@@ -382,7 +391,8 @@ impl Agent {
             return false;
         }
         let command: Vec<OsString> = std::env::current_exe().map(|exe| vec![exe.into(), "guard".into()]).unwrap_or_default();
-        match crate::guard::respawn(&command, &self.config.state_dir) {
+        let sockets: Vec<_> = self.processes.notify_sockets().map(AsFd::as_fd).collect();
+        match crate::guard::respawn(&command, &self.config.state_dir, &sockets) {
             Ok(_) => true,
             Err(error) => {
                 tracing::error!(%error, "no new guard could be started; the node goes on without one");

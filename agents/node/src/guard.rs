@@ -1,18 +1,23 @@
 //! The node's guard: a small single-threaded process that starts the agent again when it dies, inherits and reaps the orphans of all
-//! components, and notes how each ended, so that no exit is lost while no agent is there. It knows no bus, no plan and no component.
+//! components, and notes how each ended, so that no exit is lost while no agent is there; it keeps their notification sockets open, so that
+//! no word of theirs is. It knows no bus, no plan and no component.
 //! The agent's side of it is here too: noticing that the guard has gone, and starting another.
 
 mod exits;
+mod kept;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use razar_os::{ExitStatus, Identity, LockError, NodeLock, Pid, Process, Signal, SignalFd, Spawn};
 
 pub use exits::{Exits, status_of};
+pub use kept::KeptSockets;
+
+use kept::KEPT_VARIABLE;
 
 /// Exit code of an agent that refuses its configuration: starting it again would change nothing.
 pub const EXIT_BAD_CONFIG: u8 = 64;
@@ -112,6 +117,7 @@ struct Guard {
     identity: Identity,
     signals: SignalFd,
     exits: exits::Writer,
+    kept: kept::Kept,
     agent: Option<Agent>,
     quick_deaths: u32,
     /// When the agent is to be started; none while it runs.
@@ -125,6 +131,7 @@ impl Guard {
         if config.agent_command.is_empty() {
             return Err(GuardError::NoCommand);
         }
+        let kept = kept::Kept::open().map_err(io_error("keep notification sockets"))?;
         std::fs::create_dir_all(&config.state_dir).map_err(io_error("make the state directory"))?;
         let lock = NodeLock::acquire(&config.state_dir.join("guard.lock"), LOCK_WAIT).map_err(GuardError::Locked)?;
         // Refused to a leader of a process group, such as a job of an interactive shell: then its session is as good.
@@ -140,6 +147,7 @@ impl Guard {
             identity,
             signals,
             exits,
+            kept,
             agent: None,
             quick_deaths: 0,
             start_at: Some(Instant::now()),
@@ -154,7 +162,8 @@ impl Guard {
                 self.start_agent();
             }
             let timeout = self.start_at.map(|at| at.saturating_duration_since(Instant::now()));
-            razar_os::wait_readable(&[self.signals.as_fd()], timeout).map_err(io_error("wait for signals"))?;
+            razar_os::wait_readable(&[self.signals.as_fd(), self.kept.as_fd()], timeout).map_err(io_error("wait for signals"))?;
+            self.kept.take_given();
             while let Some(signal) = self.signals.read().map_err(io_error("read signals"))? {
                 if signal.is(Signal::CHILD) {
                     continue;
@@ -180,14 +189,19 @@ impl Guard {
         }
     }
 
-    fn spawn_agent(&self) -> Result<Process, String> {
+    fn spawn_agent(&mut self) -> Result<Process, String> {
+        self.kept.take_given();
+        self.kept.sweep();
+        let (fds, kept) = self.kept.of_agent();
         let program = self.config.agent_command.first().ok_or("its command is empty")?;
-        let mut env: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(name, _)| name != GUARD_VARIABLE).collect();
+        let mut env = own_environment();
         env.push((GUARD_VARIABLE.into(), identity_line(&self.identity).into()));
+        env.push((KEPT_VARIABLE.into(), kept.into()));
         let cwd = std::env::current_dir().map_err(|error| error.to_string())?;
         let stderr = io::stderr();
         let mut order = Spawn::new(program, &self.config.agent_command, &cwd, stderr.as_fd());
         order.env = &env;
+        order.fds = &fds;
         let child = razar_os::spawn(&order).map_err(|error| with_source(&error))?;
         child.into_process().map_err(|error| error.to_string())
     }
@@ -317,18 +331,21 @@ impl GuardWatch {
 }
 
 /// Starts a new guard by this command (program and arguments of `razar-node guard …`) and waits until it is there: its agent then waits for
-/// the node's lock, so the caller ends without stopping anything. The new guard inherits only what is started after this: how a component
+/// the node's lock, so the caller ends without stopping anything. The new guard keeps `sockets` on, and inherits only what is started after this: how a component
 /// that runs already ends is then known from the kernel alone (6.15 and later). Blocks the calling thread for some milliseconds, 3 s at most.
 ///
 /// # Errors
 /// See [`GuardError`]; the caller goes on without a guard, and tries again later.
-pub fn respawn(guard_command: &[OsString], state_dir: &Path) -> Result<Process, GuardError> {
+pub fn respawn(guard_command: &[OsString], state_dir: &Path, sockets: &[BorrowedFd<'_>]) -> Result<Process, GuardError> {
     let program = guard_command.first().ok_or(GuardError::NoCommand)?;
-    let env: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(name, _)| name != GUARD_VARIABLE).collect();
+    let (fds, kept) = kept::of_guard(sockets);
+    let mut env = own_environment();
+    env.push((KEPT_VARIABLE.into(), kept.into()));
     let cwd = std::env::current_dir().map_err(io_error("find the working directory"))?;
     let stderr = io::stderr();
     let mut order = Spawn::new(program, guard_command, &cwd, stderr.as_fd());
     order.env = &env;
+    order.fds = &fds;
     let guard = razar_os::spawn(&order).map_err(GuardError::Spawn)?.into_process().map_err(io_error("identify the new guard"))?;
     let started = Instant::now();
     while started.elapsed() < RESPAWN_WAIT {
@@ -341,6 +358,11 @@ pub fn respawn(guard_command: &[OsString], state_dir: &Path) -> Result<Process, 
         std::thread::sleep(RESPAWN_LOOK);
     }
     Err(GuardError::NotThere)
+}
+
+/// This process's variables but those that say what it alone has.
+fn own_environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name != GUARD_VARIABLE && name != KEPT_VARIABLE).collect()
 }
 
 fn alive(identity: &Identity) -> io::Result<Option<Process>> {

@@ -2,7 +2,7 @@
 //! as messages. Each incarnation has a log file that is its tag, a cgroup where the machine allows, and a watcher of its exit.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     io,
     os::fd::AsFd,
@@ -16,12 +16,16 @@ use razar_bus_schema::{
     time,
     v1::{self, probe::Check},
 };
-use razar_os::{BootId, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
-use tokio::{sync::mpsc, task::JoinHandle};
+use razar_os::{BootId, BoundSocket, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{
     adopt::identity_record,
     environment::{Who, environment},
+    guard::KeptSockets,
     logs::{From, LogBounds, LogKeeper, LogStore, last_error_line},
     policy::{Spawn, probing::Role},
 };
@@ -36,8 +40,8 @@ pub enum ProcessNews {
     Ended(Instance, Incarnation),
     /// Its tree was killed: whom it left behind, and who lives on.
     Cleared(Instance, Incarnation, Cleared),
-    /// It gave a sign by itself.
-    Sign(Instance, Incarnation, Role, String),
+    /// It gave a sign by itself. Who waits at the other end of the channel is to be told once what follows from it is written down.
+    Sign(Instance, Incarnation, Role, String, Option<oneshot::Sender<()>>),
 }
 
 /// Outcome of clearing a tree away.
@@ -61,6 +65,7 @@ pub struct Running {
     /// Its log file.
     pub log_path: PathBuf,
     cgroup: Option<Arc<Cgroup>>,
+    socket: Option<Arc<NotifySocket>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -89,6 +94,7 @@ pub struct Processes {
     places: Places,
     logs: LogStore,
     keeper: LogKeeper,
+    sockets: KeptSockets,
     cgroups: Option<Cgroups>,
     boot_id: BootId,
     running: BTreeMap<Instance, Running>,
@@ -102,9 +108,9 @@ impl Processes {
     ///
     /// # Errors
     /// When no thread can be made, or the boot id cannot be read.
-    pub fn new(places: Places, logs: LogStore, news: mpsc::Sender<ProcessNews>) -> io::Result<Self> {
-        let (keeper, cgroups) = (LogKeeper::start(logs.clone())?, Cgroups::detect());
-        Ok(Self { places, logs, keeper, cgroups, boot_id: BootId::current()?, running: BTreeMap::new(), ended: Vec::new(), news })
+    pub fn new(places: Places, logs: LogStore, sockets: KeptSockets, news: mpsc::Sender<ProcessNews>) -> io::Result<Self> {
+        let (keeper, cgroups, boot_id) = (LogKeeper::start(logs.clone())?, Cgroups::detect(), BootId::current()?);
+        Ok(Self { places, logs, keeper, sockets, cgroups, boot_id, running: BTreeMap::new(), ended: Vec::new(), news })
     }
 
     /// Whether each component gets a cgroup of its own.
@@ -176,28 +182,50 @@ impl Processes {
     /// # Errors
     /// In words: which step of the start failed, and why.
     pub fn spawn(&mut self, spawn: &Spawn, prepared: Prepared, traceparent: &str) -> Result<v1::ProcessIdentity, String> {
-        let Prepared { log, cgroup, notify } = prepared;
-        let socket = notify.as_deref().map(NotifySocket::bind).transpose().map_err(|e| format!("its notification socket: {e}"))?;
+        let socket = prepared.notify.as_deref().map(|path| self.socket_at(path)).transpose();
+        let socket = socket.map_err(|e| format!("its notification socket: {e}"))?;
+        let process = self.spawn_process(spawn, &prepared, traceparent).inspect_err(|_| {
+            socket.iter().for_each(|socket| socket.bound().remove());
+        })?;
+        let identity = identity_record(&process.identity());
+        let Prepared { log, cgroup, .. } = prepared;
+        self.hold(&spawn.instance, spawn.incarnation, &spawn.spec, Held { process, tag: log.id, log_path: log.path, cgroup, socket });
+        Ok(identity)
+    }
+
+    fn spawn_process(&self, spawn: &Spawn, prepared: &Prepared, traceparent: &str) -> Result<Process, String> {
         let who = Who {
             mesh: &self.places.mesh,
             server: &self.places.server,
             instance: &spawn.instance,
             incarnation: spawn.incarnation,
-            notify: notify.as_deref(),
+            notify: prepared.notify.as_deref(),
             traceparent,
         };
         let env = environment(&spawn.spec, &who, |name| std::env::var_os(name))?;
         let argv: Vec<OsString> = spawn.spec.command.iter().map(OsString::from).collect();
         let program = argv.first().ok_or("its command is empty")?;
         let cwd = if spawn.spec.working_dir.is_empty() { Path::new("/") } else { Path::new(&spawn.spec.working_dir) };
-        let mut order = razar_os::Spawn::new(program, &argv, cwd, log.file.as_fd());
+        let mut order = razar_os::Spawn::new(program, &argv, cwd, prepared.log.file.as_fd());
         order.env = &env;
-        order.cgroup = cgroup.as_ref().map(|c| c.as_fd());
+        order.cgroup = prepared.cgroup.as_ref().map(|c| c.as_fd());
         let child = razar_os::spawn(&order).map_err(|e| with_sources(&e))?;
-        let process = child.into_process().map_err(|e| e.to_string())?;
-        let identity = identity_record(&process.identity());
-        self.hold(&spawn.instance, spawn.incarnation, &spawn.spec, Held { process, tag: log.id, log_path: log.path, cgroup, socket });
-        Ok(identity)
+        child.into_process().map_err(|e| e.to_string())
+    }
+
+    /// A socket that is listened to, and kept by the guard before anybody can say anything on it.
+    fn socket_at(&mut self, path: &Path) -> Result<Arc<NotifySocket>, razar_os::NotifyError> {
+        let socket = match self.sockets.take(path) {
+            Some(kept) => kept,
+            None => {
+                let socket = BoundSocket::bind(path)?;
+                if let Err(error) = self.sockets.keep(&socket) {
+                    tracing::warn!(%error, "what is said while no agent lives is lost: the guard does not keep a notification socket");
+                }
+                socket
+            }
+        };
+        Ok(Arc::new(NotifySocket::new(socket)?))
     }
 
     /// Removes what was made for a start that failed, and old logs: its own stays, with what was said on the way.
@@ -223,11 +251,28 @@ impl Processes {
         let instance = planned.instance.as_ref().and_then(|i| Instance::try_from(i).ok()).ok_or("it names no instance")?;
         let incarnation = planned.incarnation.as_ref().map_or_else(Incarnation::default, Incarnation::from);
         let cgroup = (!planned.cgroup.is_empty()).then(|| Cgroup::open(Path::new(&planned.cgroup)).ok()).flatten().map(Arc::new);
-        let notify = (!planned.notify_path.is_empty()).then(|| NotifySocket::bind(Path::new(&planned.notify_path)).ok()).flatten();
+        let notify = (!planned.notify_path.is_empty()).then(|| self.socket_at(Path::new(&planned.notify_path)));
+        let socket = notify.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%instance, %error, "a component that was taken over cannot be heard");
+            None
+        });
         let tag = FileId { dev: planned.log_device, inode: planned.log_inode };
         let log_path = PathBuf::from(&planned.log_path);
-        self.hold(&instance, incarnation, spec, Held { process, tag, log_path, cgroup, socket: notify });
+        self.hold(&instance, incarnation, spec, Held { process, tag, log_path, cgroup, socket });
         Ok(())
+    }
+
+    /// Everybody who lives is adopted: what others had is put away.
+    pub fn settle(&mut self) {
+        let wanted: BTreeSet<PathBuf> = self.running.values().filter_map(|r| Some(r.socket.as_ref()?.bound().path().to_owned())).collect();
+        if let Err(error) = self.sockets.settle(&self.places.notify_dir, &wanted) {
+            tracing::warn!(%error, "old notification sockets cannot be cleared away");
+        }
+    }
+
+    /// The notification sockets of all that live.
+    pub fn notify_sockets(&self) -> impl Iterator<Item = &BoundSocket> {
+        self.running.values().filter_map(|running| Some(running.socket.as_ref()?.bound()))
     }
 
     fn hold(&mut self, instance: &Instance, incarnation: Incarnation, spec: &v1::ComponentSpec, held: Held) {
@@ -243,7 +288,7 @@ impl Processes {
                 }
             }));
         }
-        if let Some(socket) = held.socket {
+        if let Some(socket) = held.socket.clone() {
             tasks.push(tokio::spawn(listen(socket, self.news.clone(), instance.clone(), incarnation, told_roles(spec))));
         }
         tasks.extend(self.watch_log(instance, incarnation, spec));
@@ -253,6 +298,7 @@ impl Processes {
             tree: Arc::new(Mutex::new(tree)),
             log_path: held.log_path,
             cgroup: held.cgroup,
+            socket: held.socket,
             tasks,
         };
         self.running.insert(instance.clone(), running);
@@ -276,7 +322,7 @@ impl Processes {
                 let Ok(regex) = regex::Regex::new(&pattern) else { continue };
                 let Ok(line) = follow.find(&regex).await else { return };
                 let said = format!("log: {}", line.shown().text);
-                if news.send(ProcessNews::Sign(id.clone(), incarnation, role, said)).await.is_err() {
+                if news.send(ProcessNews::Sign(id.clone(), incarnation, role, said, None)).await.is_err() {
                     return;
                 }
             }
@@ -357,6 +403,7 @@ impl Processes {
                 tracing::warn!(%instance, %error, "cannot reap");
             }
             self.keeper.forget(&instance, ended.incarnation);
+            ended.socket.iter().for_each(|socket| socket.bound().remove());
             if ended.cgroup.is_some() {
                 self.remove_cgroup(&instance, ended.incarnation);
             }
@@ -388,7 +435,7 @@ struct Held {
     tag: FileId,
     log_path: PathBuf,
     cgroup: Option<Arc<Cgroup>>,
-    socket: Option<NotifySocket>,
+    socket: Option<Arc<NotifySocket>>,
 }
 
 /// An exit as the contract writes it.
@@ -414,27 +461,43 @@ fn wants_notify(spec: &v1::ComponentSpec) -> bool {
     !told_roles(spec).is_empty()
 }
 
-/// Turns notifications into signs: READY=1 answers startup and readiness, any message is a sign of life for liveness.
-async fn listen(socket: NotifySocket, news: mpsc::Sender<ProcessNews>, instance: Instance, incarnation: Incarnation, roles: Vec<Role>) {
+/// Turns notifications into signs: READY=1 answers startup and readiness, any message is a sign of life for liveness. One is taken out of the
+/// socket only once the loop has written down what follows from it: an agent that dies before leaves it to the next, who hears it again if
+/// this one died just after. Said twice, it means the same.
+async fn listen(
+    socket: Arc<NotifySocket>,
+    news: mpsc::Sender<ProcessNews>,
+    instance: Instance,
+    incarnation: Incarnation,
+    roles: Vec<Role>,
+) {
     loop {
-        let notification = match socket.recv().await {
-            Ok(notification) => notification,
-            Err(razar_os::NotifyError::Io(_)) => return,
-            Err(error) => {
-                tracing::debug!(%instance, %error, "notification passed over");
-                continue;
+        match socket.peek().await {
+            Ok(notification) => {
+                let signs: Vec<_> = roles.iter().filter_map(|role| Some((*role, sign_of(*role, &notification)?))).collect();
+                for (i, (role, said)) in signs.iter().enumerate() {
+                    let (done, is_done) = oneshot::channel();
+                    let done = (i + 1 == signs.len()).then_some(done);
+                    let awaited = done.is_some();
+                    let sign = ProcessNews::Sign(instance.clone(), incarnation, *role, (*said).to_owned(), done);
+                    if news.send(sign).await.is_err() || (awaited && is_done.await.is_err()) {
+                        return;
+                    }
+                }
             }
-        };
-        for role in &roles {
-            let said = match role {
-                Role::Startup | Role::Readiness if notification.ready => "READY=1",
-                Role::Liveness if notification.watchdog || notification.ready => "WATCHDOG=1",
-                Role::Startup | Role::Readiness | Role::Liveness => continue,
-            };
-            if news.send(ProcessNews::Sign(instance.clone(), incarnation, *role, said.to_owned())).await.is_err() {
-                return;
-            }
+            Err(razar_os::NotifyError::Malformed { pid, what }) => tracing::debug!(%instance, ?pid, what, "notification passed over"),
+            Err(razar_os::NotifyError::Io(_) | razar_os::NotifyError::PathTooLong { .. }) => return,
         }
+        if socket.take().is_err() {
+            return;
+        }
+    }
+}
+
+fn sign_of(role: Role, notification: &razar_os::Notification) -> Option<&'static str> {
+    match role {
+        Role::Startup | Role::Readiness => notification.ready.then_some("READY=1"),
+        Role::Liveness => (notification.watchdog || notification.ready).then_some("WATCHDOG=1"),
     }
 }
 
@@ -448,3 +511,6 @@ pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::{
     adopt::{self, Found, FoundState, Survey, identity_record},
     agent::{Agent, Ending, Parts, Sources, now},
     config::NodeConfig,
-    guard::{Exits, GuardWatch, exits_path},
+    guard::{Exits, GuardWatch, KeptSockets, exits_path},
     house::House,
     journal::{Journal, Restored as Journalled},
     logs::{LogStore, last_error_line},
@@ -49,7 +49,7 @@ const BEATS_MAX: usize = 4_096;
 ///
 /// # Errors
 /// When it cannot start; the guard starts it again.
-pub async fn run(config: NodeConfig) -> Result<Ending> {
+pub async fn run(config: NodeConfig, sockets: KeptSockets) -> Result<Ending> {
     fs::create_dir_all(&config.state_dir).with_context(|| format!("creating {}", config.state_dir.display()))?;
     let lock = NodeLock::acquire(&config.path("lock"), LOCK_WAIT).context("another agent of this node runs")?;
     let boot_id = BootId::current()?.to_string();
@@ -72,7 +72,7 @@ pub async fn run(config: NodeConfig) -> Result<Ending> {
     };
     let mut policy = Node::new(policy_config, plan, restored, now());
     let (process_news, process_receiver) = mpsc::channel(PROCESS_NEWS_MAX);
-    let mut processes = Processes::new(places(&config)?, logs.clone(), process_news)?;
+    let mut processes = Processes::new(places(&config)?, logs.clone(), sockets, process_news)?;
     adopt_all(&mut processes, &policy, alive);
     let server =
         config.servers.iter().map(|s| if config.embedded.is_some() { format!("nats://127.0.0.1:{}", ports.broker) } else { s.clone() });
@@ -194,6 +194,7 @@ fn adopt_all(processes: &mut Processes, policy: &Node, alive: Vec<Found>) {
             tracing::error!(instance = %found.instance, why, "a living process cannot be watched");
         }
     }
+    processes.settle();
 }
 
 fn places(config: &NodeConfig) -> Result<Places> {
@@ -250,10 +251,11 @@ pub fn agent_command() -> Result<Vec<OsString>> {
 /// The agent's process: logs, a single-threaded runtime, and the exit code that its guard goes by.
 #[must_use]
 pub fn agent(config: NodeConfig, logs: &razar_agent_kit::AgentConfig) -> ExitCode {
+    let sockets = KeptSockets::inherited();
     razar_agent_kit::telemetry::start_logs(logs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let ended = runtime.block_on(run(config));
+        let ended = runtime.block_on(run(config, sockets));
         // A thread that waits for a dead collector or a slow disk does not hold the exit.
         runtime.shutdown_background();
         ended

@@ -4,24 +4,28 @@
 #![expect(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a test says what failed by failing")]
 
 use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use razar_node::guard::{self, Exits, GuardConfig, GuardWatch};
-use razar_os::{ExitStatus, Pid, Process, Signal};
+use razar_node::guard::{self, Exits, GuardConfig, GuardWatch, KeptSockets};
+use razar_os::{BoundSocket, ExitStatus, NotifySocket, Pid, Process, Signal};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|a| a.to_str()) {
         Some("guard") => ExitCode::from(guard::run(GuardConfig { state_dir: PathBuf::from(&args[1]), agent_command: args[2..].to_vec() })),
         Some("agent") => agent(Path::new(&args[1])),
+        Some("listener") => listener(Path::new(&args[1])),
         _ => run_tests(&args),
     }
 }
 
 fn run_tests(args: &[OsString]) -> ExitCode {
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 12] = [
         ("an_agent_that_is_killed_is_started_again_at_once", an_agent_that_is_killed_is_started_again_at_once),
         ("quick_deaths_are_spaced_and_never_given_up", quick_deaths_are_spaced_and_never_given_up),
         ("exits_of_orphans_are_noted_with_their_code", exits_of_orphans_are_noted_with_their_code),
@@ -32,6 +36,8 @@ fn run_tests(args: &[OsString]) -> ExitCode {
         ("a_second_guard_of_the_same_node_is_refused", a_second_guard_of_the_same_node_is_refused),
         ("an_agent_that_loses_its_guard_starts_another", an_agent_that_loses_its_guard_starts_another),
         ("a_command_that_cannot_be_started_is_tried_on", a_command_that_cannot_be_started_is_tried_on),
+        ("what_is_said_between_two_agents_is_heard_by_the_second", what_is_said_between_two_agents_is_heard_by_the_second),
+        ("a_socket_outlives_its_guard_and_is_let_go_with_its_file", a_socket_outlives_its_guard_and_is_let_go_with_its_file),
     ];
     if args.iter().any(|a| a == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -58,12 +64,44 @@ fn agent(dir: &Path) -> ExitCode {
                 gone.unwrap();
                 let me = std::env::current_exe().unwrap();
                 let command = [me.clone().into(), "guard".into(), dir.into(), me.into(), "agent".into(), dir.into()];
-                guard::respawn(&command, dir).unwrap();
+                guard::respawn(&command, dir, &[]).unwrap();
                 ExitCode::SUCCESS
             }
             _ = term.recv() => ExitCode::SUCCESS,
         }
     })
+}
+
+/// An agent that binds a notification socket, or has it from the agent before it, and writes down what waits there without taking it.
+fn listener(dir: &Path) -> ExitCode {
+    let mut kept = KeptSockets::inherited();
+    let path = dir.join("notify");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let watch = GuardWatch::new().unwrap();
+    runtime.block_on(async {
+        let bound = kept.take(&path).unwrap_or_else(|| {
+            let bound = BoundSocket::bind(&path).unwrap();
+            kept.keep(&bound).unwrap();
+            std::fs::OpenOptions::new().create(true).append(true).open(dir.join("binds")).unwrap().write_all(b"bound\n").unwrap();
+            bound
+        });
+        let socket = NotifySocket::new(bound).unwrap();
+        std::fs::write(dir.join("agent.pid"), std::process::id().to_string()).unwrap();
+        tokio::select! {
+            () = async {
+                let heard = socket.peek().await.unwrap();
+                std::fs::write(dir.join(format!("heard.{}", std::process::id())), heard.status.unwrap_or_default()).unwrap();
+                std::future::pending().await
+            } => {}
+            gone = watch.gone() => {
+                gone.unwrap();
+                let me = std::env::current_exe().unwrap();
+                let command = [me.clone().into(), "guard".into(), dir.into(), me.into(), "listener".into(), dir.into()];
+                guard::respawn(&command, dir, &[socket.bound().as_fd()]).unwrap();
+            }
+        }
+    });
+    ExitCode::SUCCESS
 }
 
 /// A guard with a shell script as agent; both end with it.
@@ -290,4 +328,77 @@ fn a_command_that_cannot_be_started_is_tried_on() {
     std::fs::set_permissions(&arriving, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::rename(&arriving, &missing).unwrap();
     node.number_in("agent.pid");
+}
+
+/// A guard whose agent listens, and that agent's process.
+fn listening() -> (Node, Process) {
+    let dir = tempfile::tempdir().unwrap();
+    let command = [std::env::current_exe().unwrap().into(), "listener".into(), dir.path().into()];
+    let node = Node::with_command(dir, &command);
+    let agent = node.process_in("agent.pid");
+    (node, agent)
+}
+
+fn send(node: &Node, status: &str) -> std::io::Result<usize> {
+    UnixDatagram::unbound()?.send_to(format!("READY=1\nSTATUS={status}").as_bytes(), node.path("notify"))
+}
+
+fn wait_heard(node: &Node, agent: Pid, status: &str) {
+    let path = node.path(&format!("heard.{agent}"));
+    wait("what was said to be heard", || std::fs::read_to_string(&path).is_ok_and(|heard| heard == status));
+}
+
+/// The agent after `last`.
+fn next_agent(node: &Node, last: Pid) -> Process {
+    let mut next = None;
+    wait("another agent", || {
+        next = Process::current_holder(node.number_in("agent.pid")).unwrap().filter(|agent| agent.pid() != last);
+        next.is_some()
+    });
+    next.unwrap()
+}
+
+fn what_is_said_between_two_agents_is_heard_by_the_second() {
+    let (node, first) = listening();
+    node.signal(Signal::STOP);
+    first.signal(Signal::KILL).unwrap();
+    wait("the end of the agent", || first.has_exited().unwrap());
+    send(&node, "nobody lives").unwrap();
+    node.signal(Signal::CONT);
+    let second = next_agent(&node, first.pid());
+    wait_heard(&node, second.pid(), "nobody lives");
+    // It looked and did not take: so does the next one.
+    second.signal(Signal::KILL).unwrap();
+    let third = next_agent(&node, second.pid());
+    wait_heard(&node, third.pid(), "nobody lives");
+    assert_eq!(std::fs::read_to_string(node.path("binds")).unwrap().lines().count(), 1, "bound once");
+}
+
+fn a_socket_outlives_its_guard_and_is_let_go_with_its_file() {
+    let (mut node, first) = listening();
+    node.signal(Signal::KILL);
+    node.code();
+    let second = next_agent(&node, first.pid());
+    wait("the end of the first agent", || first.has_exited().unwrap());
+    let guard = guard::running(node.dir.path()).unwrap().unwrap();
+    guard.signal(Signal::STOP).unwrap();
+    second.signal(Signal::KILL).unwrap();
+    wait("the end of the agent", || second.has_exited().unwrap());
+    send(&node, "to another guard's").unwrap();
+    guard.signal(Signal::CONT).unwrap();
+    let third = next_agent(&node, second.pid());
+    wait_heard(&node, third.pid(), "to another guard's");
+    assert_eq!(std::fs::read_to_string(node.path("binds")).unwrap().lines().count(), 1, "bound once");
+    let sockets = || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", guard.pid())).unwrap();
+        fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
+    };
+    let before = sockets();
+    std::fs::remove_file(node.path("notify")).unwrap();
+    third.signal(Signal::KILL).unwrap();
+    let fourth = next_agent(&node, third.pid());
+    wait("another socket", || std::fs::read_to_string(node.path("binds")).unwrap().lines().count() == 2);
+    wait("the guard to keep one of both", || sockets() == before);
+    guard.signal(Signal::KILL).unwrap();
+    fourth.signal(Signal::KILL).unwrap();
 }

@@ -35,6 +35,7 @@
 //! - What cannot be known is `None` or [`Exit::Unknown`], never a guess; a scan that failed half-way is an error, never a short list.
 
 mod cgroup;
+mod handover;
 mod identity;
 mod lock;
 mod log_file;
@@ -50,10 +51,11 @@ mod tree;
 mod watch;
 
 pub use cgroup::{Cgroup, Cgroups};
+pub use handover::{FdReceiver, FdSender, fd_channel, take_inherited};
 pub use identity::{BadBootId, BootId, Identity, Pid, start_time_ticks};
 pub use lock::{LockError, NodeLock};
 pub use log_file::{FileId, append_file, make_private_dir};
-pub use notify::{NOTIFY_BYTES_MAX, Notification, NotifyError, NotifySocket, SOCKET_PATH_BYTES_MAX};
+pub use notify::{BoundSocket, NOTIFY_BYTES_MAX, Notification, NotifyError, NotifySocket, SOCKET_PATH_BYTES_MAX};
 pub use pidfd::{Exit, ExitStatus, Process};
 pub use reaper::{Reaped, become_subreaper, reap_any};
 pub use rustix::process::Signal;

@@ -3,18 +3,17 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
-use tokio::io::unix::AsyncFd;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::identity::Pid;
 use crate::log_file::FileId;
-use crate::watch;
 
 /// Longest message taken; the same bound as systemd's.
 pub const NOTIFY_BYTES_MAX: usize = 4096;
@@ -106,18 +105,17 @@ fn micros(value: &str) -> Result<Duration, &'static str> {
     value.parse().map(Duration::from_micros).map_err(|_| "a time that is no number of microseconds")
 }
 
-/// A bound notification socket; its path is what the component gets as `NOTIFY_SOCKET`. Dropping it removes its file, never a later socket's.
+/// A bound notification socket that nobody listens to: a message waits in it as long as anybody holds it open.
 #[derive(Debug)]
-pub struct NotifySocket {
-    fd: AsyncFd<OwnedFd>,
+pub struct BoundSocket {
+    fd: OwnedFd,
     path: PathBuf,
-    /// Which file it is: by the time this one is dropped another may be bound there.
+    /// Which file it is: later another may be bound there.
     file: Option<FileId>,
 }
 
-impl NotifySocket {
+impl BoundSocket {
     /// Binds a socket at `path`, mode 0666 so that components of other users reach it, in place of one left behind there.
-    /// Needs a tokio runtime with I/O enabled.
     ///
     /// # Errors
     /// [`NotifyError::PathTooLong`], or as `bind`: no such directory, no permission.
@@ -135,8 +133,22 @@ impl NotifySocket {
         socket.set_nonblocking(true)?;
         rustix::net::sockopt::set_socket_passcred(&socket, true).map_err(io::Error::from)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-        let fd = watch::readable(OwnedFd::from(socket))?;
-        Ok(Self { fd, path: path.to_owned(), file: FileId::of_path(path).ok() })
+        Ok(Self { fd: OwnedFd::from(socket), path: path.to_owned(), file: FileId::of_path(path).ok() })
+    }
+
+    /// One that another process has bound and given to this one; where it is bound is the kernel's word.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it is no datagram socket, or is bound to no path.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let refused = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        if rustix::net::sockopt::socket_type(&fd)? != SocketType::DGRAM {
+            return Err(refused("no datagram socket"));
+        }
+        let socket = UnixDatagram::from(fd);
+        let path = socket.local_addr()?.as_pathname().map(Path::to_owned).ok_or_else(|| refused("a socket without a path"))?;
+        let file = FileId::of_path(&path).ok();
+        Ok(Self { fd: OwnedFd::from(socket), path, file })
     }
 
     /// Where it is bound.
@@ -145,26 +157,80 @@ impl NotifySocket {
         &self.path
     }
 
-    /// Waits for the next message. Cancel safe. After [`NotifyError::Malformed`] go on; after [`NotifyError::Io`] bind anew.
+    /// Whether who sends to its path still reaches it: the file is there, and is its own.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        self.file.is_some() && FileId::of_path(&self.path).ok() == self.file
+    }
+
+    /// Nobody is to reach it any more: its file is removed, never that of a later socket.
+    pub fn remove(&self) {
+        if self.is_reachable() {
+            // One that is gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl AsRawFd for BoundSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for BoundSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A notification socket that is listened to; its path is what the component gets as `NOTIFY_SOCKET`. Dropping it leaves its file: another
+/// process may hold it open too, and go on. See [`BoundSocket::remove`].
+#[derive(Debug)]
+pub struct NotifySocket {
+    socket: AsyncFd<BoundSocket>,
+}
+
+impl NotifySocket {
+    /// Listens to a bound socket. Needs a tokio runtime with I/O enabled.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(socket: BoundSocket) -> io::Result<Self> {
+        // SAFETY: a `BoundSocket` keeps the same open descriptor as long as it lives, and is given out by shared reference alone.
+        let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(Self { socket: watched.map_err(io::Error::from)? })
+    }
+
+    /// The socket itself.
+    #[must_use]
+    pub fn bound(&self) -> &BoundSocket {
+        self.socket.get_ref()
+    }
+
+    /// Waits for a message and leaves it where it is: the same one comes again until it is [taken](Self::take), also to another process that
+    /// holds this socket. Cancel safe. After [`NotifyError::Malformed`] take it and go on; after [`NotifyError::Io`] bind anew.
     ///
     /// # Errors
     /// See [`NotifyError`].
-    pub async fn recv(&self) -> Result<Notification, NotifyError> {
+    pub async fn peek(&self) -> Result<Notification, NotifyError> {
         loop {
-            let mut ready = self.fd.readable().await?;
-            match ready.try_io(|fd| receive(fd.get_ref())) {
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| receive(&socket.get_ref().fd, RecvFlags::PEEK)) {
                 Ok(received) => return interpret(&received?),
                 Err(_not_yet) => {}
             }
         }
     }
-}
 
-impl Drop for NotifySocket {
-    fn drop(&mut self) {
-        // One that is gone already is as good; one that another socket was bound in place of is not this one's to remove.
-        if self.file.is_some() && FileId::of_path(&self.path).ok() == self.file {
-            let _ = std::fs::remove_file(&self.path);
+    /// Takes the oldest message out, if one is there.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn take(&self) -> io::Result<()> {
+        match receive(&self.socket.get_ref().fd, RecvFlags::empty()) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }
@@ -175,12 +241,12 @@ struct Datagram {
     cut: bool,
 }
 
-fn receive(fd: &OwnedFd) -> io::Result<Datagram> {
+fn receive(fd: &OwnedFd, how: RecvFlags) -> io::Result<Datagram> {
     let mut bytes = vec![0; NOTIFY_BYTES_MAX];
-    // Room for the sender alone: descriptors sent along are closed by the kernel (which is also what answers BARRIER=1).
+    // Room for the sender alone: descriptors sent along are closed by the kernel once the message is taken (which is what answers BARRIER=1).
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | how;
     let message = rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
     let pid = control.drain().find_map(|part| {
         if let RecvAncillaryMessage::ScmCredentials(sender) = part { Pid::new(sender.pid.as_raw_nonzero().get()) } else { None }

@@ -80,6 +80,8 @@ struct Shared {
     rules: Mutex<Rules>,
     changed: watch::Sender<()>,
     connections: AtomicU64,
+    /// Those of them that are there.
+    open: AtomicU64,
     /// Messages that met the fate chosen for them.
     struck: AtomicU64,
 }
@@ -111,6 +113,7 @@ impl Proxy {
             rules: Mutex::default(),
             changed: watch::channel(()).0,
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             struck: AtomicU64::new(0),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -137,6 +140,12 @@ impl Proxy {
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are there. Once that of a dead client is not, nothing that it said is on its way any more.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.shared.open.load(Ordering::SeqCst)
     }
 
     /// Messages lost, doubled, overtaken or left without an answer so far.
@@ -287,6 +296,7 @@ async fn accept(listener: std::net::TcpListener, to: u16, shared: Arc<Shared>) {
 async fn serve(client: TcpStream, to: u16, shared: Arc<Shared>) {
     let Ok(broker) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, to))).await else { return };
     let number = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
+    shared.open.fetch_add(1, Ordering::SeqCst);
     drop((client.set_nodelay(true), broker.set_nodelay(true)));
     let (mut from_client, mut to_client) = client.into_split();
     let (from_broker, to_broker) = broker.into_split();
@@ -304,6 +314,7 @@ async fn serve(client: TcpStream, to: u16, shared: Arc<Shared>) {
         // Both of the client's halves stay open; what it says is read by nobody.
         shared.until(|rules| rules.severed_to >= number).await;
     }
+    shared.open.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// Carries one direction until either end is closed.

@@ -111,7 +111,7 @@ pub struct Host {
     pub procs: BTreeMap<u32, Proc>,
     pids: u32,
     ended: Vec<Ended>,
-    /// Signs that were given while no agent heard them.
+    /// Signs that no agent has heard, or none that lived on until it had written down what follows from them.
     unheard: Vec<Input>,
     /// Its agent, while one lives.
     pub agent: Option<Agent>,
@@ -349,11 +349,16 @@ impl World {
     pub(super) fn node_input(&mut self, h: usize, life: u64, input: Box<Input>) {
         if let Some(until) = self.node_paused(h) {
             self.at(until, Happening::NodeInput(h, life, input));
-        } else if self.hosts[h].lives == life && self.hosts[h].agent.is_some() {
+            return;
+        }
+        // A sign waits until an agent has written down what follows from it: the guard holds the socket.
+        let sign = matches!(*input, Input::Sign { .. }).then(|| (*input).clone());
+        if self.hosts[h].lives == life && self.hosts[h].agent.is_some() {
             self.apply_node(h, *input);
             self.turn_node(h);
-        } else if matches!(*input, Input::Sign { .. }) {
-            self.hosts[h].unheard.push(*input);
+        }
+        if self.hosts[h].lives != life || self.hosts[h].agent.is_none() {
+            self.hosts[h].unheard.extend(sign);
         }
     }
 
