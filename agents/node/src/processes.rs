@@ -17,6 +17,7 @@ use razar_bus_schema::{
     v1::{self, probe::Check},
 };
 use razar_os::{BootId, BoundSocket, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
+use regex::Regex;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -26,7 +27,7 @@ use crate::{
     adopt::identity_record,
     environment::{Who, environment},
     guard::KeptSockets,
-    logs::{From, LogBounds, LogKeeper, LogStore, last_error_line},
+    logs::{Follow, From, LogBounds, LogKeeper, LogStore, last_error_line},
     policy::{Spawn, probing::Role},
 };
 
@@ -305,28 +306,23 @@ impl Processes {
     }
 
     fn watch_log(&self, instance: &Instance, incarnation: Incarnation, spec: &v1::ComponentSpec) -> Option<JoinHandle<()>> {
-        let patterns: Vec<(Role, String)> = Role::ALL
+        let (roles, patterns): (Vec<Role>, Vec<Regex>) = Role::ALL
             .into_iter()
             .filter_map(|role| match role.probe(spec)?.check.as_ref()? {
-                Check::Log(log) => Some((role, log.pattern.clone())),
+                Check::Log(log) => Some((role, Regex::new(&log.pattern).ok()?)),
                 Check::Http(_) | Check::Tcp(_) | Check::Exec(_) | Check::Grpc(_) | Check::Notify(_) | Check::Heartbeat(_) => None,
             })
-            .collect();
+            .unzip();
         if patterns.is_empty() {
             return None;
         }
-        let mut follow = self.logs.follow(instance, incarnation, From::Beginning).ok()?;
-        let (news, id) = (self.news.clone(), instance.clone());
-        Some(tokio::spawn(async move {
-            for (role, pattern) in patterns {
-                let Ok(regex) = regex::Regex::new(&pattern) else { continue };
-                let Ok(line) = follow.find(&regex).await else { return };
-                let said = format!("log: {}", line.shown().text);
-                if news.send(ProcessNews::Sign(id.clone(), incarnation, role, said, None)).await.is_err() {
-                    return;
-                }
+        match self.logs.follow(instance, incarnation, From::Beginning) {
+            Ok(follow) => Some(tokio::spawn(read_signs(follow, self.news.clone(), instance.clone(), incarnation, roles, patterns))),
+            Err(error) => {
+                tracing::error!(%instance, %error, "the log of a component cannot be read: what it says there is not heard");
+                None
             }
-        }))
+        }
     }
 
     /// Sends the polite signal to the main process.
@@ -490,6 +486,32 @@ async fn listen(
         }
         if socket.take().is_err() {
             return;
+        }
+    }
+}
+
+/// Turns lines of a log into signs: the first in which the pattern of a role is found is that role's.
+async fn read_signs(
+    mut follow: Follow,
+    news: mpsc::Sender<ProcessNews>,
+    instance: Instance,
+    incarnation: Incarnation,
+    mut roles: Vec<Role>,
+    mut patterns: Vec<Regex>,
+) {
+    while !patterns.is_empty() {
+        let Ok(found) = follow.find(&patterns).await else { return };
+        for (place, line) in &found {
+            let Some(role) = roles.get(*place).copied() else { continue };
+            let said = format!("log: {}", line.shown().text);
+            if news.send(ProcessNews::Sign(instance.clone(), incarnation, role, said, None)).await.is_err() {
+                return;
+            }
+        }
+        // From the last on, so that the places of the others stay.
+        for (place, _) in found.iter().rev() {
+            patterns.remove(*place);
+            roles.remove(*place);
         }
     }
 }

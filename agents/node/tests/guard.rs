@@ -44,12 +44,18 @@ fn run_tests(args: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let wanted: Vec<&str> = args.iter().filter_map(|a| a.to_str()).filter(|a| !a.starts_with('-')).collect();
-    let chosen = tests.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w)));
-    for (name, test) in chosen {
-        test();
-        println!("test {name} ... ok");
+    let exact = args.iter().any(|a| a == "--exact");
+    let fits = |name: &str| wanted.is_empty() || wanted.iter().any(|w| if exact { name == *w } else { name.contains(w) });
+    // Said as the test harness says it: others read that.
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests.iter().filter(|(name, _)| fits(name)) {
+        let is_ok = std::panic::catch_unwind(test).is_ok();
+        *(if is_ok { &mut passed } else { &mut failed }) += 1;
+        println!("test {name} ... {}", if is_ok { "ok" } else { "FAILED" });
     }
-    ExitCode::SUCCESS
+    let result = if failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {result}. {passed} passed; {failed} failed; 0 ignored; 0 measured");
+    ExitCode::from(u8::from(failed > 0))
 }
 
 /// An agent that does nothing but see to its guard.

@@ -249,7 +249,7 @@ async fn a_line_is_seen_when_its_end_is_written() {
     let mut log = store.open(&api, incarnation).unwrap();
     write!(log.file, "booting\nnot yet rea").unwrap();
     let mut follow = store.follow(&api, incarnation, From::Beginning).unwrap();
-    let pattern = Regex::new(r"ready on \d+").unwrap();
+    let pattern = [Regex::new(r"ready on \d+").unwrap()];
     assert_eq!(follow.next().await.unwrap()[0].bytes, b"booting");
     let early = tokio::time::timeout(Duration::from_millis(50), follow.find(&pattern)).await;
     assert!(early.is_err(), "{early:?}");
@@ -261,7 +261,7 @@ async fn a_line_is_seen_when_its_end_is_written() {
         log
     });
     let found = tokio::time::timeout(Duration::from_secs(5), follow.find(&pattern)).await.unwrap().unwrap();
-    assert_eq!(found.bytes, format!("{}ready on 80", "x".repeat(50)).as_bytes());
+    assert_eq!(found[0].1.bytes, format!("{}ready on 80", "x".repeat(50)).as_bytes());
     writer.join().unwrap();
 }
 
@@ -296,8 +296,8 @@ async fn a_reader_that_is_too_slow_goes_on_behind_what_it_missed() {
     log.file.write_all(&b"missed\n".repeat(20_000)).unwrap();
     store.rotate(&api, incarnation, BOUNDS).unwrap();
     writeln!(log.file, "last").unwrap();
-    let found = tokio::time::timeout(Duration::from_secs(5), follow.find(&Regex::new("^last$").unwrap())).await;
-    assert_eq!(found.unwrap().unwrap().bytes, b"last");
+    let found = tokio::time::timeout(Duration::from_secs(5), follow.find(&[Regex::new("^last$").unwrap()])).await;
+    assert_eq!(found.unwrap().unwrap()[0].1.bytes, b"last");
 }
 
 #[tokio::test]

@@ -93,16 +93,18 @@ impl Follow {
         }
     }
 
-    /// Waits for a line in which the pattern is found. Cancel safe.
+    /// Waits for lines in which any of the patterns is found: for each of those its place among them, and the first such line. Lines that
+    /// come together are looked at together, in whatever order what was waited for stands in them. Cancel safe.
     ///
     /// # Errors
     /// As [`Self::next`].
-    pub async fn find(&mut self, pattern: &Regex) -> io::Result<RawLine> {
+    pub async fn find(&mut self, patterns: &[Regex]) -> io::Result<Vec<(usize, RawLine)>> {
         loop {
             let lines = self.next().await?;
-            let found = lines.into_iter().find(|line| pattern.is_match(&String::from_utf8_lossy(&line.bytes)));
-            if let Some(line) = found {
-                return Ok(line);
+            let first = |pattern: &Regex| lines.iter().find(|line| pattern.is_match(&String::from_utf8_lossy(&line.bytes)));
+            let found: Vec<_> = patterns.iter().enumerate().filter_map(|(i, pattern)| Some((i, first(pattern)?.clone()))).collect();
+            if !found.is_empty() {
+                return Ok(found);
             }
         }
     }

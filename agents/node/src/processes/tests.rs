@@ -73,3 +73,25 @@ async fn what_means_nothing_is_passed_over() {
     let (_task, mut news) = bench.agent();
     drop(ready(&mut news).await);
 }
+
+/// What a start and a readiness wait for may be written at once, and in either order.
+#[tokio::test]
+async fn lines_that_come_together_are_signs_of_all_that_wait_for_them() {
+    let (loaded, listening) = ("the model is loaded", "listening on 80");
+    for text in [format!("{loaded}\n{listening}\n"), format!("{listening}\n{loaded}\n"), format!("{loaded}, {listening}\n{loaded}\n")] {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, api, incarnation) = (LogStore::new(dir.path().to_owned()), Instance::new("api", 0), Incarnation::new(1, 1));
+        let mut log = logs.open(&api, incarnation).unwrap();
+        std::io::Write::write_all(&mut log.file, text.as_bytes()).unwrap();
+        let (news, mut heard) = mpsc::channel(8);
+        let patterns = ["loaded$|loaded,", "listening on"].map(|pattern| Regex::new(pattern).unwrap());
+        let follow = logs.follow(&api, incarnation, From::Beginning).unwrap();
+        let roles = vec![Role::Startup, Role::Readiness];
+        let reading = tokio::spawn(read_signs(follow, news, api, incarnation, roles, patterns.to_vec()));
+        let mut roles = [sign(&mut heard).await.0, sign(&mut heard).await.0];
+        roles.sort();
+        assert_eq!(roles, [Role::Startup, Role::Readiness], "{text:?}");
+        timeout(SOON, reading).await.unwrap().unwrap();
+        assert!(heard.recv().await.is_none(), "each is said once");
+    }
+}
