@@ -3500,6 +3500,9 @@ pub struct InstanceMemory {
     /// Why it was given up, as `ComponentFailed.cause`, while its state is failed. Empty: it is not, or an older version wrote this.
     #[prost(string, tag = "18")]
     pub failed_cause: ::prost::alloc::string::String,
+    /// Who blocks it by the last word of the node about that, which may not have been told; empty: nobody.
+    #[prost(message, repeated, tag = "19")]
+    pub blocked_by: ::prost::alloc::vec::Vec<Blocker>,
 }
 impl ::prost::Name for InstanceMemory {
     const NAME: &'static str = "InstanceMemory";

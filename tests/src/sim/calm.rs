@@ -271,9 +271,8 @@ impl World {
                     }
                 })
             }
-            State::Starting if inst.incarnation.generation < desired.generation && self.is_blocked(h, id, desired) => None,
             // Who lacks a dependency is not taken for hung, however long it is silent.
-            State::Unready if self.is_blocked(h, id, desired) => None,
+            State::Starting | State::Unready if self.is_blocked(h, id, desired) => None,
             state => Some(format!("{id} is {state:?}: {}", inst.reason)),
         }
     }

@@ -144,6 +144,8 @@ pub struct Inst {
     pub calm: bool,
     /// Blockers told last.
     pub blocked_told: Vec<v1::Blocker>,
+    /// The last agent of the node noted them, and may have died before it told them.
+    pub blocked_unsure: bool,
     /// Condition of a dependency lost since, for living instances.
     pub blocked_since: Option<Duration>,
     /// Degradation told and not taken back.
@@ -202,6 +204,7 @@ impl Inst {
             last_error: String::new(),
             failed_cause: String::new(),
             blocked_told: Vec::new(),
+            blocked_unsure: false,
             blocked_since: None,
             degraded: None,
             escalated: false,

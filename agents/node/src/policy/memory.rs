@@ -51,6 +51,8 @@ impl Node {
                 cause: "it failed before the node's agent began".to_owned(),
             });
             inst.failed_cause.clone_from(&memory.failed_cause);
+            inst.blocked_told.clone_from(&memory.blocked_by);
+            inst.blocked_unsure = !memory.blocked_by.is_empty();
             inst.signs_of_life = memory.signs_of_life;
             if !memory.completed_spec_hash.is_empty() {
                 inst.completed = Some((memory.completed_spec_hash.clone(), memory.completed_generation));
@@ -208,6 +210,7 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
         incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
+        blocked_by: inst.blocked_told.clone(),
         failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
     }
 }

@@ -173,8 +173,9 @@ impl Node {
             return;
         }
         let ended = by.is_empty() && !inst.blocked_told.is_empty();
-        if (due && inst.blocked_told != by) || ended {
+        if (due && (inst.blocked_told != by || inst.blocked_unsure)) || ended {
             inst.blocked_told.clone_from(&by);
+            inst.blocked_unsure = false;
             let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
             let code = if ended { "unblocked" } else { "dependency_unmet" };
             self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by }), code, &text, now);
@@ -571,7 +572,9 @@ fn deadline(inst: &Inst, verdict: &Verdict, now: Duration) -> Option<Duration> {
                     .then(|| inst.spec().map(|s| inst.spawned_at + probing::startup_limit(s)))
                     .flatten(),
                 inst.blocked_since
-                    .filter(|_| matches!(verdict, Verdict::Blocked(by) if *by != inst.blocked_told) && inst.was_ready)
+                    .filter(|_| {
+                        matches!(verdict, Verdict::Blocked(by) if inst.blocked_unsure || *by != inst.blocked_told) && inst.was_ready
+                    })
                     .map(|since| since + BLOCKED_TOLD_AFTER),
             ];
         }

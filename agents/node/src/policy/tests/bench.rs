@@ -343,6 +343,17 @@ impl Bench {
         self.events.iter().filter(|e| e.kind == kind).count()
     }
 
+    /// Who was said to block `name`, each time that was said.
+    pub(super) fn blockers_told(&self, name: &str) -> Vec<Vec<String>> {
+        let of = |e: &v1::Event| match &e.fact {
+            Some(Fact::ComponentBlocked(told)) if e.instance == Some((&id(name)).into()) => {
+                Some(told.by.iter().map(|b| b.component.clone()).collect())
+            }
+            _ => None,
+        };
+        self.events.iter().filter_map(of).collect()
+    }
+
     pub(super) fn last_void(&self) -> Option<String> {
         self.events.iter().rev().find_map(|e| match &e.fact {
             Some(Fact::OrderVoid(void)) => Some(void.why.clone()),

@@ -469,3 +469,28 @@ fn what_waits_for_one_that_is_blocked_is_blocked_as_well() {
         assert_eq!((b.state("gate"), by(&b, "gate")), (State::Starting, Vec::new()));
     }
 }
+
+/// What was said to be blocked is nobody's to heal: said by an agent that is dead now, the next one takes it back.
+#[test]
+fn who_was_said_to_be_blocked_by_the_last_agent_is_said_not_to_be_any_more() {
+    let db = component("db", &[]);
+    let mut b = Bench::running(&[db.clone(), component("cache", &["db"])]);
+    ["db", "cache"].into_iter().for_each(|name| b.ready(name));
+    b.exhaust("db");
+    b.pass(Duration::from_secs(2));
+    // While it goes from its restarts to its end, that is said too.
+    let before = b.blockers_told("cache").len();
+    b.restart_agent(&[]);
+    b.pass(Duration::from_secs(2));
+    assert_eq!(b.blockers_told("cache").split_off(before), [vec!["db".to_owned()]], "the last one may have died before it told");
+    b.restart_agent(&[]);
+    b.desire(&desired(&db, 2, 1));
+    b.settle();
+    b.ready("db");
+    b.pass(Duration::from_secs(2));
+    assert_eq!(b.blockers_told("cache").pop(), Some(Vec::new()));
+    let all = b.blockers_told("cache").len();
+    b.restart_agent(&[]);
+    b.pass(Duration::from_secs(2));
+    assert_eq!(b.blockers_told("cache").len(), all, "nothing more is to be said");
+}
