@@ -20,7 +20,7 @@ use razar_bus_schema::{
 use razar_os::{DeadlineTimer, NodeLock, TaskState, monotonic_now};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
 };
 
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
         probing::{Answer, Role},
     },
     probe::{Outcome, ProbeContext, Prober},
-    processes::{Cleared, ProcessNews, Processes},
+    processes::{Cleared, ProcessNews, Processes, Word},
     usage::Usages,
     view,
 };
@@ -69,8 +69,8 @@ pub struct Agent {
     unstored: bool,
     /// Ended processes that the journal still holds.
     buried: Vec<(Instance, Incarnation)>,
-    /// Whose signs were heard, and are not written down before the turn is over.
-    heard: Vec<oneshot::Sender<()>>,
+    /// What was heard, and is not written down before the turn is over.
+    heard: Vec<Word>,
     timer: DeadlineTimer,
     news: mpsc::Sender<News>,
     _lock: NodeLock,
@@ -216,10 +216,7 @@ impl Agent {
         for (instance, incarnation) in std::mem::take(&mut self.buried) {
             self.note(|journal| journal.gone(&instance, incarnation));
         }
-        // One whose component has gone meanwhile waits no more.
-        for done in std::mem::take(&mut self.heard) {
-            let _ = done.send(());
-        }
+        std::mem::take(&mut self.heard).into_iter().for_each(Word::done);
         self.timer.set(self.policy.next_deadline()).context("setting the timer")
     }
 
@@ -294,11 +291,21 @@ impl Agent {
                 }
             }
             ProcessNews::Cleared(instance, incarnation, cleared) => self.bury(&instance, incarnation, cleared),
-            ProcessNews::Sign(instance, incarnation, role, detail, done) => {
+            ProcessNews::Sign(instance, incarnation, role, detail) => {
                 self.policy.apply(Input::Sign { instance, incarnation, role, detail }, now());
-                self.heard.extend(done);
             }
+            ProcessNews::Word(word) => self.on_word(word),
         }
+    }
+
+    fn on_word(&mut self, word: Word) {
+        // Not known yet what it means: the plan could not be read, and the record is to come. So is the word then.
+        let Some(spec) = self.policy.instance(&word.instance).and_then(|i| i.spec().cloned()) else { return };
+        for (role, said) in word.signs(&spec) {
+            let (instance, incarnation) = (word.instance.clone(), word.incarnation);
+            self.policy.apply(Input::Sign { instance, incarnation, role, detail: said.to_owned() }, now());
+        }
+        self.heard.push(word);
     }
 
     fn bury(&mut self, instance: &Instance, incarnation: Incarnation, cleared: Cleared) {

@@ -32,6 +32,8 @@ const QUICK_DEATH: Duration = Duration::from_secs(1);
 const RESTART_DELAY_FIRST: Duration = Duration::from_millis(10);
 /// Longest delay: the node heals nothing while its agent is away, so it is never longer.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(1);
+/// How long agents may end quickly before what components say is no longer kept for one: who says something waits once its socket is full.
+const KEEP_FOR: Duration = Duration::from_secs(5);
 /// How long a new guard waits for one that is going (its lock is freed by the kernel when it has gone).
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// How long a new guard may take to be there.
@@ -120,6 +122,8 @@ struct Guard {
     kept: kept::Kept,
     agent: Option<Agent>,
     quick_deaths: u32,
+    /// Since when agents have ended quickly.
+    failing_since: Option<Instant>,
     /// When the agent is to be started; none while it runs.
     start_at: Option<Instant>,
     stopping: bool,
@@ -150,6 +154,7 @@ impl Guard {
             kept,
             agent: None,
             quick_deaths: 0,
+            failing_since: None,
             start_at: Some(Instant::now()),
             stopping: false,
             _lock: lock,
@@ -270,7 +275,11 @@ impl Guard {
             _ => {}
         }
         if lived >= QUICK_DEATH {
-            self.quick_deaths = 0;
+            (self.quick_deaths, self.failing_since) = (0, None);
+        }
+        let failing_since = *self.failing_since.get_or_insert_with(Instant::now);
+        if lived < QUICK_DEATH && failing_since.elapsed() >= KEEP_FOR {
+            self.kept.let_go();
         }
         self.quick_deaths = self.quick_deaths.max(u32::from(lived < QUICK_DEATH));
         say(&format!("guard: the agent ended ({status}) after {} ms; starting it again", lived.as_millis()));

@@ -170,7 +170,7 @@ fn start(run: &HookRun, name: &str, dir: &Path, cgroups: Option<&Cgroups>, place
     order.env = &env;
     order.cgroup = cgroup.as_ref().map(|c| c.as_fd());
     let spawned = razar_os::spawn(&order).map_err(|e| crate::processes::with_sources(&e));
-    let process = spawned.and_then(|child| child.into_process().map_err(|e| e.to_string()))?;
+    let process = spawned.and_then(|child| child.into_process().map_err(|e| e.to_string())).inspect_err(|_| output.remove())?;
     let has_cgroup = cgroup.is_some();
     let tree = Tree::new(&process, Some(tag), cgroup).map_err(said("its processes"))?;
     Ok(Running { process, tree, has_cgroup, output })

@@ -1,6 +1,8 @@
 //! The node's hands: spawns, signals, kills and watches processes as the policy decided. It decides nothing; what happens comes back
 //! as messages. Each incarnation has a log file that is its tag, a cgroup where the machine allows, and a watcher of its exit.
 
+mod words;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
@@ -18,18 +20,17 @@ use razar_bus_schema::{
 };
 use razar_os::{BootId, BoundSocket, Cgroup, Cgroups, FileId, NotifySocket, Process, Signal, Tree};
 use regex::Regex;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     adopt::identity_record,
     environment::{Who, environment},
     guard::KeptSockets,
-    logs::{Follow, From, LogBounds, LogKeeper, LogStore, last_error_line},
+    logs::{From, LogBounds, LogKeeper, LogStore, last_error_line},
     policy::{Spawn, probing::Role},
 };
+
+pub use words::Word;
 
 /// Longest wait for a tree to die; what lives on is told as unkillable.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -41,8 +42,10 @@ pub enum ProcessNews {
     Ended(Instance, Incarnation),
     /// Its tree was killed: whom it left behind, and who lives on.
     Cleared(Instance, Incarnation, Cleared),
-    /// It gave a sign by itself. Who waits at the other end of the channel is to be told once what follows from it is written down.
-    Sign(Instance, Incarnation, Role, String, Option<oneshot::Sender<()>>),
+    /// It gave a sign by itself, in its log.
+    Sign(Instance, Incarnation, Role, String),
+    /// It said something on its notification socket.
+    Word(Word),
 }
 
 /// Outcome of clearing a tree away.
@@ -159,7 +162,7 @@ impl Processes {
             let name = format!("{}@{}", spawn.instance.key(), spawn.incarnation);
             all.create(&self.places.mesh, &self.places.node, &name).ok().map(Arc::new)
         });
-        let notify = wants_notify(&spawn.spec).then(|| self.notify_path(&spawn.instance, spawn.incarnation));
+        let notify = words::wants_notify(&spawn.spec).then(|| self.notify_path(&spawn.instance, spawn.incarnation));
         let planned = v1::SpawnPlanned {
             instance: Some((&spawn.instance).into()),
             incarnation: Some(spawn.incarnation.into()),
@@ -226,7 +229,9 @@ impl Processes {
                 socket
             }
         };
-        Ok(Arc::new(NotifySocket::new(socket)?))
+        // Nobody would listen to it.
+        let socket = NotifySocket::new(socket).inspect_err(|_| drop(std::fs::remove_file(path)))?;
+        Ok(Arc::new(socket))
     }
 
     /// Removes what was made for a start that failed, and old logs: its own stays, with what was said on the way.
@@ -290,7 +295,7 @@ impl Processes {
             }));
         }
         if let Some(socket) = held.socket.clone() {
-            tasks.push(tokio::spawn(listen(socket, self.news.clone(), instance.clone(), incarnation, told_roles(spec))));
+            tasks.push(tokio::spawn(words::listen(socket, self.news.clone(), instance.clone(), incarnation)));
         }
         tasks.extend(self.watch_log(instance, incarnation, spec));
         let running = Running {
@@ -317,7 +322,7 @@ impl Processes {
             return None;
         }
         match self.logs.follow(instance, incarnation, From::Beginning) {
-            Ok(follow) => Some(tokio::spawn(read_signs(follow, self.news.clone(), instance.clone(), incarnation, roles, patterns))),
+            Ok(follow) => Some(tokio::spawn(words::read_signs(follow, self.news.clone(), instance.clone(), incarnation, roles, patterns))),
             Err(error) => {
                 tracing::error!(%instance, %error, "the log of a component cannot be read: what it says there is not heard");
                 None
@@ -448,81 +453,6 @@ fn bounds(spec: &v1::ComponentSpec) -> LogBounds {
     })
 }
 
-fn told_roles(spec: &v1::ComponentSpec) -> Vec<Role> {
-    let notifies = |role: &Role| matches!(role.probe(spec).and_then(|p| p.check.as_ref()), Some(Check::Notify(_)));
-    Role::ALL.into_iter().filter(notifies).collect()
-}
-
-fn wants_notify(spec: &v1::ComponentSpec) -> bool {
-    !told_roles(spec).is_empty()
-}
-
-/// Turns notifications into signs: READY=1 answers startup and readiness, any message is a sign of life for liveness. One is taken out of the
-/// socket only once the loop has written down what follows from it: an agent that dies before leaves it to the next, who hears it again if
-/// this one died just after. Said twice, it means the same.
-async fn listen(
-    socket: Arc<NotifySocket>,
-    news: mpsc::Sender<ProcessNews>,
-    instance: Instance,
-    incarnation: Incarnation,
-    roles: Vec<Role>,
-) {
-    loop {
-        match socket.peek().await {
-            Ok(notification) => {
-                let signs: Vec<_> = roles.iter().filter_map(|role| Some((*role, sign_of(*role, &notification)?))).collect();
-                for (i, (role, said)) in signs.iter().enumerate() {
-                    let (done, is_done) = oneshot::channel();
-                    let done = (i + 1 == signs.len()).then_some(done);
-                    let awaited = done.is_some();
-                    let sign = ProcessNews::Sign(instance.clone(), incarnation, *role, (*said).to_owned(), done);
-                    if news.send(sign).await.is_err() || (awaited && is_done.await.is_err()) {
-                        return;
-                    }
-                }
-            }
-            Err(razar_os::NotifyError::Malformed { pid, what }) => tracing::debug!(%instance, ?pid, what, "notification passed over"),
-            Err(razar_os::NotifyError::Io(_) | razar_os::NotifyError::PathTooLong { .. }) => return,
-        }
-        if socket.take().is_err() {
-            return;
-        }
-    }
-}
-
-/// Turns lines of a log into signs: the first in which the pattern of a role is found is that role's.
-async fn read_signs(
-    mut follow: Follow,
-    news: mpsc::Sender<ProcessNews>,
-    instance: Instance,
-    incarnation: Incarnation,
-    mut roles: Vec<Role>,
-    mut patterns: Vec<Regex>,
-) {
-    while !patterns.is_empty() {
-        let Ok(found) = follow.find(&patterns).await else { return };
-        for (place, line) in &found {
-            let Some(role) = roles.get(*place).copied() else { continue };
-            let said = format!("log: {}", line.shown().text);
-            if news.send(ProcessNews::Sign(instance.clone(), incarnation, role, said, None)).await.is_err() {
-                return;
-            }
-        }
-        // From the last on, so that the places of the others stay.
-        for (place, _) in found.iter().rev() {
-            patterns.remove(*place);
-            roles.remove(*place);
-        }
-    }
-}
-
-fn sign_of(role: Role, notification: &razar_os::Notification) -> Option<&'static str> {
-    match role {
-        Role::Startup | Role::Readiness => notification.ready.then_some("READY=1"),
-        Role::Liveness => (notification.watchdog || notification.ready).then_some("WATCHDOG=1"),
-    }
-}
-
 pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -533,6 +463,3 @@ pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

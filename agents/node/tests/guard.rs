@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn run_tests(args: &[OsString]) -> ExitCode {
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 13] = [
         ("an_agent_that_is_killed_is_started_again_at_once", an_agent_that_is_killed_is_started_again_at_once),
         ("quick_deaths_are_spaced_and_never_given_up", quick_deaths_are_spaced_and_never_given_up),
         ("exits_of_orphans_are_noted_with_their_code", exits_of_orphans_are_noted_with_their_code),
@@ -38,6 +38,7 @@ fn run_tests(args: &[OsString]) -> ExitCode {
         ("a_command_that_cannot_be_started_is_tried_on", a_command_that_cannot_be_started_is_tried_on),
         ("what_is_said_between_two_agents_is_heard_by_the_second", what_is_said_between_two_agents_is_heard_by_the_second),
         ("a_socket_outlives_its_guard_and_is_let_go_with_its_file", a_socket_outlives_its_guard_and_is_let_go_with_its_file),
+        ("nobody_waits_for_agents_that_never_live", nobody_waits_for_agents_that_never_live),
     ];
     if args.iter().any(|a| a == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -346,7 +347,9 @@ fn listening() -> (Node, Process) {
 }
 
 fn send(node: &Node, status: &str) -> std::io::Result<usize> {
-    UnixDatagram::unbound()?.send_to(format!("READY=1\nSTATUS={status}").as_bytes(), node.path("notify"))
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to(format!("READY=1\nSTATUS={status}").as_bytes(), node.path("notify"))
 }
 
 fn wait_heard(node: &Node, agent: Pid, status: &str) {
@@ -403,8 +406,30 @@ fn a_socket_outlives_its_guard_and_is_let_go_with_its_file() {
     std::fs::remove_file(node.path("notify")).unwrap();
     third.signal(Signal::KILL).unwrap();
     let fourth = next_agent(&node, third.pid());
-    wait("another socket", || std::fs::read_to_string(node.path("binds")).unwrap().lines().count() == 2);
-    wait("the guard to keep one of both", || sockets() == before);
+    assert_eq!(std::fs::read_to_string(node.path("binds")).unwrap().lines().count(), 2, "the file was gone");
+    // What agents gave is taken, and what is gone is let go, before the next one is started.
+    fourth.signal(Signal::KILL).unwrap();
+    let fourth = next_agent(&node, fourth.pid());
+    assert_eq!(sockets(), before, "one of both is kept");
     guard.signal(Signal::KILL).unwrap();
     fourth.signal(Signal::KILL).unwrap();
+}
+
+/// Words are kept for an agent that comes, not for one that never does: who says something waits once its socket is full.
+fn nobody_waits_for_agents_that_never_live() {
+    let dir = tempfile::tempdir().unwrap();
+    let (me, broken) = (std::env::current_exe().unwrap(), dir.path().join("broken"));
+    let script = format!("[ -e {} ] && exit 1; exec {} listener {}", broken.display(), me.display(), dir.path().display());
+    let node = Node::with_command(dir, &["sh".into(), "-c".into(), script.into()]);
+    let first = node.process_in("agent.pid");
+    std::fs::write(&broken, "").unwrap();
+    first.signal(Signal::KILL).unwrap();
+    wait("the end of the agent", || first.has_exited().unwrap());
+    send(&node, "kept at first").unwrap();
+    wait("the socket to be let go", || send(&node, "").is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused));
+    assert!(std::fs::read_to_string(node.path("stderr")).unwrap().contains("components wait no more"));
+    std::fs::remove_file(&broken).unwrap();
+    let second = next_agent(&node, first.pid());
+    send(&node, "heard").unwrap();
+    wait_heard(&node, second.pid(), "heard");
 }

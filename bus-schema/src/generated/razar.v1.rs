@@ -3503,6 +3503,12 @@ pub struct InstanceMemory {
     /// Who blocks it by the last word of the node about that, which may not have been told; empty: nobody.
     #[prost(message, repeated, tag = "19")]
     pub blocked_by: ::prost::alloc::vec::Vec<Blocker>,
+    /// Its newest incarnation is starting, and its startup probe has passed.
+    #[prost(bool, tag = "20")]
+    pub started_up: bool,
+    /// Its newest incarnation is starting, and has said that it is ready: it says so once, and its startup probe has not passed yet.
+    #[prost(bool, tag = "21")]
+    pub said_ready: bool,
 }
 impl ::prost::Name for InstanceMemory {
     const NAME: &'static str = "InstanceMemory";

@@ -16,8 +16,11 @@ use super::say;
 pub(super) const KEPT_VARIABLE: &str = "RAZAR_KEPT_SOCKETS";
 /// See [`KEPT_VARIABLE`].
 const FIRST: i32 = 3;
-/// Most sockets that are kept: a process may have 1,024 descriptors where nobody has raised that.
-const KEPT_MAX: usize = 900;
+/// Most sockets that are kept: a process may have 1,024 descriptors where nobody has raised that, and who hands some to a child has them twice
+/// while it does.
+const KEPT_MAX: usize = 450;
+/// Descriptors that guard and agent need beside them, at the least.
+const OTHERS: u64 = 64;
 /// Sockets beyond those of the last sweep after which the next is due.
 const SWEEP_EACH: usize = 64;
 
@@ -34,8 +37,10 @@ pub(super) struct Kept {
 impl Kept {
     /// Begins with what the last guard kept, if this one was started by an agent that had it.
     pub(super) fn open() -> io::Result<Self> {
+        // First: these numbers are not free.
+        let (sockets, _) = inherited();
         let (gives, takes) = fd_channel()?;
-        Ok(Self { gives, takes, sockets: inherited().0, swept: 0 })
+        Ok(Self { gives, takes, sockets, swept: 0 })
     }
 
     /// Takes what agents have given.
@@ -62,11 +67,20 @@ impl Kept {
     /// Lets go of those whose component has gone: their file is there no more.
     pub(super) fn sweep(&mut self) {
         self.sockets.retain(BoundSocket::is_reachable);
-        if self.sockets.len() > KEPT_MAX {
-            say(&format!("guard: more than {KEPT_MAX} notification sockets: the oldest are not kept"));
-            self.sockets.drain(..self.sockets.len() - KEPT_MAX);
+        let most = kept_max();
+        if self.sockets.len() > most {
+            say(&format!("guard: more than {most} notification sockets: the oldest are not kept"));
+            self.sockets.drain(..self.sockets.len() - most);
         }
         self.swept = self.sockets.len();
+    }
+
+    /// Keeps nothing any more: what components say is refused until an agent listens.
+    pub(super) fn let_go(&mut self) {
+        if !self.sockets.is_empty() {
+            say("guard: no agent has lived for long: components wait no more for one to hear them");
+        }
+        self.sockets.clear();
     }
 
     /// What an agent inherits, and the value of [`KEPT_VARIABLE`] that says so.
@@ -84,9 +98,15 @@ impl AsFd for Kept {
 
 /// What another guard inherits of these sockets, and the value of [`KEPT_VARIABLE`] that says so.
 pub(super) fn of_guard<'a>(sockets: &[BorrowedFd<'a>]) -> (Vec<(BorrowedFd<'a>, i32)>, String) {
-    let kept: Vec<_> = sockets.iter().copied().take(KEPT_MAX).zip(FIRST..).collect();
+    let kept: Vec<_> = sockets.iter().copied().take(kept_max()).zip(FIRST..).collect();
     let said = kept.len().to_string();
     (kept, said)
+}
+
+/// Most sockets that can be kept here.
+fn kept_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(KEPT_MAX, |limit| usize::try_from(limit.saturating_sub(OTHERS) / 2).map_or(KEPT_MAX, |fits| fits.min(KEPT_MAX)))
 }
 
 /// What the parent gave to this process.

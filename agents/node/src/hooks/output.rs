@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use razar_os::FileId;
@@ -17,15 +18,19 @@ use crate::logs::clean;
 pub(super) const OUTPUT_BYTES_MAX: usize = 4096;
 /// Bytes of one read: what a pipe holds.
 const READ_BYTES: usize = 64 * 1024;
+/// How long one that fills the pipe at once is not read.
+const FLOOD_PAUSE: Duration = Duration::from_millis(1);
 /// Most reads of what is left in the pipe once the hook has ended: one that outlived its kill may still write.
 const LAST_READS: u32 = 16;
 
-/// The reading end, with what is kept of what was read.
+/// The reading end, with what is kept of what was read. Dropped, it leaves its file: the next agent finds the hook's processes by it.
 #[derive(Debug)]
 pub(super) struct Output {
     /// None once nobody writes any more.
     pipe: Option<pipe::Receiver>,
     path: PathBuf,
+    tag: FileId,
+    buffer: Vec<u8>,
     last: Vec<u8>,
     cut: bool,
 }
@@ -45,48 +50,54 @@ impl Output {
         let pipe = pipe::OpenOptions::new().open_receiver(path)?;
         let writes = OpenOptions::new().write(true).open(path)?;
         let tag = FileId::of_fd(&writes)?;
-        Ok((Self { pipe: Some(pipe), path: path.to_owned(), last: Vec::new(), cut: false }, writes, tag))
+        Ok((Self { pipe: Some(pipe), path: path.to_owned(), tag, buffer: vec![0; READ_BYTES], last: Vec::new(), cut: false }, writes, tag))
     }
 
     /// Waits for words and keeps them; for ever once nobody writes any more. Cancel safe.
     pub(super) async fn read(&mut self) {
         let Some(pipe) = &self.pipe else { return std::future::pending().await };
-        let mut bytes = vec![0; READ_BYTES];
         let read = match pipe.readable().await {
-            Ok(()) => pipe.try_read(&mut bytes),
+            Ok(()) => pipe.try_read(&mut self.buffer),
             Err(error) => Err(error),
         };
         match read {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(0) | Err(_) => self.pipe = None,
-            Ok(n) => self.keep(bytes.get(..n).unwrap_or_default()),
+            Ok(n) => {
+                self.keep(n);
+                if n == READ_BYTES {
+                    // It floods: let it wait rather than the agent.
+                    tokio::time::sleep(FLOOD_PAUSE).await;
+                }
+            }
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        self.last.extend_from_slice(bytes);
+    fn keep(&mut self, read: usize) {
+        self.last.extend_from_slice(self.buffer.get(..read).unwrap_or_default());
         let over = self.last.len().saturating_sub(OUTPUT_BYTES_MAX);
         self.cut |= over > 0;
         self.last.drain(..over);
+    }
+
+    /// Nobody is to be found by it any more: its file is removed, never that of a later run.
+    pub(super) fn remove(&self) {
+        if FileId::of_path(&self.path).is_ok_and(|there| there == self.tag) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 
     /// What is told of it, and whether there was more; the pipe is removed.
     pub(super) fn take(mut self) -> (String, bool) {
         let left = self.pipe.take().and_then(|pipe| pipe.into_nonblocking_fd().ok());
         if let Some(mut left) = left.map(File::from) {
-            let mut bytes = vec![0; READ_BYTES];
             for _ in 0..LAST_READS {
-                let Ok(n @ 1..) = left.read(&mut bytes) else { break };
-                self.keep(bytes.get(..n).unwrap_or_default());
+                let Ok(n @ 1..) = left.read(&mut self.buffer) else { break };
+                self.keep(n);
             }
         }
+        self.remove();
         (shown(&self.last), self.cut)
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 

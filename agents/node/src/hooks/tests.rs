@@ -153,7 +153,7 @@ async fn one_that_hangs_is_killed_when_its_time_is_over() {
 #[tokio::test]
 async fn one_that_floods_leaves_its_last_words_and_nothing_on_the_disk() {
     let mut b = Bench::new();
-    let script = b.script("head -c 300000000 /dev/zero | tr '\\0' x; echo; echo the end; touch $DIR/done; sleep 60");
+    let script = b.script("head -c 30000000 /dev/zero | tr '\\0' x; echo; echo the end; touch $DIR/done; sleep 60");
     let key = b.start(script, SOON);
     let pipe = b.dir.path().join("hooks").join(name_of(&key));
     let until = monotonic_now() + SOON;
@@ -215,6 +215,26 @@ async fn what_the_last_agent_left_running_is_killed() {
     let pid = b.number("pid").await;
     let (sender, _news) = mpsc::channel(1);
     let next = Hooks::open(b.dir.path().join("hooks"), places(b.dir.path()), sender);
+    assert!(!lives(pid), "nobody waits for it any more");
+    assert_eq!(fs::read_dir(&next.dir).unwrap().count(), 0);
+}
+
+/// An agent that gives way to another one, or whose loop fails, ends nothing and leaves the next a trace of what runs.
+#[test]
+fn what_an_agent_that_gave_way_left_running_is_killed() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let (b, pid) = first.block_on(async {
+        let mut b = Bench::new();
+        let script = b.script("trap '' PIPE; echo $$ > $DIR/pid; while :; do echo on; sleep 0.01; done");
+        b.start(script, Duration::from_secs(600));
+        let pid = b.number("pid").await;
+        (b, pid)
+    });
+    first.shutdown_background();
+    assert!(lives(pid));
+    let (sender, _news) = mpsc::channel(1);
+    let next = runtime().block_on(async { Hooks::open(b.dir.path().join("hooks"), places(b.dir.path()), sender) });
     assert!(!lives(pid), "nobody waits for it any more");
     assert_eq!(fs::read_dir(&next.dir).unwrap().count(), 0);
 }

@@ -217,7 +217,8 @@ impl Node {
             Role::Readiness if inst.probes.started_up && matches!(inst.state, State::Starting | State::Unready) => {
                 self.became_ready(id, detail, now);
             }
-            Role::Readiness => {}
+            // To be remembered until its startup probe passes.
+            Role::Readiness => drop(self.dirty.insert(id.clone())),
             Role::Liveness => self.alive(id, now.mono),
         }
     }

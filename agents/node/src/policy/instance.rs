@@ -165,6 +165,11 @@ pub struct Inst {
 }
 
 impl Inst {
+    /// Whether what is remembered is of this incarnation.
+    pub(super) fn remembers(&self, incarnation: Incarnation) -> bool {
+        self.remembered.as_ref().and_then(|m| m.incarnation.as_ref()).map(Incarnation::from) == Some(incarnation)
+    }
+
     /// An instance of which nothing is known yet.
     #[must_use]
     pub fn new(id: Instance, now: Duration) -> Self {

@@ -143,6 +143,11 @@ impl Node {
             inst.stop = Some(super::instance::Stop { why: "desired", since: now.mono, killed: None, unkillable: false });
         } else {
             inst.slot = true;
+            // What it said once, it does not say again.
+            if memory.started_up && inst.remembers(incarnation) {
+                inst.probes.start_passed(&spec, now.mono);
+            }
+            inst.probes.readiness.sign_at = (memory.said_ready && inst.remembers(incarnation)).then_some(now.mono);
         }
         if inst.state == State::Ready {
             inst.ready_since = Some(memory.ready_since.as_ref().map_or(now.mono, |at| monotonic(at, now)));
@@ -211,6 +216,8 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
         blocked_by: inst.blocked_told.clone(),
+        started_up: inst.state == State::Starting && inst.probes.started_up && inst.spec().is_some_and(|s| s.startup.is_some()),
+        said_ready: inst.state == State::Starting && inst.probes.readiness.sign_at.is_some(),
         failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
     }
 }

@@ -294,9 +294,12 @@ async fn a_refused_command_comes_to_a_reader_who_never_waits_long() -> Result<()
     let bus = broker.provisioned().await?;
     let mut source = bus.serve_commands("orchestrator").await?;
     let stranger = stranger(&broker).await?;
+    // One that makes the consumer.
+    stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"{}")).await?;
+    stranger.flush().await?;
+    received(&mut source).await?.settle(accepted()).await?;
     stranger.publish("razar.command.orchestrator.restart.api", Bytes::from_static(b"\xff")).await?;
     stranger.flush().await?;
-    // The first makes the consumer, which takes longer than a look.
     let sent = std::time::Instant::now();
     let first = tokio::time::timeout(SOON, async {
         loop {

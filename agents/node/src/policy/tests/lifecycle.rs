@@ -328,6 +328,34 @@ fn who_says_ready_before_its_startup_probe_has_passed_is_heard() {
     assert_eq!(b.state("api"), State::Ready);
 }
 
+/// It says so once: an agent that dies in between does not take it along.
+#[test]
+fn what_a_start_has_said_outlives_the_agent_that_heard_it() {
+    use super::super::probing::{Answer, Role};
+    let first = razar_bus_schema::ids::Incarnation::new(1, 1);
+    let told = || Some(v1::Probe { check: Some(v1::probe::Check::Notify(v1::NotifyCheck {})), ..Default::default() });
+    for startup_is_told in [true, false] {
+        let mut api = component("api", &[]);
+        (api.startup, api.readiness) = if startup_is_told { (told(), api.readiness) } else { (api.readiness, told()) };
+        let mut b = Bench::running(&[api]);
+        let (said, asked) = if startup_is_told { (Role::Startup, Role::Readiness) } else { (Role::Readiness, Role::Startup) };
+        b.input(Input::Sign { instance: id("api"), incarnation: first, role: said, detail: "READY=1".into() });
+        b.turn();
+        assert_eq!(b.state("api"), State::Starting);
+        b.restart_agent(&[]);
+        assert_eq!(b.state("api"), State::Starting);
+        b.pass(SECOND);
+        let (answer, detail, took) = (Answer::Passed, "passes".into(), Duration::ZERO);
+        b.input(Input::Probed { instance: id("api"), incarnation: first, role: asked, answer, detail, took, window: None });
+        b.turn();
+        assert_eq!(b.state("api"), State::Ready, "told at the start: {startup_is_told}");
+        // It says nothing for the next life.
+        b.exit("api", 1);
+        b.restart_agent(&[]);
+        assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.2"));
+    }
+}
+
 #[test]
 fn without_readiness_the_startup_probe_is_waited_for() {
     let mut api = component("api", &[]);

@@ -2,9 +2,11 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use tokio::time::timeout;
+use razar_os::BoundSocket;
+use tokio::{task::JoinHandle, time::timeout};
 
 use super::*;
+use crate::logs::{From, LogStore};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -26,24 +28,18 @@ impl Bench {
     /// An agent that listens, and what its loop gets.
     fn agent(&self) -> (JoinHandle<()>, mpsc::Receiver<ProcessNews>) {
         let (news, receiver) = mpsc::channel(8);
-        let roles = vec![Role::Readiness, Role::Liveness];
-        (tokio::spawn(listen(self.socket.clone(), news, Instance::new("api", 0), Incarnation::new(1, 1), roles)), receiver)
+        (tokio::spawn(listen(self.socket.clone(), news, Instance::new("api", 0), Incarnation::new(1, 1))), receiver)
     }
 }
 
-async fn sign(news: &mut mpsc::Receiver<ProcessNews>) -> (Role, String, Option<oneshot::Sender<()>>) {
-    let Some(ProcessNews::Sign(_, _, role, said, done)) = timeout(SOON, news.recv()).await.unwrap() else { panic!("other news") };
-    (role, said, done)
+async fn word(news: &mut mpsc::Receiver<ProcessNews>) -> Word {
+    let Some(ProcessNews::Word(word)) = timeout(SOON, news.recv()).await.unwrap() else { panic!("other news") };
+    word
 }
 
-/// Both signs of READY=1; who waits for them to be written down.
-async fn ready(news: &mut mpsc::Receiver<ProcessNews>) -> oneshot::Sender<()> {
-    let (first, said, done) = sign(news).await;
-    assert_eq!((first, said.as_str()), (Role::Readiness, "READY=1"));
-    assert!(done.is_none(), "the last one of a message is waited for");
-    let (second, _, done) = sign(news).await;
-    assert_eq!(second, Role::Liveness);
-    done.unwrap()
+fn notifying(startup: bool, readiness: bool, liveness: bool) -> v1::ComponentSpec {
+    let probe = |told: bool| told.then(|| v1::Probe { check: Some(Check::Notify(v1::NotifyCheck::default())), ..Default::default() });
+    v1::ComponentSpec { startup: probe(startup), readiness: probe(readiness), liveness: probe(liveness), ..Default::default() }
 }
 
 #[tokio::test]
@@ -53,14 +49,29 @@ async fn a_word_is_there_until_what_follows_from_it_is_written_down() {
     bench.component.send(b"WATCHDOG=1").unwrap();
     let (task, mut news) = bench.agent();
     // This agent hears it, and dies before it has written anything.
-    drop(ready(&mut news).await);
-    timeout(SOON, task).await.unwrap().unwrap();
-    assert!(news.try_recv().is_err(), "nothing more was heard");
+    let heard = word(&mut news).await;
+    assert_eq!(heard.signs(&notifying(false, true, true)), [(Role::Readiness, "READY=1"), (Role::Liveness, "WATCHDOG=1")]);
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled() && news.try_recv().is_err(), "nothing more was heard");
     let (_task, mut news) = bench.agent();
-    ready(&mut news).await.send(()).unwrap();
+    let again = word(&mut news).await;
+    assert_eq!(again.signs(&notifying(true, true, false)), [(Role::Startup, "READY=1"), (Role::Readiness, "READY=1")]);
+    again.done();
     // Now the next word has its turn.
-    let (role, said, _done) = sign(&mut news).await;
-    assert_eq!((role, said.as_str()), (Role::Liveness, "WATCHDOG=1"));
+    let next = word(&mut news).await;
+    assert_eq!(next.signs(&notifying(true, true, true)), [(Role::Liveness, "WATCHDOG=1")]);
+}
+
+/// The specification may come later than the word: from the bus, where the plan on the disk cannot be read.
+#[tokio::test]
+async fn a_word_that_cannot_be_understood_yet_comes_again() {
+    let bench = Bench::new();
+    bench.component.send(b"READY=1").unwrap();
+    let (_task, mut news) = bench.agent();
+    drop(word(&mut news).await);
+    let again = word(&mut news).await;
+    assert_eq!(again.signs(&notifying(false, true, false)), [(Role::Readiness, "READY=1")]);
+    assert!(again.signs(&v1::ComponentSpec::default()).is_empty());
 }
 
 #[tokio::test]
@@ -71,7 +82,12 @@ async fn what_means_nothing_is_passed_over() {
     }
     bench.component.send(b"READY=1").unwrap();
     let (_task, mut news) = bench.agent();
-    drop(ready(&mut news).await);
+    assert_eq!(word(&mut news).await.signs(&notifying(true, false, false)), [(Role::Startup, "READY=1")]);
+}
+
+async fn sign(news: &mut mpsc::Receiver<ProcessNews>) -> Role {
+    let Some(ProcessNews::Sign(_, _, role, _)) = timeout(SOON, news.recv()).await.unwrap() else { panic!("other news") };
+    role
 }
 
 /// What a start and a readiness wait for may be written at once, and in either order.
@@ -88,7 +104,7 @@ async fn lines_that_come_together_are_signs_of_all_that_wait_for_them() {
         let follow = logs.follow(&api, incarnation, From::Beginning).unwrap();
         let roles = vec![Role::Startup, Role::Readiness];
         let reading = tokio::spawn(read_signs(follow, news, api, incarnation, roles, patterns.to_vec()));
-        let mut roles = [sign(&mut heard).await.0, sign(&mut heard).await.0];
+        let mut roles = [sign(&mut heard).await, sign(&mut heard).await];
         roles.sort();
         assert_eq!(roles, [Role::Startup, Role::Readiness], "{text:?}");
         timeout(SOON, reading).await.unwrap().unwrap();
