@@ -1647,7 +1647,7 @@ impl ::prost::Name for RecoveryStarted {
 /// An incident lost its object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IncidentWithdrawn {
-    /// Why (`blocked`, `to_be_stopped`, `new_generation`, `sign_of_life`).
+    /// Why (`blocked`, `to_be_stopped`, `new_generation`, `sign_of_life`, `ready`: it came up in a try that did not count, and held).
     #[prost(string, tag = "1")]
     pub why: ::prost::alloc::string::String,
 }

@@ -259,6 +259,12 @@ impl State {
         match incident.tried.last() {
             Some(last) if last.outcome == Outcome::Ok.name() => Step::Tell(self.recovered(under, incident, now)),
             Some(_) if self.facts.node(&view.node).lost => Step::Wait(None),
+            // What did not count has come up all the same: the next rung would end one that is well.
+            Some(last) if last.outcome == Outcome::Void.name() && !view.is_judged(incident) => match self.soaked(under) {
+                Some(soaked) if soaked > now.mono => Step::Wait(Some(soaked)),
+                Some(_) => self.end(under, is_tried, Some("ready"), now),
+                None => self.climb(at, &self.next_rung(at, now), now),
+            },
             Some(_) => self.climb(at, &self.next_rung(at, now), now),
             None => Step::Wait(None),
         }
@@ -345,8 +351,7 @@ impl State {
         if later && view.state == InstanceState::Completed {
             return Ok(Outcome::Ok);
         }
-        if let Some(ready) = view.ready_since.filter(|_| later && view.state == InstanceState::Ready) {
-            let soaked = ready.max(node.back_since) + self.limits.soak;
+        if let Some(soaked) = self.soaked(under) {
             return if soaked <= now.mono { Ok(Outcome::Ok) } else { Err(Some(soaked)) };
         }
         let backoff = time::duration_or(under.order.backoff.as_ref(), Duration::ZERO);
@@ -356,6 +361,14 @@ impl State {
         }
         // A start that nobody has seen is no try: it waits for its slot, or for its node.
         Ok(if later { counted } else { Outcome::Void })
+    }
+
+    /// Until when what was started since the order has to hold to be well; `None`: nothing was, or it is not ready.
+    fn soaked(&self, under: &Under<'_>) -> Option<Duration> {
+        let view = under.view;
+        let is_well = view.incarnation > replaced(under.order) && view.state == InstanceState::Ready;
+        let ready = view.ready_since.filter(|_| is_well)?;
+        Some(ready.max(self.facts.node(&view.node).back_since) + self.limits.soak)
     }
 
     fn tried(&self, under: &Under<'_>, at: Standing<'_>, outcome: Outcome, now: Now) -> Box<v1::Event> {

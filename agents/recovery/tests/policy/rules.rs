@@ -201,6 +201,33 @@ fn what_is_blocked_is_withdrawn() {
     assert_eq!(b.take(), [""; 0]);
 }
 
+/// The next rung would end one that is well.
+#[test]
+fn what_came_up_in_a_try_that_did_not_count_is_let_be() {
+    for holds in [true, false] {
+        let mut b = pair();
+        b.exhaust("api");
+        b.take();
+        b.started("api", "1.5");
+        b.tell("db", "1.1", Fact::ComponentUnready(v1::ComponentUnready::default()));
+        b.pass(40);
+        assert_eq!(b.take(), ["rung_tried restart void restart"], "the next try waits for db");
+        b.ready("api", "1.5");
+        b.ready("db", "1.1");
+        b.pass(4);
+        assert_eq!(b.take(), [""; 0], "it has to hold first");
+        if holds {
+            b.pass(2);
+            assert_eq!(b.take(), ["incident_withdrawn ready", "end restart#1 of api@1.1"]);
+            b.pass(3_600);
+            assert_eq!(b.take(), [""; 0]);
+        } else {
+            b.rung_fails("api", "1.5");
+            assert_eq!(b.take(), ["order restart#2 of api@1.1: 1.5"]);
+        }
+    }
+}
+
 #[test]
 fn what_is_to_be_stopped_or_has_a_new_generation_is_withdrawn() {
     for (generation, mode, why) in [(1, RunMode::Stop, "to_be_stopped"), (2, RunMode::Run, "new_generation")] {

@@ -9,7 +9,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     places::{self, Places, Sight},
     presence::{self, Presence, Turn},
-    v1::{self, InstanceState as State, event::Fact},
+    v1::{self, DegradedKind, InstanceState as State, event::Fact},
 };
 
 use super::AGENT;
@@ -49,6 +49,8 @@ pub struct View {
     pub changed_at: Duration,
     /// Highest generation in which it served.
     pub served_in: u64,
+    /// It starts, and has had its time for that: from then on it owes its beats, ready or not.
+    pub overdue: bool,
     /// Verdict on its silence that was folded; empty: none since its state changed.
     pub judged_by: String,
     /// Resources told over their limit, with the event that told it.
@@ -67,6 +69,7 @@ impl Default for View {
             changed_by: (0, String::new()),
             changed_at: Duration::ZERO,
             served_in: 0,
+            overdue: false,
             judged_by: String::new(),
             over: BTreeMap::new(),
             within: BTreeMap::new(),
@@ -90,7 +93,7 @@ impl View {
     /// Whether a process lives that beats if its specification says so.
     #[must_use]
     pub const fn beats(&self) -> bool {
-        matches!(self.state, State::Ready | State::Unready)
+        matches!(self.state, State::Ready | State::Unready) || (matches!(self.state, State::Starting) && self.overdue)
     }
 }
 
@@ -333,6 +336,10 @@ impl Facts {
                 view.within.insert(limit.resource.clone(), event.id.clone());
                 return;
             }
+            Fact::ComponentDegraded(told) if told.kind() == DegradedKind::Slow => {
+                view.overdue |= view.state == State::Starting;
+                return;
+            }
             // The end of an incident: from now on it may be judged anew.
             Fact::IncidentWithdrawn(_) | Fact::Recovered(_) => {
                 changed(view, sequence, event, now);
@@ -393,7 +400,7 @@ fn changed(view: &mut View, sequence: u64, event: &v1::Event, now: Duration) {
 }
 
 fn enter(view: &mut View, state: State, sequence: u64, event: &v1::Event, now: Duration) {
-    view.state = state;
+    (view.state, view.overdue) = (state, false);
     changed(view, sequence, event, now);
     if view.serves() {
         view.served_in = view.served_in.max(view.incarnation.generation);

@@ -85,6 +85,32 @@ fn a_new_incarnation_is_heard_from_when_it_is_ready() {
     assert!(w.told().contains(&"component_unresponsive"));
 }
 
+/// Its node says when a start has had its time; from then on a hang is a hang, ready or not.
+#[test]
+fn one_whose_start_takes_too_long_is_to_be_heard_as_well() {
+    let (mut w, db) = beating(1_000);
+    let second = Incarnation::new(1, 2);
+    w.looks.insert(db.clone(), hung(second, 0));
+    w.beater("db").silent = true;
+    w.exits(&db, Incarnation::new(1, 1));
+    w.node_tells("a", Some((&db, second)), Fact::ComponentStarted(v1::ComponentStarted::default()));
+    w.pass(ms(20_000));
+    let degraded = |kind: v1::DegradedKind| Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), ..Default::default() });
+    w.node_tells("a", Some((&db, second)), degraded(v1::DegradedKind::Starved));
+    w.pass(ms(5_000));
+    assert!(!w.told().contains(&"component_unresponsive"), "it may still be on its way");
+    w.node_tells("a", Some((&db, second)), degraded(v1::DegradedKind::Slow));
+    w.pass(ms(2_900));
+    assert!(!w.told().contains(&"component_unresponsive"));
+    w.pass(ms(1_000));
+    assert!(w.told().contains(&"component_unresponsive"));
+    w.exits(&db, second);
+    w.node_tells("a", Some((&db, Incarnation::new(1, 3))), Fact::ComponentStarted(v1::ComponentStarted::default()));
+    w.looks.insert(db, hung(Incarnation::new(1, 3), 0));
+    w.pass(ms(10_000));
+    assert_eq!(w.told().iter().filter(|k| **k == "component_unresponsive").count(), 1, "the next start has its time again");
+}
+
 #[test]
 fn beats_of_a_former_incarnation_are_none() {
     let (mut w, db) = beating(1_000);
