@@ -68,7 +68,8 @@ pub async fn run(agent: Agent<Settings>) -> Result<(), BusError> {
         primed_to: 0,
         writer: Writer::default(),
         backlog: agent.metrics.gauge("projection_backlog_keys", "Keys of the projection to be compared or written"),
-        lag: 0,
+        // Nothing is read yet: whatever there is, is ahead.
+        lag: 1,
         snapshot_events: agent.settings.snapshot_events.max(1),
         snapshot_at: 0,
         snapshot_under_way: false,

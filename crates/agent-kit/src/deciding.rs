@@ -90,6 +90,9 @@ impl Source for Nothing {
     }
 }
 
+/// How long a replica that was started reads before it answers what it knows by then; questions wait meanwhile.
+const ANSWERS_AFTER: Duration = Duration::from_secs(1);
+
 /// What an agent folds and decides. Folds (`apply_…`) emit nothing; `decide` is called only by who may decide, after every burst of inputs
 /// and at [`Decider::next_deadline`].
 pub trait Decider: Sized {
@@ -205,6 +208,7 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         commands,
         queries,
         answers: !entry.endpoints.is_empty(),
+        answers_now: false,
         leases,
         connection: bus.connection(),
         done: outcomes,
@@ -219,6 +223,8 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         store_applied: 0,
         store_head: None,
         heads_asked: None,
+        began: Instant::now(),
+        has_caught_up: false,
         folds,
         decides: Shards::new(count, []),
     };
@@ -241,6 +247,9 @@ struct Running<D: Decider> {
     /// Head of [`Decider::STORE`] when the heads were read.
     store_head: Option<u64>,
     heads_asked: Option<(TenuresWanted, Instant)>,
+    began: Instant,
+    /// EVENTS were read to their head once.
+    has_caught_up: bool,
     /// A fold has begun before.
     folds: bool,
     /// What it might decide about at the end of the last turn.
@@ -251,6 +260,7 @@ impl<D: Decider> Running<D> {
     /// Waits for an input, folds it and what else is there, then decides once. False: the end.
     async fn turn(&mut self, sources: &mut Sources<D>) -> bool {
         let leads = self.leads(sources);
+        sources.answers_now = self.has_caught_up || self.began.elapsed() >= ANSWERS_AFTER;
         // To look for it may cost as much as to decide, which only who leads does.
         let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
         let deadline = deadline.into_iter().chain(self.shell.away.next_try(self.shell.now().mono)).min();
@@ -377,6 +387,7 @@ impl<D: Decider> Running<D> {
                 self.progressed(sequence);
             }
             FoldItem::CaughtUp { sequence } => {
+                self.has_caught_up = true;
                 self.decider.apply_caught_up(sequence, now);
                 self.shell.numbers.caught_up();
                 self.progressed(sequence);

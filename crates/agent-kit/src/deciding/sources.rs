@@ -36,6 +36,8 @@ pub(super) struct Sources<D: Decider> {
     /// Keeps the agent among the mesh's services, also when nobody asks it anything.
     pub(super) queries: QueryServer,
     pub(super) answers: bool,
+    /// Whether it answers them now: who has only begun to read knows nothing yet, and would say so for the truth.
+    pub(super) answers_now: bool,
     pub(super) leases: ShardLeases,
     pub(super) connection: watch::Receiver<Connection>,
     pub(super) done: mpsc::Receiver<Done<D::Outcome>>,
@@ -45,7 +47,7 @@ pub(super) struct Sources<D: Decider> {
 }
 
 impl<D: Decider> Sources<D> {
-    /// The next input. Cancel-safe. Questions before events, so that a replica that catches up answers; commands are read only by who may
+    /// The next input. Cancel-safe. Questions before events, so that a replica that falls behind answers; commands are read only by who may
     /// decide.
     pub(super) async fn next(&mut self, leads: bool, timer: Duration) -> Input<D> {
         tokio::select! {
@@ -54,7 +56,7 @@ impl<D: Decider> Sources<D> {
             changed = self.connection.changed() => if changed.is_ok() { Input::Connection } else { Input::Closed },
             () = self.leases.changed() => Input::Lease,
             done = self.done.recv() => done.map_or(Input::Closed, Input::Done),
-            query = self.queries.next(), if self.answers => query.map_or(Input::Closed, |query| Input::Query(Box::new(query))),
+            query = self.queries.next(), if self.answers && self.answers_now => query.map_or(Input::Closed, |query| Input::Query(Box::new(query))),
             item = of(self.intents.as_mut().map(IntentWatch::next)) => item.map_or(Input::Closed, Input::Intent),
             item = of(self.store.as_mut().map(BucketWatch::next)) => item.map_or(Input::Closed, Input::Store),
             item = self.events.next() => item.map_or(Input::Closed, Input::Event),
