@@ -189,6 +189,7 @@ impl Guard {
             Ok(process) => self.agent = Some(Agent { pid: process.pid(), process, since: Instant::now() }),
             Err(why) => {
                 say(&format!("guard: cannot start the agent: {why}"));
+                self.failed();
                 self.start_later();
             }
         }
@@ -209,6 +210,13 @@ impl Guard {
         order.fds = &fds;
         let child = razar_os::spawn(&order).map_err(|error| with_source(&error))?;
         child.into_process().map_err(|error| error.to_string())
+    }
+
+    /// An agent has ended, or could not be started.
+    fn failed(&mut self) {
+        if self.failing_since.get_or_insert_with(Instant::now).elapsed() >= KEEP_FOR {
+            self.kept.let_go();
+        }
     }
 
     fn start_later(&mut self) {
@@ -277,10 +285,7 @@ impl Guard {
         if lived >= QUICK_DEATH {
             (self.quick_deaths, self.failing_since) = (0, None);
         }
-        let failing_since = *self.failing_since.get_or_insert_with(Instant::now);
-        if lived < QUICK_DEATH && failing_since.elapsed() >= KEEP_FOR {
-            self.kept.let_go();
-        }
+        self.failed();
         self.quick_deaths = self.quick_deaths.max(u32::from(lived < QUICK_DEATH));
         say(&format!("guard: the agent ended ({status}) after {} ms; starting it again", lived.as_millis()));
         self.start_later();

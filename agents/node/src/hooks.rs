@@ -159,13 +159,13 @@ fn start(run: &HookRun, name: &str, dir: &Path, cgroups: Option<&Cgroups>, place
     let said = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     fs::create_dir_all(dir).map_err(said("the folder for its output"))?;
     let path = dir.join(name);
-    let (output, writes, tag) = Output::open(&path).map_err(said("the pipe for its output"))?;
     let cgroup = cgroups.and_then(|all| all.create(&places.mesh, &places.node, &cgroup_name(name)).ok()).map(Arc::new);
     let traceparent = run.trace.as_ref().and_then(|t| Context::parse(&t.traceparent)).map(|c| c.header()).unwrap_or_default();
     let env = environment::of_hook(run, places, &traceparent, |name| std::env::var_os(name));
     let argv: Vec<OsString> = run.hook.command.iter().map(OsString::from).collect();
     let program = argv.first().ok_or("its command is empty")?;
     let cwd = if run.hook.working_dir.is_empty() { Path::new("/") } else { Path::new(&run.hook.working_dir) };
+    let (output, writes, tag) = Output::open(&path).map_err(said("the pipe for its output"))?;
     let mut order = razar_os::Spawn::new(program, &argv, cwd, writes.as_fd());
     order.env = &env;
     order.cgroup = cgroup.as_ref().map(|c| c.as_fd());

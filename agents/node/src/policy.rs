@@ -2,6 +2,7 @@
 //! `next_deadline` says when time alone changes something. Clocks, randomness and ids are passed in; no IO lives below here.
 //! `decide` takes `&mut self` because work in flight is state, and what is told is told once.
 
+mod blocked;
 pub mod evidence;
 mod facts;
 mod folding;
@@ -363,6 +364,11 @@ impl Node {
         let mut actions = std::mem::take(&mut self.actions);
         actions.extend(questions);
         actions.extend(self.tells.drain(..).map(|event| Action::Tell(Box::new(event))));
+        // What was told is forgotten in the next round, once it is written down.
+        for inst in self.instances.values_mut().filter(|inst| inst.unblocked) {
+            inst.unblocked = false;
+            self.dirty.insert(inst.id.clone());
+        }
         actions
     }
 

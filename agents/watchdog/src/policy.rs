@@ -166,7 +166,7 @@ pub enum Outcome {
     /// Of [`Action::Ping`].
     Pinged(String, Pinged),
     /// Of [`Action::Look`]; `None`: no answer.
-    Looked(Instance, Option<v1::SilenceReply>),
+    Looked(Instance, Option<Box<v1::SilenceReply>>),
     /// Of [`Action::Measure`]; `None`: no answer.
     Measured(String, Option<Vec<Measured>>),
     /// Of [`Action::Publish`]: stored, or not known to be.
@@ -467,7 +467,7 @@ impl State {
     pub fn apply_outcome(&mut self, outcome: Outcome, now: Now) {
         match outcome {
             Outcome::Pinged(node, how) => self.apply_pinged(&node, how, now),
-            Outcome::Looked(instance, reply) => self.apply_looked(&instance, reply, now),
+            Outcome::Looked(instance, reply) => self.apply_looked(&instance, reply.map(|reply| *reply), now),
             Outcome::Measured(node, measured) => self.apply_measured(&node, measured, now),
             Outcome::Published { id, stored } => {
                 if !stored && let Some(until) = self.publishing.get_mut(&id) {

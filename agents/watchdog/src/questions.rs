@@ -30,7 +30,7 @@ pub(crate) async fn look(bus: Bus, node: String, instance: Instance) -> Outcome 
     let subject = bus.subjects().node(&node, "silence");
     let request = v1::SilenceRequest { instance: Some((&instance).into()) };
     let reply = bus.ask::<_, v1::SilenceReply>(&subject, &request, ASK_LIMIT).await;
-    Outcome::Looked(instance, reply.ok())
+    Outcome::Looked(instance, reply.ok().map(Box::new))
 }
 
 /// Asks a node what its instances use.

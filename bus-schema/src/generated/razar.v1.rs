@@ -4507,6 +4507,9 @@ pub struct SilenceReply {
     /// What the kernel's view said; absent: nothing yet.
     #[prost(message, optional, tag = "4")]
     pub evidence: ::core::option::Option<HangEvidence>,
+    /// The incident that is open here, which its newest start was to end; absent: none is.
+    #[prost(message, optional, tag = "5")]
+    pub incident: ::core::option::Option<IncidentId>,
 }
 impl ::prost::Name for SilenceReply {
     const NAME: &'static str = "SilenceReply";

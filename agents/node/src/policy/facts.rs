@@ -5,7 +5,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     time,
     trace::Context,
-    v1::{self, InstanceState, event::Fact},
+    v1::{self, DegradedKind, InstanceState, event::Fact},
 };
 
 use super::{Group, Node, Now, SYSTEM_STACK, instance::Inst};
@@ -79,6 +79,7 @@ impl Node {
             signs_of_life: inst.signs_of_life,
             hung: inst.suspect.is_some(),
             evidence: inst.suspect.clone(),
+            incident: inst.incident.as_ref().map(|open| (&open.id).into()),
         }
     }
 
@@ -137,6 +138,10 @@ impl Node {
             InstanceState::Unready => {
                 told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
             }
+            InstanceState::Starting if inst.degraded == Some(DegradedKind::Slow) => {
+                let slow = v1::ComponentDegraded { kind: DegradedKind::Slow.into(), detail: why.to_owned() };
+                told.push(about(Fact::ComponentDegraded(slow)));
+            }
             InstanceState::Unspecified
             | InstanceState::Waiting
             | InstanceState::Preparing
@@ -148,6 +153,9 @@ impl Node {
             | InstanceState::Failed
             | InstanceState::Quarantined
             | InstanceState::Probation => {}
+        }
+        if !inst.blocked_told.is_empty() {
+            told.push(about(Fact::ComponentBlocked(v1::ComponentBlocked { by: inst.blocked_told.clone() })));
         }
         told
     }

@@ -218,7 +218,8 @@ impl Node {
                 self.became_ready(id, detail, now);
             }
             // To be remembered until its startup probe passes.
-            Role::Readiness => drop(self.dirty.insert(id.clone())),
+            Role::Readiness if inst.state == State::Starting => drop(self.dirty.insert(id.clone())),
+            Role::Readiness => {}
             Role::Liveness => self.alive(id, now.mono),
         }
     }

@@ -19,6 +19,7 @@ use razar_bus_schema::{
 use super::{
     Action, Group, INSTANCES_MAX, Node, Now, SYSTEM_STACK,
     instance::{Inst, Place, Wanted},
+    memory::take_up,
 };
 
 /// Something that the watch of the bucket said.
@@ -301,7 +302,13 @@ impl Node {
         self.startable.remove(&(inst.group(), inst.rank(), id.clone()));
         inst.fence = wanted.place.clone();
         inst.generation = inst.generation.max(wanted.desired.generation);
+        let spec = wanted.spec.clone();
         inst.wanted = Some(wanted);
+        if inst.process.is_some() && inst.started_spec.is_none() {
+            // Taken over before it was known what it is.
+            take_up(inst, &spec, now.mono);
+            inst.started_spec = Some(spec);
+        }
         if !inst.lives() {
             inst.waiting_since = now.mono;
         }

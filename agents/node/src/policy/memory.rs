@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -133,22 +132,7 @@ impl Node {
         inst.state = if is_living(memory.state()) { memory.state() } else { State::Starting };
         inst.since = now.mono;
         inst.reason = "adopted from the last life of the node's agent".to_owned();
-        let spec: Arc<v1::ComponentSpec> = spec.unwrap_or_default();
-        inst.probes = Probes::begun(&spec, now.mono);
-        if matches!(inst.state, State::Ready | State::Unready) {
-            inst.was_ready = true;
-            inst.probes.started_up = true;
-            inst.probes.became_ready(&spec, now.mono);
-        } else if inst.state == State::Stopping {
-            inst.stop = Some(super::instance::Stop { why: "desired", since: now.mono, killed: None, unkillable: false });
-        } else {
-            inst.slot = true;
-            // What it said once, it does not say again.
-            if memory.started_up && inst.remembers(incarnation) {
-                inst.probes.start_passed(&spec, now.mono);
-            }
-            inst.probes.readiness.sign_at = (memory.said_ready && inst.remembers(incarnation)).then_some(now.mono);
-        }
+        take_up(inst, &spec.unwrap_or_default(), now.mono);
         if inst.state == State::Ready {
             inst.ready_since = Some(memory.ready_since.as_ref().map_or(now.mono, |at| monotonic(at, now)));
         }
@@ -178,6 +162,27 @@ impl Node {
     }
 }
 
+/// Begins to watch a process that another life of the agent started, where that had come to.
+pub(super) fn take_up(inst: &mut Inst, spec: &v1::ComponentSpec, now: Duration) {
+    inst.probes = Probes::begun(spec, now);
+    if matches!(inst.state, State::Ready | State::Unready) {
+        inst.was_ready = true;
+        inst.probes.started_up = true;
+        inst.probes.became_ready(spec, now);
+    } else if inst.state == State::Stopping {
+        inst.stop = Some(super::instance::Stop { why: "desired", since: now, killed: None, unkillable: false });
+    } else {
+        inst.slot = true;
+        // What it said once, it does not say again.
+        let memory = inst.remembered.as_ref().filter(|m| m.incarnation.as_ref().map(Incarnation::from) == Some(inst.incarnation));
+        let (started_up, said_ready) = memory.map_or((false, false), |m| (m.started_up, m.said_ready));
+        if started_up {
+            inst.probes.start_passed(spec, now);
+        }
+        inst.probes.readiness.sign_at = said_ready.then_some(now);
+    }
+}
+
 /// States in which a process must exist are decided by the processes that are found.
 fn settled_state(state: State) -> State {
     match state {
@@ -197,6 +202,8 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         keep(*at, same)
     });
     let used = inst.used.max(inst.incarnation);
+    // Without a specification nothing is known of what it has said: what was remembered stands.
+    let (starts, spec) = (inst.state == State::Starting, inst.spec());
     v1::InstanceMemory {
         instance: Some((&inst.id).into()),
         generation: inst.generation,
@@ -215,9 +222,9 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
         incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
-        blocked_by: inst.blocked_told.clone(),
-        started_up: inst.state == State::Starting && inst.probes.started_up && inst.spec().is_some_and(|s| s.startup.is_some()),
-        said_ready: inst.state == State::Starting && inst.probes.readiness.sign_at.is_some(),
+        blocked_by: if inst.unblocked { old.map(|o| o.blocked_by.clone()).unwrap_or_default() } else { inst.blocked_told.clone() },
+        started_up: starts && spec.map_or(old.is_some_and(|o| o.started_up), |s| inst.probes.started_up && s.startup.is_some()),
+        said_ready: starts && spec.map_or(old.is_some_and(|o| o.said_ready), |_| inst.probes.readiness.sign_at.is_some()),
         failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
     }
 }

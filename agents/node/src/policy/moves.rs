@@ -11,6 +11,7 @@ use razar_stack::errors::Registry;
 
 use super::{
     Action, Group, Node, Now, Spawn,
+    blocked::{BLOCKED_TOLD_AFTER, stays_failed},
     folding::{dependencies_seen, describe_exit},
     hooks::HookKey,
     instance::{Inst, OpenIncident, Wanted},
@@ -23,8 +24,6 @@ use super::{
 const PARALLEL_STARTS: u32 = 4;
 /// Start slots of the compiled-in plan: all of it, it is small.
 const SYSTEM_STARTS: usize = 64;
-/// A living component is called blocked only when its dependency is away for longer: a local restart is no news.
-const BLOCKED_TOLD_AFTER: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Looks at one instance and takes the steps that are due.
@@ -133,7 +132,9 @@ impl Node {
             inst.slot = false;
             inst.slow_start_told = true;
             // It had its time: from now on a hang is a hang, ready or not.
-            if spec.liveness.is_some() && inst.probes.started_up {
+            // A startup probe that is told and not asked never fails by itself.
+            let told = spec.startup.as_ref().is_some_and(|probe| probing::manner(probe) == probing::Manner::Told);
+            if spec.liveness.is_some() && (inst.probes.started_up || told) {
                 inst.probes.liveness.next_at.get_or_insert(now.mono);
                 self.dirty.insert(id.clone());
             }
@@ -142,52 +143,6 @@ impl Node {
                 self.degraded(id, v1::DegradedKind::Slow, &text, now);
             }
         }
-    }
-
-    /// Says once who blocks, and once that nobody does any more.
-    fn tell_blocked(&mut self, id: &Instance, verdict: &Verdict, now: Now) {
-        // Held while a dependency recovers, it is blocked as before.
-        let mut by = match (verdict, self.instances.get(id).and_then(|i| i.wanted.as_ref())) {
-            (Verdict::Blocked(by), _) => by.clone(),
-            (Verdict::Held { .. }, Some(wanted)) => self.blockers(&wanted.spec, id, now.mono),
-            _ => Vec::new(),
-        };
-        if self.instances.get(id).is_none_or(|inst| stays_failed(inst, &by)) {
-            // It stays failed, and is the ladder's; blocked, it would be nobody's.
-            by.clear();
-        }
-        let stuck = by.iter().any(|b| self.is_stuck(b));
-        let Some(inst) = self.instances.get_mut(id) else { return };
-        let due = if inst.lives() {
-            let since = *inst.blocked_since.get_or_insert(now.mono);
-            if by.is_empty() {
-                inst.blocked_since = None;
-            }
-            !by.is_empty() && inst.was_ready && now.mono >= since + BLOCKED_TOLD_AFTER
-        } else {
-            stuck || (!inst.blocked_told.is_empty() && !by.is_empty())
-        };
-        if inst.state == State::Completed {
-            // Its readiness has said that nothing blocks it; said after that, it would read as waiting again.
-            inst.blocked_told.clear();
-            return;
-        }
-        let ended = by.is_empty() && !inst.blocked_told.is_empty();
-        if (due && (inst.blocked_told != by || inst.blocked_unsure)) || ended {
-            inst.blocked_told.clone_from(&by);
-            inst.blocked_unsure = false;
-            let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
-            let code = if ended { "unblocked" } else { "dependency_unmet" };
-            self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by }), code, &text, now);
-            // Whoever waits for it is blocked as well.
-            self.touch(id);
-        }
-    }
-
-    /// Whether a dependency does not come by itself: it is neither on its way nor waits for its turn alone, or what it waits for is stuck.
-    fn is_stuck(&self, by: &v1::Blocker) -> bool {
-        let comes = matches!(by.is.as_str(), "waiting" | "preparing" | "starting");
-        !comes || self.replicas(&by.component).any(|inst| !inst.lives() && !inst.blocked_told.is_empty())
     }
 
     /// Starts are gated; what runs goes on. A failure that a dependency is to blame for costs nothing.
@@ -548,14 +503,8 @@ impl Node {
     }
 }
 
-/// Whether an instance that failed stays so, whatever blocks its start: it can do without all of that, and nobody asked for a new life.
-fn stays_failed(inst: &Inst, by: &[v1::Blocker]) -> bool {
-    let needs = |b: &v1::Blocker| inst.spec().is_some_and(|s| s.depends_on.iter().any(|d| d.required && d.component == b.component));
-    inst.state == State::Failed && !is_newer(inst) && !by.iter().any(needs)
-}
-
 /// Whether its next life is of a newer generation than its last.
-fn is_newer(inst: &Inst) -> bool {
+pub(super) fn is_newer(inst: &Inst) -> bool {
     inst.wanted.as_ref().is_some_and(|w| w.desired.generation > inst.used.max(inst.incarnation).generation)
 }
 

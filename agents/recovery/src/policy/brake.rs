@@ -129,7 +129,9 @@ impl State {
     fn rests(&self, instance: &Instance, view: &View, incident: &IncidentFacts, now: Now) -> bool {
         let Some((desired, spec)) = self.desired(instance) else { return true };
         let at = Standing { instance, view, incident, desired, spec };
-        self.foundation(spec).is_none() || !self.joined(spec).is_empty() && self.next_rung(at, now) == DEPENDENCIES
+        let order = self.records.get(instance).and_then(Record::open_order).filter(|_| !view.is_judged(incident));
+        let came_up = incident.last_is_void() && order.is_some_and(|order| self.came_up(view, order).is_some());
+        came_up || self.foundation(spec).is_none() || !self.joined(spec).is_empty() && self.next_rung(at, now) == DEPENDENCIES
     }
 
     /// Whether the ladder may begin a rung for `instance`: what goes on comes before what is new, then the lowest rank.

@@ -19,7 +19,7 @@ use super::{
     destructive::Destroyed,
     escalation::{Escalations, Row},
     folding::{End, fold_end, fold_incident, fold_instance, silence, told_incarnation},
-    incident::IncidentFacts,
+    incident::{IncidentFacts, VOID},
     rungs::CHAKRA_HOOK,
 };
 
@@ -140,7 +140,8 @@ impl View {
 
     /// Whether it lives, and the watchdog wants it replaced: it does not beat, or stays over its limits.
     pub(super) fn is_judged(&self, incident: &IncidentFacts) -> bool {
-        (incident.silent.is_some() || incident.over) && self.incarnation == incident.id.incarnation && self.lives()
+        let over = incident.over && self.incarnation == incident.id.incarnation;
+        (over || incident.silent_in == Some(self.incarnation)) && self.lives()
     }
 
     /// Whether there is something for the ladder to do in its incident.
@@ -314,7 +315,7 @@ impl Facts {
                 }
                 if let Fact::RungTried(tried) = fact
                     && tried.rung == CHAKRA_HOOK
-                    && tried.outcome != "void"
+                    && tried.outcome != VOID
                     && let Some(chakra) = self.chakras.get_mut(&event.chakra)
                 {
                     chakra.wants_hook = false;

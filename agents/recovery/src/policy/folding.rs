@@ -10,7 +10,7 @@ use razar_bus_schema::{
 use super::{
     Limits, Now,
     facts::{Failure, View},
-    incident::{Closed, IncidentFacts},
+    incident::{CAME_UP, Closed, IncidentFacts},
     rungs::RESTART,
 };
 
@@ -114,7 +114,7 @@ pub(super) fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Ev
     let Some(known) = view.incident.as_mut().filter(|known| known.id == id) else { return };
     match fact {
         Fact::LimitExceeded(_) => known.over = true,
-        Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent = Some(known.id.signs_of_life),
+        Fact::ComponentUnresponsive(_) if silence(fact, event) => known.silent_in = told_incarnation(event),
         Fact::ComponentStarted(_) => known.starts = known.starts.saturating_add(1),
         Fact::RungGranted(granted) => known.granted(granted),
         Fact::RungTried(tried) => known.try_told(tried),
@@ -140,6 +140,11 @@ pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, 
     match fact {
         Fact::Recovered(recovered) if recovered.rung == LOCAL => count_flaps(view, instance, event, end),
         Fact::RecoveryFailed(_) => view.lose_boot(),
+        // It came up in a try that did not count, and held: as good as cured, by nobody knows what.
+        Fact::IncidentWithdrawn(withdrawn) if withdrawn.why == CAME_UP => {
+            view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };
+            fails_after_all(view, instance, event);
+        }
         Fact::Recovered(recovered) => {
             view.lost_boots.0 = 0;
             view.cooldown_until = if end.live { end.now.mono + end.limits.cooldown } else { Duration::ZERO };

@@ -2,10 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use razar_bus_schema::{ids::Incident, v1};
+use razar_bus_schema::{
+    ids::{Incarnation, Incident},
+    v1,
+};
 
 /// Tries that are remembered of one incident; past them only the newest count.
 const TRIES_MAX: usize = 256;
+
+/// Outcome of a try that says nothing of its rung.
+pub(super) const VOID: &str = "void";
+/// Why an incident is withdrawn whose component came up in a try that did not count, and held.
+pub(super) const CAME_UP: &str = "ready";
 
 /// A try of a rung, as it was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +62,8 @@ pub struct IncidentFacts {
     pub flapping: bool,
     /// It is of one over its limits that is to be replaced for that.
     pub over: bool,
-    /// It is of one that does not beat, by the watchdog's verdict: how often it had shown life before.
-    pub silent: Option<u64>,
+    /// Incarnation that does not beat, by the watchdog's verdict: the one that the incident is of, or a later one that was to end it.
+    pub silent_in: Option<Incarnation>,
     /// Rung that cured the flapping before; the ladder goes on after it.
     pub after: Option<String>,
 }
@@ -76,7 +84,7 @@ impl IncidentFacts {
             given_up: false,
             flapping: false,
             over: false,
-            silent: None,
+            silent_in: None,
             after: None,
         }
     }
@@ -89,14 +97,19 @@ impl IncidentFacts {
 
     /// Whether it is of one that was replaced by the watchdog's word alone, on which its node does not act: over its limits, or silent.
     #[must_use]
-    pub const fn is_by_verdict(&self) -> bool {
-        (self.over || self.silent.is_some()) && !self.flapping
+    pub fn is_by_verdict(&self) -> bool {
+        (self.over || self.silent_in == Some(self.id.incarnation)) && !self.flapping
     }
 
     /// Whether a try of `rung` has failed in it.
     #[must_use]
     pub fn has_failed(&self, rung: &str) -> bool {
         self.tried.iter().any(|t| t.rung == rung && t.outcome == "failed")
+    }
+
+    /// Whether its last try did not count.
+    pub(super) fn last_is_void(&self) -> bool {
+        self.tried.last().is_some_and(|last| last.outcome == VOID)
     }
 
     pub(super) fn close(&mut self, how: Closed) {

@@ -15,6 +15,7 @@ use super::{
     brake::Admission,
     destructive::is_destructive,
     events::{Asked, Said, fact_id},
+    incident::{CAME_UP, VOID},
     rungs::{CHAKRA_HOOK, CLEAR_STATE, DEPENDENCIES, QUARANTINE, RESTART, Standing, backoff, ladder},
 };
 
@@ -44,7 +45,7 @@ impl Outcome {
         match self {
             Self::Ok => "ok",
             Self::Failed => "failed",
-            Self::Void => "void",
+            Self::Void => VOID,
         }
     }
 }
@@ -161,7 +162,9 @@ impl State {
         let failure = view.failed.as_ref().filter(|f| f.incarnation >= incident.id.incarnation).map(|f| f.id.clone());
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
-        let silent = incident.silent.filter(|_| view.incarnation == incident.id.incarnation && attempt == 1);
+        // A later incarnation has shown no life since it failed: it has not failed before.
+        let signs = if view.incarnation == incident.id.incarnation { incident.id.signs_of_life } else { 0 };
+        let silent = (incident.silent_in == Some(view.incarnation) && attempt == 1).then_some(signs);
         let at_once = silent.is_some() || incident.over && attempt == 1;
         let backoff = if rung == RESTART && !at_once { backoff(&incident.id, attempt) } else { Duration::ZERO };
         let what = match rung {
@@ -259,11 +262,14 @@ impl State {
         match incident.tried.last() {
             Some(last) if last.outcome == Outcome::Ok.name() => Step::Tell(self.recovered(under, incident, now)),
             Some(_) if self.facts.node(&view.node).lost => Step::Wait(None),
-            // What did not count has come up all the same: the next rung would end one that is well.
-            Some(last) if last.outcome == Outcome::Void.name() && !view.is_judged(incident) => match self.soaked(under) {
-                Some(soaked) if soaked > now.mono => Step::Wait(Some(soaked)),
-                Some(_) => self.end(under, is_tried, Some("ready"), now),
-                None => self.climb(at, &self.next_rung(at, now), now),
+            // What did not count has come up all the same, or is about to: the next rung would end one that is well.
+            Some(_) if incident.last_is_void() && !view.is_judged(incident) => match self.came_up(view, order) {
+                Some(holds) if holds > now.mono => Step::Wait(Some(holds)),
+                Some(_) => self.end(under, is_tried, Some(CAME_UP), now),
+                None => match self.may_come_up(view, order, spec).filter(|until| *until > now.mono) {
+                    Some(until) => Step::Wait(Some(until)),
+                    None => self.climb(at, &self.next_rung(at, now), now),
+                },
             },
             Some(_) => self.climb(at, &self.next_rung(at, now), now),
             None => Step::Wait(None),
@@ -351,7 +357,11 @@ impl State {
         if later && view.state == InstanceState::Completed {
             return Ok(Outcome::Ok);
         }
-        if let Some(soaked) = self.soaked(under) {
+        // A start that hangs has failed, however long it was to be waited for.
+        if later && view.is_judged(at.incident) {
+            return Ok(counted);
+        }
+        if let Some(soaked) = self.came_up(view, under.order) {
             return if soaked <= now.mono { Ok(Outcome::Ok) } else { Err(Some(soaked)) };
         }
         let backoff = time::duration_or(under.order.backoff.as_ref(), Duration::ZERO);
@@ -363,12 +373,24 @@ impl State {
         Ok(if later { counted } else { Outcome::Void })
     }
 
-    /// Until when what was started since the order has to hold to be well; `None`: nothing was, or it is not ready.
-    fn soaked(&self, under: &Under<'_>) -> Option<Duration> {
-        let view = under.view;
-        let is_well = view.incarnation > replaced(under.order) && view.state == InstanceState::Ready;
-        let ready = view.ready_since.filter(|_| is_well)?;
+    /// Until when what was started since the order has to hold to be well, if it is ready or has done what it was to do.
+    pub(super) fn came_up(&self, view: &View, order: &v1::RecoveryOrder) -> Option<Duration> {
+        if view.incarnation <= replaced(order) {
+            return None;
+        }
+        if view.state == InstanceState::Completed {
+            return Some(Duration::ZERO);
+        }
+        let ready = view.ready_since.filter(|_| view.state == InstanceState::Ready)?;
         Some(ready.max(self.facts.node(&view.node).back_since) + self.limits.soak)
+    }
+
+    /// Until when what was started since the order, and lives, may still come up: what it depends on has just come back.
+    fn may_come_up(&self, view: &View, order: &v1::RecoveryOrder, spec: &v1::ComponentSpec) -> Option<Duration> {
+        self.foundation(spec).filter(|_| view.lives() && view.incarnation > replaced(order))?;
+        let needs = spec.depends_on.iter().filter(|d| d.required && d.component != spec.name);
+        let since = needs.flat_map(|d| self.facts.replicas(&d.component)).filter_map(|(_, needed)| needed.ready_since).max()?;
+        Some(since + self.limits.soak)
     }
 
     fn tried(&self, under: &Under<'_>, at: Standing<'_>, outcome: Outcome, now: Now) -> Box<v1::Event> {

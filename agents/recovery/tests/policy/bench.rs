@@ -416,14 +416,20 @@ impl Bench {
     /// A verdict of the watchdog's on `name`, in an incident.
     pub(crate) fn judged(&mut self, name: &str, incarnation: &str, signs: u64, cause: &str, fact: Fact) {
         let incident = Incident { instance: id(name), incarnation: inc(incarnation), signs_of_life: signs };
+        self.judged_in(&incident, incarnation, cause, fact);
+    }
+
+    /// The same of an incarnation that was to end the incident.
+    pub(crate) fn judged_in(&mut self, incident: &Incident, incarnation: &str, cause: &str, fact: Fact) {
+        let name = &incident.instance.component;
         let event = v1::Event {
             id: format!("a:watchdog:{}:{name}.0:{incarnation}:{cause}", fact.kind()),
             kind: fact.kind().to_owned(),
             source: Some(v1::Actor { kind: "watchdog".to_owned(), id: "w1".to_owned() }),
             chakra: "heart".to_owned(),
-            instance: Some((&id(name)).into()),
+            instance: Some((&incident.instance).into()),
             incarnation: Some(inc(incarnation).into()),
-            incident: Some((&incident).into()),
+            incident: Some(incident.into()),
             cause_id: cause.to_owned(),
             fact: Some(fact),
             ..Default::default()

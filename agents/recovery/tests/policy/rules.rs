@@ -204,7 +204,7 @@ fn what_is_blocked_is_withdrawn() {
 /// The next rung would end one that is well.
 #[test]
 fn what_came_up_in_a_try_that_did_not_count_is_let_be() {
-    for holds in [true, false] {
+    for (holds, after_db) in [(true, false), (true, true), (false, false)] {
         let mut b = pair();
         b.exhaust("api");
         b.take();
@@ -212,12 +212,15 @@ fn what_came_up_in_a_try_that_did_not_count_is_let_be() {
         b.tell("db", "1.1", Fact::ComponentUnready(v1::ComponentUnready::default()));
         b.pass(40);
         assert_eq!(b.take(), ["rung_tried restart void restart"], "the next try waits for db");
-        b.ready("api", "1.5");
-        b.ready("db", "1.1");
-        b.pass(4);
+        let (first, second) = if after_db { (("db", "1.1"), ("api", "1.5")) } else { (("api", "1.5"), ("db", "1.1")) };
+        b.ready(first.0, first.1);
+        b.pass(1);
+        assert_eq!(b.take(), [""; 0], "it may be about to come up");
+        b.ready(second.0, second.1);
+        b.pass(3);
         assert_eq!(b.take(), [""; 0], "it has to hold first");
         if holds {
-            b.pass(2);
+            b.pass(3);
             assert_eq!(b.take(), ["incident_withdrawn ready", "end restart#1 of api@1.1"]);
             b.pass(3_600);
             assert_eq!(b.take(), [""; 0]);
@@ -226,6 +229,60 @@ fn what_came_up_in_a_try_that_did_not_count_is_let_be() {
             assert_eq!(b.take(), ["order restart#2 of api@1.1: 1.5"]);
         }
     }
+}
+
+/// A try that did not count is not waited for longer than what it depends on needs to be of use.
+#[test]
+fn what_does_not_come_up_after_its_dependency_gets_the_next_rung() {
+    let mut b = pair();
+    b.exhaust("api");
+    b.take();
+    b.started("api", "1.5");
+    b.tell("db", "1.1", Fact::ComponentUnready(v1::ComponentUnready::default()));
+    b.pass(40);
+    b.take();
+    b.ready("db", "1.1");
+    b.pass(6);
+    assert_eq!(b.take(), ["order restart#2 of api@1.1: 1.5"]);
+}
+
+/// Its end was on its way when it failed: with its incident closed, and no other open, it would be nobody's.
+#[test]
+fn what_came_up_and_failed_before_that_was_told_fails_anew() {
+    let mut b = pair();
+    b.exhaust("api");
+    b.take();
+    b.started("api", "1.5");
+    b.tell("db", "1.1", Fact::ComponentUnready(v1::ComponentUnready::default()));
+    b.pass(40);
+    b.take();
+    b.ready("api", "1.5");
+    b.ready("db", "1.1");
+    b.pass(4);
+    b.rung_fails("api", "1.5");
+    b.take();
+    b.tell("api", "1.5", Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: "ready".to_owned() }));
+    b.close("api");
+    b.pass(120);
+    let lines = b.take();
+    assert!(lines.contains(&"order restart#1 of api@1.5: 1.5".to_owned()), "{lines:#?}");
+}
+
+/// What is done is not begun anew.
+#[test]
+fn what_was_completed_in_a_try_that_did_not_count_is_done() {
+    let mut b = Bench::new(&[spec("db", &[]), v1::ComponentSpec { one_shot: true, ..spec("api", &["db"]) }]);
+    b.started("db", "1.1");
+    b.ready("db", "1.1");
+    b.exhaust("api");
+    b.take();
+    b.started("api", "1.5");
+    b.tell("db", "1.1", Fact::ComponentUnready(v1::ComponentUnready::default()));
+    b.pass(40);
+    assert_eq!(b.take(), ["rung_tried restart void restart"]);
+    b.tell("api", "1.5", Fact::ComponentReady(v1::ComponentReady { completed: true, ..Default::default() }));
+    b.ready("db", "1.1");
+    assert_eq!(b.take(), ["incident_withdrawn ready", "end restart#1 of api@1.1"]);
 }
 
 #[test]

@@ -51,6 +51,29 @@ fn a_sign_given_before_the_order_was_carried_out_ends_it() {
     assert_eq!(b.take(), [""; 0]);
 }
 
+/// It fails as one that ends: else each start that hangs would begin another ladder at its first rung, for ever.
+#[test]
+fn a_start_of_a_rung_that_hangs_fails_in_the_incident_that_it_was_to_end() {
+    let incident = "api@1.1".parse().unwrap();
+    for hangs_ready in [false, true] {
+        let mut b = Bench::new(&[v1::ComponentSpec { heal: vec!["restart".to_owned(), "clear_state".to_owned()], ..spec("api", &[]) }]);
+        b.exhaust("api");
+        b.take();
+        b.started("api", "1.5");
+        if hangs_ready {
+            b.ready("api", "1.5");
+        }
+        b.take();
+        b.judged_in(&incident, "1.5", &b.newest(), Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+        assert_eq!(b.take(), ["rung_tried restart failed clear_state", "order clear_state#2 of api@1.1: 1.5 clearing"], "{hangs_ready}");
+        b.exited("api", "1.5");
+        b.started("api", "1.6");
+        b.judged_in(&incident, "1.6", &b.newest(), Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+        let said = b.take();
+        assert!(said.iter().any(|line| line.starts_with("recovery_failed")), "{said:?}");
+    }
+}
+
 #[test]
 fn one_over_its_limits_is_replaced_at_once_and_not_for_a_missing_sign() {
     let mut b = ready();

@@ -196,7 +196,11 @@ impl State {
             evidence.probe = format!("no beat for {}", spoken(silent_for));
             let text = format!("no beat for {}, and by its node's view it hangs", spoken(silent_for));
             let said = Said { code: "silent", text, cause: view.changed_by.1.clone() };
-            let incident = Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: reply.signs_of_life };
+            // A start that was to end an incident, and hangs, fails in that one.
+            let open = reply.incident.as_ref().and_then(|open| Incident::try_from(open).ok());
+            let open = open.filter(|open| open.instance == *instance && open.incarnation < view.incarnation);
+            let own = || Incident { instance: instance.clone(), incarnation: view.incarnation, signs_of_life: reply.signs_of_life };
+            let incident = open.unwrap_or_else(own);
             let fact = Fact::ComponentUnresponsive(v1::ComponentUnresponsive { evidence: Some(evidence) });
             let event = self.of_incident(self.about_instance((instance, view), fact, (said, ""), now), &incident);
             return Next { action: Some(Action::Publish(event)), ..again };

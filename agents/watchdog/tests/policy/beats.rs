@@ -18,7 +18,7 @@ fn beating(every: u64) -> (World, Instance) {
 
 fn hung(incarnation: Incarnation, signs: u64) -> v1::SilenceReply {
     let evidence = v1::HangEvidence { window: v1::HangWindow::Stopped.into(), windows: 1, ..Default::default() };
-    v1::SilenceReply { incarnation: Some(incarnation.into()), signs_of_life: signs, hung: true, evidence: Some(evidence) }
+    v1::SilenceReply { incarnation: Some(incarnation.into()), signs_of_life: signs, hung: true, evidence: Some(evidence), incident: None }
 }
 
 #[test]

@@ -305,7 +305,7 @@ impl World {
             }
             Action::Look { instance, .. } => {
                 let reply = self.looks.get(&instance).cloned();
-                self.outcomes.push((self.now + ms(1), n, Outcome::Looked(instance, reply)));
+                self.outcomes.push((self.now + ms(1), n, Outcome::Looked(instance, reply.map(Box::new))));
             }
             Action::Measure { node } => {
                 let measured = Some(self.usage.clone());

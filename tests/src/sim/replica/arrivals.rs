@@ -74,7 +74,7 @@ impl World {
             Deed::Look { node, instance } => {
                 let (reply, took) = if arrives && !lost { self.looks_at(r, &node, &instance) } else { (None, REQUEST_LIMIT) };
                 wait = took;
-                Heard::Watchdog(watchdog::Outcome::Looked(instance, reply))
+                Heard::Watchdog(watchdog::Outcome::Looked(instance, reply.map(Box::new)))
             }
             Deed::Measure { node } => Heard::Watchdog(watchdog::Outcome::Measured(node, None)),
             Deed::Publish(event) => {

@@ -349,9 +349,13 @@ fn what_a_start_has_said_outlives_the_agent_that_heard_it() {
         b.input(Input::Probed { instance: id("api"), incarnation: first, role: asked, answer, detail, took, window: None });
         b.turn();
         assert_eq!(b.state("api"), State::Ready, "told at the start: {startup_is_told}");
-        // It says nothing for the next life.
+        // It says nothing for the next life, whatever is answered there.
         b.exit("api", 1);
         b.restart_agent(&[]);
+        b.pass(SECOND);
+        let (incarnation, answer, took) = (razar_bus_schema::ids::Incarnation::new(1, 2), Answer::Passed, Duration::ZERO);
+        b.input(Input::Probed { instance: id("api"), incarnation, role: asked, answer, detail: "passes".into(), took, window: None });
+        b.turn();
         assert_eq!((b.state("api"), b.incarnation("api").as_str()), (State::Starting, "1.2"));
     }
 }
