@@ -1,7 +1,10 @@
 //! Streams and buckets that somebody deletes under a running mesh (29): they are made again, nobody is started again, and what is asked
 //! and told from then on is as before.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use razar_bus_schema::v1;
@@ -63,9 +66,15 @@ fn works(mesh: &Mesh, before: &BTreeMap<String, u32>, lost: &str) -> Result<BTre
 fn lose_one_after_the_other(labels: &[(&str, &str)]) -> Result<()> {
     let mesh = Mesh::start(pair)?;
     let (mut before, mut raw, name) = (pids(&mesh)?, mesh.raw()?, mesh.name().to_owned());
+    let starts =
+        || -> Result<BTreeSet<String>> { Ok(mesh.events()?.into_iter().filter(|e| e.kind == "agent_started").map(|e| e.id).collect()) };
     for (prefix, label) in labels {
+        let told = starts()?;
         recreated(&mut raw, &format!("{prefix}{name}_{label}"))?;
         before = works(&mesh, &before, label)?;
+        // What follows from one is named after it: a late word from the stream before must have another name.
+        let again = starts()?;
+        ensure!(*label != "events" || again.len() == told.len() && again.is_disjoint(&told), "{again:?} after {told:?}");
     }
     mesh.end()
 }

@@ -369,7 +369,7 @@ impl<D: Decider> Running<D> {
                 self.decider.apply_reset(&epoch, snapshot, now);
                 if std::mem::replace(&mut self.folds, true) {
                     // A stream made anew under a running agent does not know that it runs.
-                    self.shell.agent.announce();
+                    self.shell.agent.announce_in(&epoch);
                 }
                 self.tenures.each(Authority::events_reset);
                 self.shell.agent.health.hold(EVENTS, "events are not folded to the head yet");

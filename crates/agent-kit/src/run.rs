@@ -162,6 +162,16 @@ impl<T> Agent<T> {
 
     /// Tells `agent_started`, in the background, as soon as the bus takes it. Each process tells its own, and always the same one.
     pub fn announce(&self) {
+        self.announce_by("");
+    }
+
+    /// Tells it to EVENTS that were made anew: an event of its own in each stream, since the verdicts that follow are named after it, and a late
+    /// copy of one from the stream before would be taken for one that is told already.
+    pub(crate) fn announce_in(&self, epoch: &str) {
+        self.announce_by(&format!(":{epoch}"));
+    }
+
+    fn announce_by(&self, epoch: &str) {
         let fact = Fact::AgentStarted(v1::AgentStarted {
             kind: self.kind.to_owned(),
             id: self.config.replica.clone(),
@@ -169,7 +179,7 @@ impl<T> Agent<T> {
             http: self.http.map(|a| a.to_string()).unwrap_or_default(),
         });
         let began = self.began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-        let cause = format!("{}:{began}", self.config.replica);
+        let cause = format!("{}:{began}{epoch}", self.config.replica);
         let event = mesh_event(&self.config.mesh, self.kind, &self.config.replica, fact, &cause, SystemTime::now());
         let (bus, mut shutdown) = (self.bus.clone(), self.shutdown.clone());
         tokio::spawn(async move {

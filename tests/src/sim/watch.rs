@@ -298,7 +298,7 @@ impl World {
         let Whom::Agent(kind, id) = self.whom(of) else { return };
         let fact = Fact::AgentStarted(v1::AgentStarted { kind: kind.clone(), id: id.clone(), ..Default::default() });
         let event = v1::Event {
-            id: format!("a:{kind}:agent_started:_:_:{id}:{life}"),
+            id: format!("a:{kind}:agent_started:_:_:{id}:{life}:{}", self.broker.events.epoch),
             kind: "agent_started".to_owned(),
             time: Some(time::timestamp(self.wall(0))),
             source: Some(v1::Actor { kind, id }),
