@@ -1,7 +1,7 @@
 //! Instances that beat.
 
 use razar_bus_schema::{
-    ids::{Incarnation, Instance},
+    ids::{Incarnation, Incident, Instance},
     v1::{self, event::Fact},
 };
 
@@ -109,6 +109,22 @@ fn one_whose_start_takes_too_long_is_to_be_heard_as_well() {
     w.looks.insert(db, hung(Incarnation::new(1, 3), 0));
     w.pass(ms(10_000));
     assert_eq!(w.told().iter().filter(|k| **k == "component_unresponsive").count(), 1, "the next start has its time again");
+}
+
+/// Its node says which incident is open; an own one would begin another ladder, for each start that hangs.
+#[test]
+fn a_start_that_hangs_is_told_in_the_incident_that_it_was_to_end() {
+    let first = Incarnation::new(1, 1);
+    for (open, told) in [(Some(first), first), (Some(Incarnation::new(1, 2)), Incarnation::new(1, 2)), (None, Incarnation::new(1, 2))] {
+        let (mut w, db) = beating(1_000);
+        w.ready(&db, Incarnation::new(1, 2));
+        let incident = open.map(|incarnation| (&Incident { instance: db.clone(), incarnation, signs_of_life: 0 }).into());
+        w.looks.insert(db, v1::SilenceReply { incident, ..hung(Incarnation::new(1, 2), 0) });
+        w.pass(ms(5_000));
+        let verdict = w.only("component_unresponsive");
+        assert_eq!(Incident::try_from(verdict.incident.as_ref().unwrap()).unwrap().incarnation, told, "open: {open:?}");
+        assert_eq!(verdict.incarnation, Some(Incarnation::new(1, 2).into()));
+    }
 }
 
 #[test]
