@@ -295,6 +295,11 @@ impl State {
             About::Instances => {
                 if let Some(instance) = event.instance.as_ref().and_then(|i| Instance::try_from(i).ok()) {
                     self.watch_instance(&instance, now.mono);
+                    // With its incident what its node made of its silence is over: it is asked anew.
+                    let watch = self.watches.get_mut(&Subject::Component(instance)).filter(|_| ends_incident(event));
+                    if let Some(watch) = watch {
+                        (watch.question, watch.seen) = (Question::None, None);
+                    }
                 }
             }
         }
@@ -529,4 +534,8 @@ impl State {
 
 fn watch_stands(watches: &BTreeMap<Subject, Watch>, subject: &Subject) -> Option<(Duration, Duration, Duration)> {
     watches.get(subject).and_then(|w| w.stands)
+}
+
+fn ends_incident(event: &v1::Event) -> bool {
+    matches!(event.fact, Some(Fact::Recovered(_) | Fact::IncidentWithdrawn(_)))
 }

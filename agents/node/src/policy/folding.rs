@@ -224,6 +224,19 @@ impl Node {
         }
     }
 
+    /// Draws the conclusions from what an instance has said before it was known what it is.
+    pub(super) fn hear_again(&mut self, id: &Instance, now: Now) {
+        let Some(inst) = self.instances.get(id).filter(|i| i.state == State::Starting) else { return };
+        let Some(spec) = inst.spec().cloned() else { return };
+        let (up, ready) = (inst.probes.startup.sign_at.is_some(), inst.probes.readiness.sign_at.is_some());
+        if up && !inst.probes.started_up {
+            self.start_passed(id, &spec, now);
+        } else if ready && inst.probes.started_up {
+            self.became_ready(id, "it had said so before it was known here", now);
+        }
+        self.ready_unasked(id, now);
+    }
+
     pub(super) fn fold_probe(&mut self, id: &Instance, incarnation: Incarnation, mut said: Said, now: Now) {
         let Some(inst) = self.living(id, incarnation) else { return };
         let Some(spec) = inst.spec().cloned() else { return };

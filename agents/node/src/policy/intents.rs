@@ -308,7 +308,9 @@ impl Node {
             // Taken over before it was known what it is.
             take_up(inst, &spec, now.mono);
             inst.started_spec = Some(spec);
+            self.hear_again(id, now);
         }
+        let Some(inst) = self.instances.get_mut(id) else { return };
         if !inst.lives() {
             inst.waiting_since = now.mono;
         }

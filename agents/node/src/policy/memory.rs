@@ -164,13 +164,16 @@ impl Node {
 
 /// Begins to watch a process that another life of the agent started, where that had come to.
 pub(super) fn take_up(inst: &mut Inst, spec: &v1::ComponentSpec, now: Duration) {
+    // What it said before it was known what that means.
+    let (up, ready) = (inst.probes.startup.sign_at, inst.probes.readiness.sign_at);
     inst.probes = Probes::begun(spec, now);
+    (inst.probes.startup.sign_at, inst.probes.readiness.sign_at) = (up, ready);
     if matches!(inst.state, State::Ready | State::Unready) {
         inst.was_ready = true;
         inst.probes.started_up = true;
         inst.probes.became_ready(spec, now);
     } else if inst.state == State::Stopping {
-        inst.stop = Some(super::instance::Stop { why: "desired", since: now, killed: None, unkillable: false });
+        inst.stop.get_or_insert(super::instance::Stop { why: "desired", since: now, killed: None, unkillable: false });
     } else {
         inst.slot = true;
         // What it said once, it does not say again.
@@ -179,7 +182,7 @@ pub(super) fn take_up(inst: &mut Inst, spec: &v1::ComponentSpec, now: Duration) 
         if started_up {
             inst.probes.start_passed(spec, now);
         }
-        inst.probes.readiness.sign_at = said_ready.then_some(now);
+        inst.probes.readiness.sign_at = ready.or(said_ready.then_some(now));
     }
 }
 

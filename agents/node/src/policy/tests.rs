@@ -6,3 +6,4 @@ mod ladder;
 mod lifecycle;
 mod reading;
 mod rules;
+mod startup;

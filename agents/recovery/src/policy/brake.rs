@@ -130,7 +130,8 @@ impl State {
         let Some((desired, spec)) = self.desired(instance) else { return true };
         let at = Standing { instance, view, incident, desired, spec };
         let order = self.records.get(instance).and_then(Record::open_order).filter(|_| !view.is_judged(incident));
-        let came_up = incident.last_is_void() && order.is_some_and(|order| self.came_up(view, order).is_some());
+        let comes = |order| self.came_up(view, order).or_else(|| self.may_come_up(view, order, spec).filter(|until| *until > now.mono));
+        let came_up = incident.last_is_void() && order.is_some_and(|order| comes(order).is_some());
         came_up || self.foundation(spec).is_none() || !self.joined(spec).is_empty() && self.next_rung(at, now) == DEPENDENCIES
     }
 

@@ -106,6 +106,8 @@ pub(super) fn fold_incident(view: &mut View, instance: &Instance, event: &v1::Ev
     // A life that fails after its incident was closed, before its node has heard of that, fails anew.
     let id = match &view.incident {
         Some(known) if known.id == told && known.closed.is_some() && fails => own().unwrap_or(told),
+        // Nor does it fail in one that was over before that.
+        Some(known) if told < known.id && known.closed.is_some() && fails => own().filter(|own| *own > known.id).unwrap_or(told),
         _ => told,
     };
     if view.incident.as_ref().is_none_or(|known| known.id < id) {
@@ -177,6 +179,11 @@ pub(super) fn fold_end(view: &mut View, instance: &Instance, event: &v1::Event, 
         Fact::ComponentReady(_) => {
             if let Some(incident) = view.incident.as_mut().filter(|i| i.given_up) {
                 incident.close(Closed::Recovered);
+            }
+            // A start that was taken for hung, and is ready all the same, is silent no more.
+            let ready = told_incarnation(event);
+            if let Some(incident) = view.incident.as_mut().filter(|i| i.silent_in == ready && ready > Some(i.id.incarnation)) {
+                incident.silent_in = None;
             }
         }
         _ => {}

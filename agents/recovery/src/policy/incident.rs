@@ -98,7 +98,7 @@ impl IncidentFacts {
     /// Whether it is of one that was replaced by the watchdog's word alone, on which its node does not act: over its limits, or silent.
     #[must_use]
     pub fn is_by_verdict(&self) -> bool {
-        (self.over || self.silent_in == Some(self.id.incarnation)) && !self.flapping
+        (self.over || self.silent_in.is_some()) && !self.flapping
     }
 
     /// Whether a try of `rung` has failed in it.

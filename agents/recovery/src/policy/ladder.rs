@@ -162,9 +162,9 @@ impl State {
         let failure = view.failed.as_ref().filter(|f| f.incarnation >= incident.id.incarnation).map(|f| f.id.clone());
         let mut evidence = vec![failure.unwrap_or_else(|| incident.opened_by.clone())];
         evidence.extend(foundation);
-        // A later incarnation has shown no life since it failed: it has not failed before.
-        let signs = if view.incarnation == incident.id.incarnation { incident.id.signs_of_life } else { 0 };
-        let silent = (incident.silent_in == Some(view.incarnation) && attempt == 1).then_some(signs);
+        // How often a later incarnation has shown life is not known here: that one is replaced as by any rung.
+        let first = view.incarnation == incident.id.incarnation && attempt == 1;
+        let silent = (first && incident.silent_in == Some(view.incarnation)).then_some(incident.id.signs_of_life);
         let at_once = silent.is_some() || incident.over && attempt == 1;
         let backoff = if rung == RESTART && !at_once { backoff(&incident.id, attempt) } else { Duration::ZERO };
         let what = match rung {
@@ -386,7 +386,7 @@ impl State {
     }
 
     /// Until when what was started since the order, and lives, may still come up: what it depends on has just come back.
-    fn may_come_up(&self, view: &View, order: &v1::RecoveryOrder, spec: &v1::ComponentSpec) -> Option<Duration> {
+    pub(super) fn may_come_up(&self, view: &View, order: &v1::RecoveryOrder, spec: &v1::ComponentSpec) -> Option<Duration> {
         self.foundation(spec).filter(|_| view.lives() && view.incarnation > replaced(order))?;
         let needs = spec.depends_on.iter().filter(|d| d.required && d.component != spec.name);
         let since = needs.flat_map(|d| self.facts.replicas(&d.component)).filter_map(|(_, needed)| needed.ready_since).max()?;

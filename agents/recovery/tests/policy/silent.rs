@@ -74,6 +74,34 @@ fn a_start_of_a_rung_that_hangs_fails_in_the_incident_that_it_was_to_end() {
     }
 }
 
+/// How often its local restart has shown life is not in its incident's name: an order on a missing sign would be void for ever.
+#[test]
+fn a_local_restart_that_hangs_is_replaced_as_by_any_rung() {
+    let mut b = ready();
+    b.exited("api", "1.1");
+    b.started("api", "1.2");
+    b.judged_in(&"api@1.1".parse().unwrap(), "1.2", &b.newest(), Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+    assert_eq!(b.take().first().map(String::as_str), Some("order restart#1 of api@1.1: 1.2"));
+    let Some(Want::Recovery(order)) = b.orders.last().and_then(|o| o.want.clone()) else { unreachable!() };
+    assert!(!order.evidence.unwrap().missing_sign);
+}
+
+/// It is ready all the same, and no rung is to end that.
+#[test]
+fn one_that_was_taken_for_hung_and_is_ready_is_silent_no_more() {
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.started("api", "1.5");
+    b.take();
+    b.lose_node();
+    b.judged_in(&"api@1.1".parse().unwrap(), "1.5", &b.newest(), Fact::ComponentUnresponsive(v1::ComponentUnresponsive::default()));
+    assert_eq!(b.take(), [""; 0], "its node is asked when it is back");
+    b.ready("api", "1.5");
+    b.pass(6);
+    let said = b.take();
+    assert!(said.contains(&"recovered restart 1.5".to_owned()), "{said:?}");
+}
+
 #[test]
 fn one_over_its_limits_is_replaced_at_once_and_not_for_a_missing_sign() {
     let mut b = ready();

@@ -299,6 +299,12 @@ impl Bench {
         self.turn();
     }
 
+    /// The last agent died between the start of `name` and what it would have remembered of it.
+    pub(super) fn forget_state(&mut self, name: &str) {
+        let memory = self.memories.get_mut(&id(name)).unwrap();
+        memory.state = State::Starting.into();
+    }
+
     pub(super) fn quarantine(&mut self, key: &str, phase: v1::QuarantinePhase) {
         let record = v1::Quarantine { component: "api".to_owned(), phase: phase.into(), ..Default::default() };
         self.record(key, Want::Quarantine(record));
