@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use razar_bus::{Bus, BusError, COMMAND_AGE_MAX, Config, EventFold, Start};
 use razar_bus_schema::{
     ids::{Instance, sha256_hex},
@@ -29,6 +30,9 @@ const NOT_NATS: &str = "does not speak NATS";
 
 /// A question is answered from memory.
 pub(crate) const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Silence after which a question is put again as well: of several replicas one may stand, and the broker gives each question to one of them.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A node answers from memory; one that does not by then is not waited for with a status that is known.
 const PING_LIMIT: Duration = Duration::from_millis(500);
@@ -133,8 +137,24 @@ impl Link {
     }
 
     async fn ask<Rep: prost::Message + Default>(&self, agent: &str, verb: &str, request: &impl prost::Message) -> Result<Rep, Failure> {
-        let subject = self.bus.subjects().query(agent, verb);
-        self.bus.ask(&subject, request, ASK_LIMIT).await.map_err(|e| self.silent(agent, &e))
+        let (subject, began) = (self.bus.subjects().query(agent, verb), Instant::now());
+        let (mut asked, mut late) = (FuturesUnordered::new(), None);
+        loop {
+            let left = ASK_LIMIT.saturating_sub(began.elapsed());
+            if !left.is_zero() {
+                asked.push(self.bus.ask(&subject, request, left));
+            }
+            match tokio::time::timeout(ASK_AGAIN, asked.next()).await {
+                Ok(Some(Ok(reply))) => return Ok(reply),
+                Ok(Some(Err(error @ BusError::Timeout { .. }))) => late = Some(error),
+                Ok(Some(Err(error))) => return Err(self.silent(agent, &error)),
+                // Nobody has answered yet; or nobody is left to be waited for.
+                Err(_) | Ok(None) => {}
+            }
+            if let Some(error) = late.as_ref().filter(|_| asked.is_empty()) {
+                return Err(self.silent(agent, error));
+            }
+        }
     }
 
     /// Why an instance is as it is, by its node.
