@@ -271,6 +271,8 @@ pub struct Node {
     dirty: BTreeSet<Instance>,
     /// Calm instances of which a question is due, or was answered as ever.
     asking: BTreeSet<Instance>,
+    /// That nobody blocks these any more is being told; until that is written down they are remembered as blocked.
+    unblocked: BTreeSet<Instance>,
     timers: BTreeSet<(Duration, Instance)>,
     timer_of: BTreeMap<Instance, Duration>,
     startable: BTreeSet<(Group, u32, Instance)>,
@@ -295,6 +297,7 @@ impl Node {
             dependents: BTreeMap::new(),
             dirty: BTreeSet::new(),
             asking: BTreeSet::new(),
+            unblocked: BTreeSet::new(),
             timers: BTreeSet::new(),
             timer_of: BTreeMap::new(),
             startable: BTreeSet::new(),
@@ -365,10 +368,7 @@ impl Node {
         actions.extend(questions);
         actions.extend(self.tells.drain(..).map(|event| Action::Tell(Box::new(event))));
         // What was told is forgotten in the next round, once it is written down.
-        for inst in self.instances.values_mut().filter(|inst| inst.unblocked) {
-            inst.unblocked = false;
-            self.dirty.insert(inst.id.clone());
-        }
+        self.dirty.extend(std::mem::take(&mut self.unblocked));
         actions
     }
 

@@ -50,7 +50,12 @@ impl Node {
         let ended = by.is_empty() && !inst.blocked_told.is_empty() && inst.wanted.is_some();
         if (due && (inst.blocked_told != by || inst.blocked_unsure)) || ended {
             inst.blocked_told.clone_from(&by);
-            (inst.blocked_unsure, inst.unblocked) = (false, ended);
+            inst.blocked_unsure = false;
+            if ended {
+                self.unblocked.insert(id.clone());
+            } else {
+                self.unblocked.remove(id);
+            }
             let text = if ended { "no longer blocked".to_owned() } else { by.iter().map(sentence).collect::<Vec<_>>().join("; ") };
             let code = if ended { "unblocked" } else { "dependency_unmet" };
             self.tell(id, Fact::ComponentBlocked(v1::ComponentBlocked { by }), code, &text, now);

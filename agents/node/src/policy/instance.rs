@@ -146,8 +146,6 @@ pub struct Inst {
     pub blocked_told: Vec<v1::Blocker>,
     /// The last agent of the node noted them, and may have died before it told them.
     pub blocked_unsure: bool,
-    /// That nobody blocks it any more is being told; until that is written down it is remembered as blocked.
-    pub unblocked: bool,
     /// Condition of a dependency lost since, for living instances.
     pub blocked_since: Option<Duration>,
     /// Degradation told and not taken back.
@@ -207,7 +205,6 @@ impl Inst {
             failed_cause: String::new(),
             blocked_told: Vec::new(),
             blocked_unsure: false,
-            unblocked: false,
             blocked_since: None,
             degraded: None,
             escalated: false,

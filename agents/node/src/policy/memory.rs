@@ -154,7 +154,7 @@ impl Node {
         if inst.incarnation.generation == 0 && inst.fence.revision == 0 {
             return;
         }
-        let memory = memory_of(inst, self.config.start_floor, now);
+        let memory = memory_of(inst, self.config.start_floor, self.unblocked.contains(id), now);
         if inst.remembered.as_ref() != Some(&memory) {
             inst.remembered = Some(memory.clone());
             self.actions.push(Action::Remember(Box::new(memory)));
@@ -196,7 +196,7 @@ fn settled_state(state: State) -> State {
     }
 }
 
-fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
+fn memory_of(inst: &Inst, start_floor: u64, unblocked: bool, now: Now) -> v1::InstanceMemory {
     let old = inst.remembered.as_ref();
     let keep = |at: Duration, old: Option<&prost_types::Timestamp>| stable(at, old, now);
     let old_restarts = old.map(|o| o.restarts.as_slice()).unwrap_or_default();
@@ -225,7 +225,7 @@ fn memory_of(inst: &Inst, start_floor: u64, now: Now) -> v1::InstanceMemory {
         completed_generation: inst.completed.as_ref().map_or(0, |(_, generation)| *generation),
         incarnation: Some(inst.incarnation.into()),
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
-        blocked_by: if inst.unblocked { old.map(|o| o.blocked_by.clone()).unwrap_or_default() } else { inst.blocked_told.clone() },
+        blocked_by: if unblocked { old.map(|o| o.blocked_by.clone()).unwrap_or_default() } else { inst.blocked_told.clone() },
         started_up: starts && spec.map_or(old.is_some_and(|o| o.started_up), |s| inst.probes.started_up && s.startup.is_some()),
         said_ready: starts && spec.map_or(old.is_some_and(|o| o.said_ready), |_| inst.probes.readiness.sign_at.is_some()),
         failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
