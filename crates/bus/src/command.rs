@@ -3,6 +3,7 @@
 //! JetStream does not store where a request wants its answer. Razar's own askers say it in a header; for those of any other client every
 //! replica also listens to the commands themselves and remembers it.
 
+mod pulling;
 mod stored;
 
 use std::{
@@ -11,41 +12,20 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use async_nats::{
-    HeaderMap, Request, StatusCode, Subscriber,
-    jetstream::{
-        consumer::{AckPolicy, DeliverPolicy, pull},
-        message::Message as StreamMessage,
-    },
-};
+use async_nats::{HeaderMap, Request, Subscriber, jetstream::message::Message as StreamMessage};
 use bytes::Bytes;
 use futures::StreamExt;
 use prost::Message;
 use razar_bus_schema::{json, stream::Store, v1};
 
-use self::stored::read;
-use crate::{
-    Bus, BusError, Connection, REQUEST_LIMIT, Subscription, TRACEPARENT,
-    connection::{check_size, jittered},
-    provision::unique,
-    stall,
-};
+use self::{pulling::Puller, stored::read};
+use crate::{Bus, BusError, REQUEST_LIMIT, Subscription, TRACEPARENT, connection::check_size, provision::unique};
 
 /// A command is not taken up later than this after it was stored, whatever it says.
 pub const COMMAND_AGE_MAX: Duration = Duration::from_secs(60);
-/// One pull waits so long at the broker.
-const PULL: Duration = Duration::from_secs(5);
-/// Silence after which a pull counts as dead.
-const PULL_DEAD: Duration = Duration::from_secs(7);
-/// Unacknowledged so long, a command goes to whoever pulls.
-const ACK_WAIT: Duration = Duration::from_secs(10);
 /// Deliveries after which a command is given up. They are counted here and not by the broker, which would put it aside with a word that is
 /// missed by whoever is away: it goes on delivering until somebody has told that it was given up.
 const DELIVERIES_MAX: i64 = 5;
-/// To the broker: no bound but the age of what it keeps.
-const DELIVERIES_UNBOUNDED: i64 = -1;
-/// Commands delivered and not acknowledged, over all replicas.
-const ACK_PENDING_MAX: i64 = 64;
 /// Inboxes remembered; a command without one is carried out all the same.
 const INBOXES_MAX: usize = 1024;
 /// The listener hears a command within a millisecond of the stream; one sent while nobody listened is never heard.
@@ -63,8 +43,6 @@ const HANDOVER_LIMIT: Duration = Duration::from_millis(500);
 const REPLY: &str = "Razar-Reply";
 /// The only subjects that a stored header may name: a command must not make an agent publish anywhere else.
 const INBOX_PREFIX: &str = "_INBOX.";
-/// Pause after a failed try to pull.
-const RETRY: Duration = Duration::from_millis(200);
 
 /// What came.
 #[derive(Debug)]
@@ -160,32 +138,14 @@ pub struct CommandSource {
     agent: String,
     inboxes: Arc<Inboxes>,
     listener: tokio::task::AbortHandle,
-    pull: Option<Pull>,
+    puller: Puller,
     /// What other replicas hand over to this one.
     handed: Arc<tokio::sync::Mutex<Option<Subscriber>>>,
-    /// Where the consumer stood when the last pull ran out although commands wait.
-    stands_at: Option<u64>,
-    /// The consumer is being made anew; everything up to this sequence of COMMANDS was acknowledged to the one before.
-    anew_after: Option<u64>,
-}
-
-struct Pull {
-    subscriber: Subscriber,
-    inbox: String,
-    /// When it counts as dead; `None`: nothing is asked for at present.
-    asked_until: Option<Instant>,
-    connected: Instant,
 }
 
 impl std::fmt::Debug for CommandSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CommandSource").field("agent", &self.agent).field("pull", &self.pull).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Pull {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pull").field("inbox", &self.inbox).field("asked_until", &self.asked_until).finish_non_exhaustive()
+        f.debug_struct("CommandSource").field("agent", &self.agent).field("puller", &self.puller).finish_non_exhaustive()
     }
 }
 
@@ -200,7 +160,8 @@ impl Bus {
         let filled = inboxes.clone();
         let listener = tokio::spawn(async move { listen(&mut heard, &filled).await }).abort_handle();
         let (bus, agent) = (self.clone(), agent.to_owned());
-        Ok(CommandSource { bus, agent, inboxes, listener, pull: None, handed: Arc::default(), stands_at: None, anew_after: None })
+        let puller = Puller::new(&bus, &agent);
+        Ok(CommandSource { bus, agent, inboxes, listener, puller, handed: Arc::default() })
     }
 
     /// Sends a command and waits for its receipt. An empty id is filled in, so that the call may be repeated with the returned id.
@@ -266,34 +227,19 @@ impl CommandSource {
         Ok(())
     }
 
-    /// The next command; waits as long as it takes. Cancel-safe. Call it only while a lease of the agent is held.
+    /// The next command; waits as long as it takes. Cancel-safe, and gets on however often it is cut short. Call it only while a lease of the
+    /// agent is held.
     pub async fn next(&mut self) -> CommandItem {
         loop {
             let handed = self.handed.clone();
+            // Nothing is waited for once a message is there: what was read would be lost with a caller who does not wait that long.
             let came = tokio::select! {
                 biased;
-                message = handed_over(&handed) => Err(message),
-                pulled = self.pulled() => Ok(pulled),
+                message = handed_over(&handed) => self.take_handed_over(message),
+                message = self.puller.next() => self.open(message),
             };
-            let pulled = match came {
-                Ok(pulled) => pulled,
-                Err(message) => match self.take_handed_over(message) {
-                    Some(item) => return item,
-                    None => continue,
-                },
-            };
-            match pulled {
-                // Nothing is waited for from here on: what was read would be lost with a caller who does not wait that long.
-                Ok(message) => {
-                    if let Some(item) = self.open(message) {
-                        return item;
-                    }
-                }
-                Err(error) => {
-                    self.pull = None;
-                    tracing::debug!(agent = self.agent, %error, "cannot pull commands yet");
-                    tokio::time::sleep(jittered(RETRY)).await;
-                }
+            if let Some(item) = came {
+                return item;
             }
         }
     }
@@ -323,119 +269,7 @@ impl CommandSource {
 
     /// Stops pulling: call it when the lease is lost, so that the next holder gets what comes.
     pub fn pause(&mut self) {
-        self.pull = None;
-    }
-
-    /// One message from the shared consumer.
-    async fn pulled(&mut self) -> Result<async_nats::Message, BusError> {
-        loop {
-            let since = self.until_connected().await?;
-            let pull = match self.pull.take().filter(|p| p.connected == since) {
-                Some(pull) => self.pull.insert(pull),
-                None => {
-                    let pull = self.begin(since).await?;
-                    self.pull.insert(pull)
-                }
-            };
-            let dead = match pull.asked_until {
-                Some(until) => until,
-                None => {
-                    let body = serde_json::json!({ "batch": 1, "expires": u64::try_from(PULL.as_nanos()).unwrap_or(u64::MAX) });
-                    let call = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.bus.stream_of(Store::Commands), self.agent);
-                    let client = &self.bus.inner.client;
-                    let asked = client.publish_with_reply(call, pull.inbox.clone(), body.to_string().into());
-                    let asked = async { asked.await.map_err(|e| BusError::Client(e.to_string())) };
-                    self.bus.limited("pulling commands", "", REQUEST_LIMIT, asked).await?;
-                    *pull.asked_until.insert(Instant::now() + PULL_DEAD)
-                }
-            };
-            let mut connection = self.bus.connection();
-            let message = tokio::select! {
-                biased;
-                message = pull.subscriber.next() => message.ok_or(BusError::Closed)?,
-                () = tokio::time::sleep_until(dead.into()) => return Err(BusError::Timeout { what: "a pull".to_owned(), after: PULL_DEAD }),
-                _ = connection.wait_for(|c| !c.is_up()) => return Err(BusError::Down),
-            };
-            match message.status {
-                None => {
-                    pull.asked_until = None;
-                    self.stands_at = None;
-                    return Ok(message);
-                }
-                Some(StatusCode::IDLE_HEARTBEAT) => {}
-                // The pull ran out.
-                Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
-                    pull.asked_until = None;
-                    self.look_for_stall().await?;
-                }
-                // The consumer is gone, or does not take pulls: make it again.
-                Some(status) => return Err(BusError::Broker { code: u64::from(status.as_u16()), why: "the pull was refused".to_owned() }),
-            }
-        }
-    }
-
-    async fn until_connected(&self) -> Result<Instant, BusError> {
-        let mut connection = self.bus.connection();
-        match &*connection.wait_for(Connection::is_up).await.map_err(|_| BusError::Closed)? {
-            Connection::Up { since } => Ok(*since),
-            Connection::Down { .. } | Connection::Refused { .. } => Err(BusError::Down),
-        }
-    }
-
-    /// A pull ran out: if commands wait all the same, and did at the last one too, the consumer stands still and is made anew behind
-    /// what was acknowledged to it.
-    async fn look_for_stall(&mut self) -> Result<(), BusError> {
-        let stream = self.bus.stream_of(Store::Commands);
-        let info = stall::info(&self.bus, &stream, &self.agent).await?;
-        let delivered = info.delivered.consumer_sequence;
-        // At its limit of unacknowledged ones it waits rightly, for them to be acknowledged or due again.
-        let full = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX) >= ACK_PENDING_MAX;
-        let now = stall::standing(info.num_pending, delivered, delivered).filter(|_| !full);
-        if now.is_none() || self.stands_at != now {
-            self.stands_at = now;
-            return Ok(());
-        }
-        tracing::warn!(agent = self.agent, pending = info.num_pending, "the consumer of commands stands still, making another");
-        self.anew_after = Some(info.ack_floor.stream_sequence);
-        (self.pull, self.stands_at) = (None, None);
-        let call = format!("CONSUMER.DELETE.{stream}.{}", self.agent);
-        self.bus.api::<serde_json::Value>(&call, &serde_json::Map::new(), &self.agent).await.map(|_| ())
-    }
-
-    /// Where the shared consumer begins: where it began if it is there, since that cannot be changed.
-    async fn deliver_policy(&self, stream: &str) -> Result<DeliverPolicy, BusError> {
-        match stall::info(&self.bus, stream, &self.agent).await {
-            Ok(present) => Ok(present.config.deliver_policy),
-            Err(BusError::Missing { .. }) => Ok(match self.anew_after {
-                Some(after) => DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-                None => DeliverPolicy::All,
-            }),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn begin(&mut self, connected: Instant) -> Result<Pull, BusError> {
-        let stream = self.bus.stream_of(Store::Commands);
-        let config = pull::Config {
-            durable_name: Some(self.agent.clone()),
-            deliver_policy: self.deliver_policy(&stream).await?,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            max_deliver: DELIVERIES_UNBOUNDED,
-            max_ack_pending: ACK_PENDING_MAX,
-            filter_subject: self.bus.subjects().commands_to(&self.agent),
-            ..pull::Config::default()
-        };
-        let create = async {
-            let made = self.bus.context().create_consumer_on_stream(config, &stream).await;
-            made.map(|_| ()).map_err(|e| BusError::Client(e.to_string()))
-        };
-        self.bus.limited("making the consumer of commands", "", REQUEST_LIMIT, create).await?;
-        self.anew_after = None;
-        let inbox = self.bus.inner.client.new_inbox();
-        let subscribe = async { self.bus.inner.client.subscribe(inbox.clone()).await.map_err(|e| BusError::Client(e.to_string())) };
-        let subscriber = self.bus.limited("subscribing", "", REQUEST_LIMIT, subscribe).await?;
-        Ok(Pull { subscriber, inbox, asked_until: None, connected })
+        self.puller.pause();
     }
 
     /// Reads a message; one that cannot be carried out is refused here.

@@ -344,3 +344,28 @@ async fn a_command_that_nobody_settles_is_given_up() -> Result<()> {
     dead.put_away().await?;
     Ok(())
 }
+
+/// Who decides waits for a command only until the next event comes, and in a storm of those never for a millisecond.
+#[tokio::test]
+async fn commands_are_read_however_often_their_reader_is_cut_short() -> Result<()> {
+    let broker = Broker::start()?;
+    let bus = broker.provisioned().await?;
+    let mut source = bus.serve_commands("orchestrator").await?;
+    bus.flush().await?;
+    let asker = broker.bus().await?;
+    let asking = tokio::spawn(async move { asker.command("orchestrator", "stop", "api", v1::Command::default(), SOON).await });
+    let item = soon("a command", async {
+        loop {
+            tokio::select! {
+                biased;
+                item = source.next() => break item,
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    })
+    .await?;
+    let CommandItem::Command(command) = item else { anyhow::bail!("refused: {item:?}") };
+    command.settle(accepted()).await?;
+    assert!(soon("the receipt", asking).await???.accepted);
+    Ok(())
+}
