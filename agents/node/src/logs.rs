@@ -117,7 +117,7 @@ impl LogStore {
 
     /// Makes the directory of an instance that will start. Blocks on the disk.
     fn expect(&self, instance: &Instance) -> io::Result<()> {
-        razar_os::make_private_dir(&self.instance_dir(instance))
+        self.inner.spares.make_dir(&self.instance_dir(instance))
     }
 
     fn make_spare(&self) -> io::Result<bool> {

@@ -40,6 +40,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 const GUARD_LOOKS: u32 = 10;
 /// See [`GUARD_LOOKS`].
 const GUARD_LOOK: Duration = Duration::from_millis(5);
+/// Descriptors that the table has room for from the start: some for each component.
+const DESCRIPTORS: u32 = 1024;
 /// News of processes that wait for the loop.
 const PROCESS_NEWS_MAX: usize = 4_096;
 /// Beats of components that wait for the loop.
@@ -252,6 +254,8 @@ pub fn agent_command() -> Result<Vec<OsString>> {
 #[must_use]
 pub fn agent(config: NodeConfig, logs: &razar_agent_kit::AgentConfig) -> ExitCode {
     let sockets = KeptSockets::inherited();
+    // Before there are threads. Without it, starts wait for the table to grow.
+    let _ = razar_os::reserve_descriptors(std::io::stderr(), DESCRIPTORS);
     razar_agent_kit::telemetry::start_logs(logs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {

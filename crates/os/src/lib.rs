@@ -35,6 +35,7 @@
 //! - What cannot be known is `None` or [`Exit::Unknown`], never a guess; a scan that failed half-way is an error, never a short list.
 
 mod cgroup;
+mod descriptors;
 mod handover;
 mod identity;
 mod lock;
@@ -51,6 +52,7 @@ mod tree;
 mod watch;
 
 pub use cgroup::{Cgroup, Cgroups};
+pub use descriptors::reserve_descriptors;
 pub use handover::{FdReceiver, FdSender, fd_channel, take_inherited};
 pub use identity::{BadBootId, BootId, Identity, Pid, start_time_ticks};
 pub use lock::{LockError, NodeLock};

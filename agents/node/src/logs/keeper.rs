@@ -69,6 +69,8 @@ struct State {
     expected: BTreeSet<Instance>,
     /// When spares are to be made; `None`: there are enough.
     refill_at: Option<Instant>,
+    /// The thread sleeps until then, `None` for ever, or does not sleep.
+    sleeps_until: Option<Option<Instant>>,
     stopping: bool,
 }
 
@@ -111,7 +113,10 @@ impl LogKeeper {
 
     /// Makes the directory of an instance that will start, in the background.
     pub fn expect(&self, instance: Instance) {
-        self.shared.lock().expected.insert(instance);
+        let mut state = self.shared.lock();
+        state.expected.insert(instance);
+        state.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
+        drop(state);
         self.shared.wake();
     }
 
@@ -122,13 +127,17 @@ impl LogKeeper {
         let mut state = self.shared.lock();
         let lost_bytes = state.kept.get(&instance).map_or(0, |kept| kept.lost_bytes);
         // Not while it starts.
-        let next = Next::At(Instant::now() + LOOK_MIN);
-        let kept = Kept { incarnation, path, bounds, next, seen: None, copied_at: None, lost_bytes };
+        let look_at = Instant::now() + LOOK_MIN;
+        let kept = Kept { incarnation, path, bounds, next: Next::At(look_at), seen: None, copied_at: None, lost_bytes };
         state.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
         let before = state.kept.insert(instance, kept);
+        // Where many start at once, it is awake in time for most.
+        let oversleeps = state.sleeps_until.is_some_and(|until| until.is_none_or(|until| until > look_at));
         drop(state);
         self.shared.disarm(before);
-        self.shared.wake();
+        if oversleeps {
+            self.shared.wake();
+        }
     }
 
     /// No longer looks after this incarnation's log: its process has gone.
@@ -185,39 +194,38 @@ impl Shared {
 
     fn run(&self) {
         loop {
-            let state = self.lock();
+            let mut state = self.lock();
             if state.stopping {
                 return;
             }
             let at = |kept: &Kept| if let Next::At(at) = kept.next { Some(at) } else { None };
             let due = state.kept.iter().filter_map(|(i, kept)| Some((at(kept)?, i))).min().map(|(at, i)| (at, i.clone()));
-            let refill_at = state.refill_at;
-            drop(state);
             let now = Instant::now();
+            let something =
+                due.as_ref().is_some_and(|(at, _)| *at <= now) || !state.expected.is_empty() || state.refill_at.is_some_and(|at| at <= now);
+            let until = due.as_ref().map(|(at, _)| *at).into_iter().chain(state.refill_at).min();
+            state.sleeps_until = (!something).then_some(until);
+            drop(state);
             match due {
                 Some((at, instance)) if at <= now => self.look(&instance),
-                _ if self.make_ahead() => {}
-                later => self.wait(later.map(|(at, _)| at).into_iter().chain(refill_at).min().map(|at| at.saturating_duration_since(now))),
+                _ if something => self.make_ahead(now),
+                _ => self.wait(until.map(|at| at.saturating_duration_since(now))),
             }
         }
     }
 
-    /// Makes one thing that a start will need; `false`: there is none to be made now.
-    fn make_ahead(&self) -> bool {
+    /// Makes one thing that a start will need.
+    fn make_ahead(&self, now: Instant) {
         let mut state = self.lock();
         let expected = state.expected.pop_first();
-        let refill = state.refill_at.is_some_and(|at| at <= Instant::now());
+        let refill = state.refill_at.is_some_and(|at| at <= now);
         drop(state);
         // What cannot be made now is made, or fails, when it is needed.
         if let Some(instance) = expected {
             let _ = self.store.expect(&instance);
-            return true;
-        }
-        let made = refill && self.store.make_spare().unwrap_or(false);
-        if refill && !made {
+        } else if refill && !self.store.make_spare().unwrap_or(false) {
             self.lock().refill_at = None;
         }
-        made
     }
 
     /// Sleeps until a look is due, something is to be kept, or a file at rest is written to.
