@@ -130,19 +130,20 @@ fn what_a_start_needs_is_made_ahead() {
     let (_dir, store) = store();
     let keeper = LogKeeper::start(store.clone()).unwrap();
     let (instance, incarnation) = life(1);
-    let spares = || {
-        let entries = std::fs::read_dir(store.dir().join("spare")).into_iter().flatten();
-        entries.map(|entry| logs_inode(&entry.unwrap().path())).collect::<BTreeSet<_>>()
+    let spares = |dirs: bool| {
+        let entries = std::fs::read_dir(store.dir().join("spare")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir() == dirs).map(|path| logs_inode(&path)).collect::<BTreeSet<_>>()
     };
+    wait("the spares", || (spares(false).len(), spares(true).len()) == (96, 96));
+    let (files, dirs) = (spares(false), spares(true));
     keeper.expect(instance.clone());
     wait("its directory", || store.instance_dir(&instance).is_dir());
-    wait("the spares", || spares().len() == 64);
-    let before = spares();
+    assert!(dirs.contains(&logs_inode(&store.instance_dir(&instance))), "a spare took its name");
     let log = store.open(&instance, incarnation).unwrap();
-    assert!(before.contains(&log.id.inode) && spares().len() == 63, "a spare took its name");
+    assert!(files.contains(&log.id.inode) && spares(false).len() == 95, "a spare took its name");
     keeper.keep(instance, incarnation, LogBounds::default());
-    wait("another spare", || spares().len() == 64);
-    assert!(!spares().contains(&log.id.inode));
+    wait("others", || (spares(false).len(), spares(true).len()) == (96, 96));
+    assert!(!spares(false).contains(&log.id.inode));
 }
 
 /// Writes `bytes` into a log that has rested, `rate` a second; the most that lay on the disk meanwhile, and what was written.

@@ -192,7 +192,9 @@ mod tests {
         let spares = Spares::new(dir.path());
         fill(&spares);
         assert_eq!(count(&dir.path().join(DIR)), 2 * SPARES + 2, "what is no spare stays");
-        assert_eq!((spares.lock().files.len(), spares.lock().dirs.len()), (SPARES, SPARES));
+        let known = spares.lock();
+        assert_eq!((known.files.len(), known.dirs.len()), (SPARES, SPARES));
+        drop(known);
         std::fs::remove_dir_all(dir.path().join(DIR)).unwrap();
         assert!(!spares.put_in_place(&dir.path().join("api.0/1.1.log")));
         assert!(dir.path().join("api.0").is_dir(), "a new file has its place");
