@@ -32,6 +32,9 @@ const QUICK_DEATH: Duration = Duration::from_secs(1);
 const RESTART_DELAY_FIRST: Duration = Duration::from_millis(10);
 /// Longest delay: the node heals nothing while its agent is away, so it is never longer.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(1);
+/// So long after something was given by the agent, nothing more is looked for: it gives a descriptor with each start, and in a boot being woken
+/// for each takes the processor from what is starting. What was given waits meanwhile, in the kernel.
+const GATHER: Duration = Duration::from_millis(10);
 /// How long agents may end quickly before what components say is no longer kept for one: who says something waits once its socket is full.
 const KEEP_FOR: Duration = Duration::from_secs(5);
 /// How long a new guard waits for one that is going (its lock is freed by the kernel when it has gone).
@@ -120,6 +123,8 @@ struct Guard {
     signals: SignalFd,
     exits: exits::Writer,
     kept: kept::Kept,
+    /// What agents give is not looked for before.
+    gathers_until: Option<Instant>,
     agent: Option<Agent>,
     quick_deaths: u32,
     /// Since when agents have ended quickly.
@@ -152,6 +157,7 @@ impl Guard {
             signals,
             exits,
             kept,
+            gathers_until: None,
             agent: None,
             quick_deaths: 0,
             failing_since: None,
@@ -166,9 +172,15 @@ impl Guard {
             if self.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.start_agent();
             }
-            let timeout = self.start_at.map(|at| at.saturating_duration_since(Instant::now()));
-            razar_os::wait_readable(&[self.signals.as_fd(), self.kept.as_fd()], timeout).map_err(io_error("wait for signals"))?;
-            self.kept.take_given();
+            let now = Instant::now();
+            let gathers = self.gathers_until.filter(|until| *until > now);
+            let timeout = self.start_at.into_iter().chain(gathers).min().map(|at| at.saturating_duration_since(now));
+            let mut listened = vec![self.signals.as_fd()];
+            if gathers.is_none() {
+                listened.push(self.kept.as_fd());
+            }
+            razar_os::wait_readable(&listened, timeout).map_err(io_error("wait for signals"))?;
+            self.gathers_until = self.kept.take_given().then(|| Instant::now() + GATHER).or(gathers);
             while let Some(signal) = self.signals.read().map_err(io_error("read signals"))? {
                 if signal.is(Signal::CHILD) {
                     continue;

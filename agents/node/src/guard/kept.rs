@@ -43,17 +43,19 @@ impl Kept {
         Ok(Self { gives, takes, sockets, swept: 0 })
     }
 
-    /// Takes what agents have given.
-    pub(super) fn take_given(&mut self) {
+    /// Takes what agents have given; whether there was anything.
+    pub(super) fn take_given(&mut self) -> bool {
+        let mut any = false;
         loop {
             let given = match self.takes.receive() {
                 Ok(Some(given)) => given,
-                Ok(None) => break,
+                Ok(None) => return any,
                 Err(error) => {
                     say(&format!("guard: a notification socket cannot be kept: {error}"));
-                    break;
+                    return any;
                 }
             };
+            any = true;
             match BoundSocket::from_fd(given) {
                 Ok(socket) => self.sockets.push(socket),
                 Err(error) => say(&format!("guard: what an agent gave is no notification socket: {error}")),

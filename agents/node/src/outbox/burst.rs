@@ -8,7 +8,7 @@ use std::time::Duration;
 /// So many events within [`RECENT`] are a burst. Two crashes at once, with their restarts, make eight: they are none.
 const BURST_EVENTS: usize = 12;
 /// How long an event counts, and so how soon after its end a burst is told.
-const RECENT: Duration = Duration::from_millis(10);
+const RECENT: Duration = Duration::from_millis(25);
 /// No event is held back for longer, however long the burst.
 const HELD_MAX: Duration = Duration::from_millis(50);
 /// More than that are not held back: half of what may be unacknowledged at once.
@@ -70,14 +70,14 @@ mod tests {
     #[test]
     fn many_go_together_when_no_more_come() {
         let burst = burst([0; 4].into_iter().chain(0..8));
-        assert_eq!(burst.hold(ms(7), 1), Some(ms(3)));
-        assert_eq!(burst.hold(ms(9), 1), Some(ms(1)));
-        assert_eq!(burst.hold(ms(10), 1), None);
+        assert_eq!(burst.hold(ms(7), 1), Some(ms(18)));
+        assert_eq!(burst.hold(ms(24), 1), Some(ms(1)));
+        assert_eq!(burst.hold(ms(25), 1), None);
     }
 
     #[test]
     fn many_that_come_slowly_are_no_burst() {
-        assert_eq!(burst((0..20).map(|n| n * 2)).hold(ms(38), 1), None);
+        assert_eq!(burst((0..20).map(|n| n * 3)).hold(ms(57), 1), None);
     }
 
     /// Mutations caught: since when something waits is forgotten at each look; it is kept when what waited has gone.
