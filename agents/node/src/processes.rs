@@ -28,6 +28,7 @@ use crate::{
     guard::KeptSockets,
     logs::{From, LogBounds, LogKeeper, LogStore, last_error_line},
     policy::{Spawn, probing::Role},
+    system,
 };
 
 pub use words::Word;
@@ -213,6 +214,7 @@ impl Processes {
         let mut order = razar_os::Spawn::new(program, &argv, cwd, prepared.log.file.as_fd());
         order.env = &env;
         order.cgroup = prepared.cgroup.as_ref().map(|c| c.as_fd());
+        order.timer_slack = system::timer_slack(spawn.group, &spawn.instance.component);
         let child = razar_os::spawn(&order).map_err(|e| with_sources(&e))?;
         child.into_process().map_err(|e| e.to_string())
     }

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     ops::RangeInclusive,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,10 +15,22 @@ use razar_bus_schema::{shard::ShardCount, v1};
 use razar_stack::{SystemAgent, SystemBroker, SystemStack, system};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Embedded, NodeConfig};
+use crate::{
+    config::{Embedded, NodeConfig},
+    policy::Group,
+};
 
 /// Variables that the mesh's own processes take over from the node.
 const PASSED_ON: [&str; 4] = ["OTEL_", "RAZAR_LOG", "RUST_BACKTRACE", "SSL_CERT_"];
+
+/// How late the broker's timers may be. Whenever it works, its runtime's monitor sleeps for 20 µs at a time, and is woken for each: two of five
+/// switches to it were that. Nothing of it needs a timer that is more exact than this.
+const BROKER_TIMER_SLACK: Duration = Duration::from_millis(1);
+
+/// How late the timers of a component may be, where it is not the default.
+pub(crate) fn timer_slack(group: Group, component: &str) -> Option<Duration> {
+    (group == Group::System && component == "broker").then_some(BROKER_TIMER_SLACK)
+}
 
 /// Ports of the mesh's own processes, kept in the state directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

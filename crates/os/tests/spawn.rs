@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use razar_os::{Spawn, SpawnError, SpawnStep, spawn};
 use support::{Place, env, until, words};
@@ -16,17 +16,19 @@ use support::{Place, env, until, words};
 #[test]
 fn the_child_gets_its_program_arguments_environment_and_directory_and_nothing_else() {
     let place = Place::new();
-    let argv = words(&["sh", "-c", "echo \"$0|$1\"; pwd; env | sort; ulimit -n; cat; echo err >&2", "zero", "one"]);
+    let script = "echo \"$0|$1\"; pwd; env | sort; ulimit -n; cat; cat /proc/self/timerslack_ns; echo err >&2";
+    let argv = words(&["sh", "-c", script, "zero", "one"]);
     let env = env(&[("PATH", "/usr/bin:/bin"), ("COLOUR", "a=b")]);
     let mut order = Spawn::new(OsStr::new("sh"), &argv, place.dir.path(), place.log.as_fd());
     order.env = &env;
     order.nofile = Some(123);
+    order.timer_slack = Some(Duration::from_millis(3));
     let process = spawn(&order).unwrap().into_process().unwrap();
     until("it ends", || process.has_exited().unwrap());
     assert!(process.reap().unwrap().unwrap().is_success());
     let here = place.dir.path().canonicalize().unwrap();
     let here = here.display();
-    assert_eq!(place.log_text(), format!("zero|one\n{here}\nCOLOUR=a=b\nPATH=/usr/bin:/bin\nPWD={here}\n123\nerr\n"));
+    assert_eq!(place.log_text(), format!("zero|one\n{here}\nCOLOUR=a=b\nPATH=/usr/bin:/bin\nPWD={here}\n123\n3000000\nerr\n"));
 }
 
 #[test]

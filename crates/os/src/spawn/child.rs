@@ -2,7 +2,7 @@
 //! must not allocate, lock or panic. The parent's thread stands still until the child has executed or ended.
 
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_ulong, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -34,6 +34,8 @@ pub(super) struct Plan<'a> {
     pub(super) fds: &'a [(i32, i32)],
     pub(super) nofile: Option<libc::rlimit>,
     pub(super) cgroup: Option<c_int>,
+    /// Not 0, which would mean the default.
+    pub(super) timer_slack_nanos: Option<c_ulong>,
     /// Enter the cgroup after birth, as where clone3 cannot be had: slower by milliseconds.
     pub(super) walks_into_cgroup: bool,
 }
@@ -248,6 +250,10 @@ unsafe fn prepare_and_exec(shared: &Shared<'_>) -> Result<Never, Failed> {
         check(libc::chdir(plan.cwd.as_ptr())).map_err(|errno| (SpawnStep::WorkingDirectory, errno))?;
         if let Some(limit) = &plan.nofile {
             check(libc::setrlimit(libc::RLIMIT_NOFILE, limit)).map_err(|errno| (SpawnStep::FileLimit, errno))?;
+        }
+        if let Some(nanos) = plan.timer_slack_nanos {
+            // Never refused; of this thread alone, and kept by exec.
+            libc::prctl(libc::PR_SET_TIMERSLACK, nanos);
         }
         if let Some(digits) = shared.pid_digits {
             write_decimal(libc::getpid(), digits);
