@@ -24,7 +24,7 @@ use crate::{
 const PASSED_ON: [&str; 4] = ["OTEL_", "RAZAR_LOG", "RUST_BACKTRACE", "SSL_CERT_"];
 
 /// How late the broker's timers may be. Whenever it works, its runtime's monitor sleeps for 20 µs at a time, and is woken for each: two of five
-/// switches to it were that. Nothing of it needs a timer that is more exact than this.
+/// switches to it were that. Its own timers are of milliseconds and more.
 const BROKER_TIMER_SLACK: Duration = Duration::from_millis(1);
 
 /// How late the timers of a component may be, where it is not the default.

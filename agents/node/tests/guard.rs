@@ -14,18 +14,22 @@ use std::time::{Duration, Instant};
 use razar_node::guard::{self, Exits, GuardConfig, GuardWatch, KeptSockets};
 use razar_os::{BoundSocket, ExitStatus, NotifySocket, Pid, Process, Signal};
 
+/// Sockets that `giver` gives.
+const GIVEN: usize = 40;
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|a| a.to_str()) {
         Some("guard") => ExitCode::from(guard::run(GuardConfig { state_dir: PathBuf::from(&args[1]), agent_command: args[2..].to_vec() })),
         Some("agent") => agent(Path::new(&args[1])),
         Some("listener") => listener(Path::new(&args[1])),
+        Some("giver") => giver(Path::new(&args[1])),
         _ => run_tests(&args),
     }
 }
 
 fn run_tests(args: &[OsString]) -> ExitCode {
-    let tests: [(&str, fn()); 13] = [
+    let tests: [(&str, fn()); 14] = [
         ("an_agent_that_is_killed_is_started_again_at_once", an_agent_that_is_killed_is_started_again_at_once),
         ("quick_deaths_are_spaced_and_never_given_up", quick_deaths_are_spaced_and_never_given_up),
         ("exits_of_orphans_are_noted_with_their_code", exits_of_orphans_are_noted_with_their_code),
@@ -39,6 +43,7 @@ fn run_tests(args: &[OsString]) -> ExitCode {
         ("what_is_said_between_two_agents_is_heard_by_the_second", what_is_said_between_two_agents_is_heard_by_the_second),
         ("a_socket_outlives_its_guard_and_is_let_go_with_its_file", a_socket_outlives_its_guard_and_is_let_go_with_its_file),
         ("nobody_waits_for_agents_that_never_live", nobody_waits_for_agents_that_never_live),
+        ("sockets_given_right_after_one_another_are_taken", sockets_given_right_after_one_another_are_taken),
     ];
     if args.iter().any(|a| a == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -109,6 +114,20 @@ fn listener(dir: &Path) -> ExitCode {
         }
     });
     ExitCode::SUCCESS
+}
+
+/// An agent that gives sockets to its guard, one each millisecond, and then lives on.
+fn giver(dir: &Path) -> ExitCode {
+    let kept = KeptSockets::inherited();
+    for n in 0..GIVEN {
+        let bound = BoundSocket::bind(&dir.join(format!("notify.{n}"))).unwrap();
+        kept.keep(&bound).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::fs::write(dir.join("agent.pid"), std::process::id().to_string()).unwrap();
+    loop {
+        std::thread::park();
+    }
 }
 
 /// A guard with a shell script as agent; both end with it.
@@ -346,6 +365,12 @@ fn listening() -> (Node, Process) {
     (node, agent)
 }
 
+/// Sockets that a guard holds.
+fn sockets_of(guard: &Process) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", guard.pid())).unwrap();
+    fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
+}
+
 fn send(node: &Node, status: &str) -> std::io::Result<usize> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
@@ -398,11 +423,7 @@ fn a_socket_outlives_its_guard_and_is_let_go_with_its_file() {
     let third = next_agent(&node, second.pid());
     wait_heard(&node, third.pid(), "to another guard's");
     assert_eq!(std::fs::read_to_string(node.path("binds")).unwrap().lines().count(), 1, "bound once");
-    let sockets = || {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", guard.pid())).unwrap();
-        fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
-    };
-    let before = sockets();
+    let before = sockets_of(&guard);
     std::fs::remove_file(node.path("notify")).unwrap();
     third.signal(Signal::KILL).unwrap();
     let fourth = next_agent(&node, third.pid());
@@ -410,9 +431,19 @@ fn a_socket_outlives_its_guard_and_is_let_go_with_its_file() {
     // What agents gave is taken, and what is gone is let go, before the next one is started.
     fourth.signal(Signal::KILL).unwrap();
     let fourth = next_agent(&node, fourth.pid());
-    assert_eq!(sockets(), before, "one of both is kept");
+    assert_eq!(sockets_of(&guard), before, "one of both is kept");
     guard.signal(Signal::KILL).unwrap();
     fourth.signal(Signal::KILL).unwrap();
+}
+
+/// The guard gathers what it is given in one go, and does not leave it where it would be lost with it.
+fn sockets_given_right_after_one_another_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = [std::env::current_exe().unwrap().into(), "giver".into(), dir.path().into()];
+    let node = Node::with_command(dir, &command);
+    node.process_in("agent.pid");
+    let guard = guard::running(node.dir.path()).unwrap().unwrap();
+    wait("all sockets to be kept", || sockets_of(&guard) >= GIVEN);
 }
 
 /// Words are kept for an agent that comes, not for one that never does: who says something waits once its socket is full.

@@ -69,9 +69,19 @@ struct State {
     expected: BTreeSet<Instance>,
     /// When spares are to be made; `None`: there are enough.
     refill_at: Option<Instant>,
+    /// Spares that were taken so far, or may have been.
+    taken: u64,
     /// The thread sleeps until then, `None` for ever, or does not sleep.
     sleeps_until: Option<Option<Instant>>,
     stopping: bool,
+}
+
+impl State {
+    /// A spare is taken: another is made later, unless some are being made now.
+    fn refill_later(&mut self) {
+        self.taken += 1;
+        self.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
+    }
 }
 
 struct Shared {
@@ -115,7 +125,7 @@ impl LogKeeper {
     pub fn expect(&self, instance: Instance) {
         let mut state = self.shared.lock();
         state.expected.insert(instance);
-        state.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
+        state.refill_later();
         drop(state);
         self.shared.wake();
     }
@@ -129,7 +139,7 @@ impl LogKeeper {
         // Not while it starts.
         let look_at = Instant::now() + LOOK_MIN;
         let kept = Kept { incarnation, path, bounds, next: Next::At(look_at), seen: None, copied_at: None, lost_bytes };
-        state.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
+        state.refill_later();
         let before = state.kept.insert(instance, kept);
         // Where many start at once, it is awake in time for most.
         let oversleeps = state.sleeps_until.is_some_and(|until| until.is_none_or(|until| until > look_at));
@@ -218,13 +228,14 @@ impl Shared {
     fn make_ahead(&self, now: Instant) {
         let mut state = self.lock();
         let expected = state.expected.pop_first();
-        let refill = state.refill_at.is_some_and(|at| at <= now);
+        let (refill, taken) = (state.refill_at.is_some_and(|at| at <= now), state.taken);
         drop(state);
         // What cannot be made now is made, or fails, when it is needed.
         if let Some(instance) = expected {
             let _ = self.store.expect(&instance);
         } else if refill && !self.store.make_spare().unwrap_or(false) {
-            self.lock().refill_at = None;
+            let mut state = self.lock();
+            state.refill_at = (state.taken != taken).then(|| now + REFILL_AFTER);
         }
     }
 

@@ -66,8 +66,8 @@ impl Spares {
         let spare = self.lock().dirs.pop();
         match spare.map(|spare| (rename_new(&spare, path), spare)) {
             Some((Ok(()), _)) => return Ok(()),
-            Some((Err(Errno::EXIST), spare)) => self.lock().dirs.push(spare),
-            // The spare is gone, or the directory above is.
+            // There is one, or there is none to put it in: the spare stays one.
+            Some((Err(_), spare)) if spare.is_dir() => self.lock().dirs.push(spare),
             Some((Err(_), _)) | None => {}
         }
         make_private_dir(path)

@@ -30,8 +30,8 @@ pub(super) struct Puller {
     bus: Bus,
     agent: String,
     pull: Option<Pull>,
-    /// What is being asked of the broker about the consumer.
-    asking: Option<BoxFuture<'static, Result<Answered, BusError>>>,
+    /// What is being asked of the broker, and since when the connection is up that it was asked on.
+    asking: Option<(Instant, BoxFuture<'static, Result<Answered, BusError>>)>,
     /// Nothing is tried before.
     rests_until: Option<Instant>,
     /// Where the consumer stood when the last pull ran out although commands wait.
@@ -48,7 +48,7 @@ struct Pull {
     connected: Instant,
 }
 
-/// What the broker said about the consumer.
+/// What came of a question to the broker.
 enum Answered {
     /// It is there, and may be pulled from.
     Begun(Pull),
@@ -56,6 +56,8 @@ enum Answered {
     Looked { stands_at: Option<u64>, acknowledged: u64 },
     /// It was taken away, to be made anew.
     Deleted,
+    /// The next command is asked for.
+    Asked,
 }
 
 impl std::fmt::Debug for Puller {
@@ -101,30 +103,23 @@ impl Puller {
 
     async fn pulled(&mut self) -> Result<async_nats::Message, BusError> {
         loop {
-            if let Some(asking) = &mut self.asking {
+            let since = until_connected(&self.bus).await?;
+            // One that was asked on an earlier connection may never be answered.
+            if let Some((_, asking)) = self.asking.as_mut().filter(|(on, _)| *on == since) {
                 let answered = asking.await;
                 self.asking = None;
-                self.take(answered?);
+                self.take(answered?, since);
                 continue;
             }
-            let since = self.until_connected().await?;
             let Some(pull) = self.pull.as_mut().filter(|p| p.connected == since) else {
                 let deliver_anew =
                     self.anew_after.map_or(DeliverPolicy::All, |after| DeliverPolicy::ByStartSequence { start_sequence: after + 1 });
-                self.asking = Some(begin(self.bus.clone(), self.agent.clone(), deliver_anew, since).boxed());
+                self.asking = Some((since, begin(self.bus.clone(), self.agent.clone(), deliver_anew, since).boxed()));
                 continue;
             };
-            let dead = match pull.asked_until {
-                Some(until) => until,
-                None => {
-                    let body = serde_json::json!({ "batch": 1, "expires": u64::try_from(PULL.as_nanos()).unwrap_or(u64::MAX) });
-                    let call = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.bus.stream_of(Store::Commands), self.agent);
-                    let client = &self.bus.inner.client;
-                    let asked = client.publish_with_reply(call, pull.inbox.clone(), body.to_string().into());
-                    let asked = async { asked.await.map_err(|e| BusError::Client(e.to_string())) };
-                    self.bus.limited("pulling commands", "", REQUEST_LIMIT, asked).await?;
-                    *pull.asked_until.insert(Instant::now() + PULL_DEAD)
-                }
+            let Some(dead) = pull.asked_until else {
+                self.asking = Some((since, ask(self.bus.clone(), self.agent.clone(), pull.inbox.clone()).boxed()));
+                continue;
             };
             let mut connection = self.bus.connection();
             let message = tokio::select! {
@@ -143,7 +138,7 @@ impl Puller {
                 // The pull ran out.
                 Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
                     pull.asked_until = None;
-                    self.asking = Some(look(self.bus.clone(), self.agent.clone()).boxed());
+                    self.asking = Some((since, look(self.bus.clone(), self.agent.clone()).boxed()));
                 }
                 // The consumer is gone, or does not take pulls: make it again.
                 Some(status) => return Err(BusError::Broker { code: u64::from(status.as_u16()), why: "the pull was refused".to_owned() }),
@@ -151,15 +146,7 @@ impl Puller {
         }
     }
 
-    async fn until_connected(&self) -> Result<Instant, BusError> {
-        let mut connection = self.bus.connection();
-        match &*connection.wait_for(Connection::is_up).await.map_err(|_| BusError::Closed)? {
-            Connection::Up { since } => Ok(*since),
-            Connection::Down { .. } | Connection::Refused { .. } => Err(BusError::Down),
-        }
-    }
-
-    fn take(&mut self, answered: Answered) {
+    fn take(&mut self, answered: Answered, since: Instant) {
         match answered {
             Answered::Begun(pull) => (self.pull, self.anew_after) = (Some(pull), None),
             // Commands wait, and did at the last look too, at the same place: it is made anew behind what was acknowledged to it.
@@ -167,12 +154,34 @@ impl Puller {
                 tracing::warn!(agent = self.agent, "the consumer of commands stands still, making another");
                 self.anew_after = Some(acknowledged);
                 (self.pull, self.stands_at) = (None, None);
-                self.asking = Some(delete(self.bus.clone(), self.agent.clone()).boxed());
+                self.asking = Some((since, delete(self.bus.clone(), self.agent.clone()).boxed()));
             }
             Answered::Looked { stands_at, .. } => self.stands_at = stands_at,
+            Answered::Asked => {
+                if let Some(pull) = &mut self.pull {
+                    pull.asked_until = Some(Instant::now() + PULL_DEAD);
+                }
+            }
             Answered::Deleted => {}
         }
     }
+}
+
+async fn until_connected(bus: &Bus) -> Result<Instant, BusError> {
+    let mut connection = bus.connection();
+    match &*connection.wait_for(Connection::is_up).await.map_err(|_| BusError::Closed)? {
+        Connection::Up { since } => Ok(*since),
+        Connection::Down { .. } | Connection::Refused { .. } => Err(BusError::Down),
+    }
+}
+
+/// Asks for one command, which comes to `inbox`.
+async fn ask(bus: Bus, agent: String, inbox: String) -> Result<Answered, BusError> {
+    let body = serde_json::json!({ "batch": 1, "expires": u64::try_from(PULL.as_nanos()).unwrap_or(u64::MAX) });
+    let call = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{agent}", bus.stream_of(Store::Commands));
+    let asked = bus.inner.client.publish_with_reply(call, inbox, body.to_string().into());
+    let asked = async { asked.await.map_err(|e| BusError::Client(e.to_string())) };
+    bus.limited("pulling commands", "", REQUEST_LIMIT, asked).await.map(|()| Answered::Asked)
 }
 
 /// Looks, after a pull ran out, whether commands wait all the same.
