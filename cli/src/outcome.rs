@@ -224,7 +224,8 @@ impl Waiter {
                 lines.extend(self.rests(&instance));
             } else if holds && self.done.insert(instance.clone()) {
                 let word = crate::render::status::state_word(c.state);
-                lines.push(format!("{instance} {word} {now}"));
+                let released = if self.goal == Goal::Released { "released; " } else { "" };
+                lines.push(format!("{instance} {released}{word} {now}"));
             }
         }
         lines
@@ -307,6 +308,16 @@ mod tests {
         let mut waiter = Waiter::new("stop", "db", &receipt(), std::slice::from_ref(&stopped));
         assert_eq!(waiter.look(&all(stopped)), ["db stopped 1.1"]);
         assert_eq!(waiter.ended(), Some(Exit::Well));
+    }
+
+    #[test]
+    fn a_release_is_said_to_be_one_whether_heard_or_seen() {
+        let mut waiter = Waiter::new("release", "db", &receipt(), &[observed(State::Quarantined, 1, "run")]);
+        let mut other = waiter.clone();
+        assert_eq!(waiter.apply(&ready(2)), ["db released; ready in 0.71s"]);
+        assert_eq!(other.look(&all(observed(State::Quarantined, 1, "run"))), [""; 0]);
+        assert_eq!(other.look(&all(observed(State::Ready, 2, "run"))), ["db released; ready 2.1"]);
+        assert_eq!(other.ended(), Some(Exit::Well));
     }
 
     #[test]
