@@ -10,7 +10,6 @@ use prost::Message as _;
 use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
 use razar_bus::Bus;
 use razar_bus_schema::{
-    stream::Store,
     time,
     v1::{self, event::Fact},
 };
@@ -23,7 +22,7 @@ use crate::{
     news::News,
     policy::{
         Group, Input,
-        upkeep::{Chore, Look, Upkeep},
+        upkeep::{Chore, EventsSeen, Look, Upkeep},
     },
     stores,
     system::Ports,
@@ -59,7 +58,7 @@ pub(crate) struct House {
     subjects: razar_bus_schema::subject::Subjects,
     cycle: u64,
     away_since: Option<SystemTime>,
-    events_epoch: String,
+    events: EventsSeen,
     upkeep: Upkeep,
     places: stores::Places,
     /// A look is under way: a disk that hangs is looked at once.
@@ -96,7 +95,7 @@ impl House {
             subjects,
             cycle: 0,
             away_since: None,
-            events_epoch: String::new(),
+            events: EventsSeen::default(),
             upkeep: Upkeep::new(embedded),
             places: stores::Places { dir: config.state_dir.clone(), monitor: embedded.then_some(ports.monitor) },
             looking: false,
@@ -164,11 +163,15 @@ impl Agent {
     }
 
     /// What a look at disk and stores showed.
-    pub(crate) fn on_looked(&mut self, look: Look) {
+    pub(crate) fn on_looked(&mut self, mut look: Look) {
         self.house.looking = false;
-        let of_events = look.stores.iter().flatten().find(|(store, _)| *store == Store::Events);
-        if let Some((_, Some(epoch))) = of_events {
-            self.on_events_epoch(epoch.clone());
+        if self.house.events.apply(&look, self.outbox.status().published_total > 0) {
+            let now = crate::agent::now();
+            self.policy.join(self.joined.clone(), now);
+            self.policy.tell_living(now);
+        }
+        if self.policy.makes_stores(look.at, crate::agent::now()) {
+            look.stores = None;
         }
         self.house.upkeep.apply(look);
         for chore in self.house.upkeep.decide(monotonic_now()) {
@@ -187,16 +190,6 @@ impl Agent {
         let journal = self.journal.status();
         let failing = journal.failing.as_deref().map(|why| (why, journal.events_held));
         self.house.upkeep.troubles(&self.config.node, &self.config.state_dir.to_string_lossy(), failing)
-    }
-
-    /// EVENTS has this epoch: a stream made anew is told who is here and what it holds.
-    fn on_events_epoch(&mut self, epoch: String) {
-        let known = std::mem::replace(&mut self.house.events_epoch, epoch);
-        if !known.is_empty() && known != self.house.events_epoch {
-            let now = crate::agent::now();
-            self.policy.join(self.joined.clone(), now);
-            self.policy.tell_living(now);
-        }
     }
 
     pub(crate) fn renew_health(&mut self) {

@@ -18,6 +18,8 @@ use super::{
 
 /// Default of a probe that counts as slow.
 const SLOW_PROBE: Duration = Duration::from_millis(500);
+/// Making the mesh's stores takes some tens of milliseconds; on a machine that is busy, some more.
+const STORES_MADE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How a process ended.
 pub(super) struct Exit {
@@ -460,6 +462,18 @@ impl Node {
                 | State::Probation => {}
             }
         }
+    }
+
+    /// Whether the mesh's stores are being made, or were at `seen_at`: what was looked for then and was not there may be there by now. One that
+    /// takes long about it hides nothing.
+    #[must_use]
+    pub fn makes_stores(&self, seen_at: Duration, now: Now) -> bool {
+        let busy = |inst: &Inst| matches!(inst.state, State::Waiting | State::Preparing | State::Starting);
+        let makes = |inst: &Inst| {
+            let done_since = inst.state == State::Completed && inst.since >= seen_at;
+            done_since || (busy(inst) && now.mono < inst.since + STORES_MADE_WITHIN)
+        };
+        self.replicas("provision").any(|inst| inst.group() == Group::System && makes(inst))
     }
 
     fn escalate(&mut self, id: &Instance, about: &str, now: Now) {

@@ -73,6 +73,33 @@ pub enum Chore {
     },
 }
 
+/// Which EVENTS this node tells into: others, made anew, know nothing of who lives here.
+#[derive(Debug, Clone, Default)]
+pub struct EventsSeen {
+    epoch: Option<String>,
+    /// Something of this node's was stored, and then there were none.
+    lost: bool,
+}
+
+impl EventsSeen {
+    /// Folds a look; whether EVENTS are others than those that this node has told into. `stored`: the broker has stored something that this
+    /// life of the agent told. (An agent that has seen no EVENTS before they are lost knows by that alone.)
+    pub fn apply(&mut self, look: &Look, stored: bool) -> bool {
+        match look.stores.iter().flatten().find(|(store, _)| *store == Store::Events) {
+            Some((_, Some(epoch))) => {
+                let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
+                *self = Self { epoch: Some(epoch.clone()), lost: false };
+                others
+            }
+            Some((_, None)) => {
+                self.lost |= stored;
+                false
+            }
+            None => false,
+        }
+    }
+}
+
 /// What is known of it.
 #[derive(Debug, Clone, Default)]
 pub struct Upkeep {
@@ -227,6 +254,22 @@ mod tests {
         assert_eq!(starts, [2, 122, 362, 842]);
         upkeep.apply(look(1_000 * SECOND, 900, BrokerStore::Well));
         assert_eq!(upkeep.restarts, 0, "well again, it begins anew");
+    }
+
+    #[test]
+    fn other_events_are_told_from_those_that_were_told_into() {
+        let seen = |epoch: Option<&str>| Look { stores: Some(vec![(Store::Events, epoch.map(str::to_owned))]), ..Look::default() };
+        let untold = Look::default();
+        let mut events = EventsSeen::default();
+        assert!(!events.apply(&seen(None), false), "a first boot, which has not made them yet");
+        assert!(!events.apply(&seen(Some("a")), false), "the first");
+        assert!(!events.apply(&seen(Some("a")), true) && !events.apply(&untold, true));
+        assert!(events.apply(&seen(Some("b")), true), "made anew between two looks");
+        assert!(!events.apply(&seen(None), true) && !events.apply(&untold, true));
+        assert!(events.apply(&seen(Some("c")), true) && !events.apply(&seen(Some("c")), true), "told once");
+        let mut events = EventsSeen::default();
+        assert!(!events.apply(&seen(None), true));
+        assert!(events.apply(&seen(Some("b")), true), "lost before the first look at them");
     }
 
     /// Mutation caught: `apply` forgets what was missing when the broker does not tell.

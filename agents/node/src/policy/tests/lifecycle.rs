@@ -374,6 +374,26 @@ fn a_one_shot_of_the_mesh_runs_again_when_what_it_made_is_gone() {
     assert!(b.node.instance(&id("provision")).unwrap().incident.is_none(), "nothing has failed");
 }
 
+/// A look while they are made is none: what it misses is on its way.
+#[test]
+fn stores_that_are_being_made_are_not_missed_for_a_while() {
+    let one_shot = v1::ComponentSpec { one_shot: true, readiness: None, liveness: None, ..component("provision", &["broker"]) };
+    let mut b = Bench::with_system(&[component("broker", &[]), one_shot]);
+    b.turn();
+    b.ready("broker");
+    assert_eq!(b.state("provision"), State::Starting);
+    b.pass(SECOND);
+    let seen_at = b.now.mono;
+    assert!(b.node.makes_stores(seen_at, b.now));
+    b.pass(SECOND * 5);
+    assert!(!b.node.makes_stores(b.now.mono, b.now), "it takes too long");
+    b.exit("provision", 0);
+    assert!(b.node.makes_stores(seen_at, b.now), "that look was before it ended");
+    b.pass(SECOND);
+    assert!(!b.node.makes_stores(b.now.mono, b.now));
+    assert!(!Bench::running(&[component("provision", &[])]).node.makes_stores(Duration::ZERO, b.now), "one of the user's");
+}
+
 /// Mutation: restart it by the local budget.
 #[test]
 fn a_broker_that_is_to_begin_anew_is_stopped_politely_and_started() {
