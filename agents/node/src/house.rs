@@ -141,8 +141,9 @@ impl Agent {
         self.house.cycle += 1;
         if self.house.cycle.is_multiple_of(LOOK_TURNS) && !std::mem::replace(&mut self.house.looking, true) {
             let (bus, places, news) = (self.bus.clone(), self.house.places.clone(), news.clone());
+            let told_before = *self.outbox.acked().borrow() > 0;
             tokio::spawn(async move {
-                let look = stores::look(&bus, places).await;
+                let look = stores::look(&bus, places, told_before).await;
                 let _ = news.send(News::Looked(Box::new(look))).await;
             });
         }
@@ -165,7 +166,7 @@ impl Agent {
     /// What a look at disk and stores showed.
     pub(crate) fn on_looked(&mut self, mut look: Look) {
         self.house.looking = false;
-        if self.house.events.apply(&look, self.outbox.status().published_total > 0) {
+        if self.house.events.apply(&look) {
             let now = crate::agent::now();
             self.policy.join(self.joined.clone(), now);
             self.policy.tell_living(now);

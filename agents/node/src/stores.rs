@@ -32,8 +32,8 @@ pub(crate) struct Places {
     pub(crate) monitor: Option<u16>,
 }
 
-/// Takes one look; seconds at most.
-pub(crate) async fn look(bus: &Bus, places: Places) -> Look {
+/// Takes one look; seconds at most. `told_before`: see [`Look::told_before`].
+pub(crate) async fn look(bus: &Bus, places: Places, told_before: bool) -> Look {
     let at = monotonic_now();
     let began = Instant::now();
     let dir = places.dir;
@@ -41,7 +41,7 @@ pub(crate) async fn look(bus: &Bus, places: Places) -> Look {
     let stores = async { if bus.is_up() { bus.stores().await.ok() } else { None } };
     let (disk, broker, stores) = tokio::join!(disk, health(places.monitor), stores);
     tracing::trace!(took = ?began.elapsed(), "looked at disk and stores");
-    Look { at, stores, broker, disk: disk.ok().and_then(Result::ok).flatten() }
+    Look { at, told_before, stores, broker, disk: disk.ok().and_then(Result::ok).flatten() }
 }
 
 fn disk(dir: &std::path::Path) -> Option<Disk> {

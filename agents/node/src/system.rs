@@ -177,6 +177,13 @@ fn write_broker_config(config: &NodeConfig, ports: &Ports) -> Result<String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn only_the_meshs_broker_may_be_late() {
+        assert_eq!(timer_slack(Group::System, "broker"), Some(Duration::from_millis(1)));
+        assert_eq!(timer_slack(Group::System, "registry"), None);
+        assert_eq!(timer_slack(Group::User, "broker"), None);
+    }
+
     fn config(dir: &Path) -> NodeConfig {
         let lookup = |name: &str| match name {
             "RAZAR_STATE_DIR" => Some(dir.to_string_lossy().into_owned()),

@@ -221,5 +221,6 @@ mod tests {
         assert!(spares.make_dir(&dir.path().join("file")).is_err(), "a file has that name");
         spares.make_dir(&dir.path().join("above/below")).unwrap();
         assert!(dir.path().join("above/below").is_dir());
+        assert_eq!(spares.lock().dirs.len(), SPARES, "what could not be put in place stays a spare");
     }
 }

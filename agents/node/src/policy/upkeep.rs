@@ -46,6 +46,8 @@ pub enum BrokerStore {
 pub struct Look {
     /// When it began, monotonic: what has changed since is not in it.
     pub at: Duration,
+    /// Before it began, the broker had stored something that this node told, in this life of its agent or an earlier one.
+    pub told_before: bool,
     /// The mesh's stores with their epochs, `None` where one does not exist; `None`: the broker did not tell.
     pub stores: Option<Vec<(Store, Option<String>)>>,
     /// What the broker says of its storage.
@@ -82,9 +84,9 @@ pub struct EventsSeen {
 }
 
 impl EventsSeen {
-    /// Folds a look; whether EVENTS are others than those that this node has told into. `stored`: the broker has stored something that this
-    /// life of the agent told. (An agent that has seen no EVENTS before they are lost knows by that alone.)
-    pub fn apply(&mut self, look: &Look, stored: bool) -> bool {
+    /// Folds a look; whether EVENTS are others than those that this node has told into. (An agent that has seen no EVENTS before they are
+    /// lost knows by [`Look::told_before`] alone.)
+    pub fn apply(&mut self, look: &Look) -> bool {
         match look.stores.iter().flatten().find(|(store, _)| *store == Store::Events) {
             Some((_, Some(epoch))) => {
                 let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
@@ -92,7 +94,7 @@ impl EventsSeen {
                 others
             }
             Some((_, None)) => {
-                self.lost |= stored;
+                self.lost |= look.told_before;
                 false
             }
             None => false,
@@ -214,7 +216,7 @@ mod tests {
 
     fn look(at: Duration, free_mib: u64, broker: BrokerStore) -> Look {
         let all = Store::ALL.into_iter().map(|s| (s, Some("e".to_owned()))).collect();
-        Look { at, stores: Some(all), broker, disk: Some(Disk { free_bytes: free_mib << 20, total_bytes: 4 << 30 }) }
+        Look { at, told_before: true, stores: Some(all), broker, disk: Some(Disk { free_bytes: free_mib << 20, total_bytes: 4 << 30 }) }
     }
 
     fn failing() -> BrokerStore {
@@ -258,18 +260,19 @@ mod tests {
 
     #[test]
     fn other_events_are_told_from_those_that_were_told_into() {
-        let seen = |epoch: Option<&str>| Look { stores: Some(vec![(Store::Events, epoch.map(str::to_owned))]), ..Look::default() };
-        let untold = Look::default();
+        let first = |epoch: Option<&str>| Look { stores: Some(vec![(Store::Events, epoch.map(str::to_owned))]), ..Look::default() };
+        let seen = |epoch: Option<&str>| Look { told_before: true, ..first(epoch) };
+        let untold = Look { told_before: true, ..Look::default() };
         let mut events = EventsSeen::default();
-        assert!(!events.apply(&seen(None), false), "a first boot, which has not made them yet");
-        assert!(!events.apply(&seen(Some("a")), false), "the first");
-        assert!(!events.apply(&seen(Some("a")), true) && !events.apply(&untold, true));
-        assert!(events.apply(&seen(Some("b")), true), "made anew between two looks");
-        assert!(!events.apply(&seen(None), true) && !events.apply(&untold, true));
-        assert!(events.apply(&seen(Some("c")), true) && !events.apply(&seen(Some("c")), true), "told once");
+        assert!(!events.apply(&first(None)), "a first boot, which has not made them yet");
+        assert!(!events.apply(&first(Some("a"))), "the first");
+        assert!(!events.apply(&seen(Some("a"))) && !events.apply(&untold));
+        assert!(events.apply(&seen(Some("b"))), "made anew between two looks");
+        assert!(!events.apply(&seen(None)) && !events.apply(&untold));
+        assert!(events.apply(&seen(Some("c"))) && !events.apply(&seen(Some("c"))), "told once");
         let mut events = EventsSeen::default();
-        assert!(!events.apply(&seen(None), true));
-        assert!(events.apply(&seen(Some("b")), true), "lost before the first look at them");
+        assert!(!events.apply(&seen(None)));
+        assert!(events.apply(&seen(Some("b"))), "lost before the first look at them");
     }
 
     /// Mutation caught: `apply` forgets what was missing when the broker does not tell.

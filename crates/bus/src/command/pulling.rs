@@ -93,7 +93,7 @@ impl Puller {
             match self.pulled().await {
                 Ok(message) => return message,
                 Err(error) => {
-                    self.pull = None;
+                    self.pause();
                     self.rests_until = Some(Instant::now() + jittered(RETRY));
                     tracing::debug!(agent = self.agent, %error, "cannot pull commands yet");
                 }
