@@ -166,12 +166,12 @@ impl Agent {
     /// What a look at disk and stores showed.
     pub(crate) fn on_looked(&mut self, mut look: Look) {
         self.house.looking = false;
+        let now = crate::agent::now();
         if self.house.events.apply(&look) {
-            let now = crate::agent::now();
             self.policy.join(self.joined.clone(), now);
             self.policy.tell_living(now);
         }
-        if self.policy.makes_stores(look.at, crate::agent::now()) {
+        if self.policy.makes_stores(look.at, now) {
             look.stores = None;
         }
         self.house.upkeep.apply(look);
@@ -181,7 +181,7 @@ impl Agent {
                 Chore::RestartBroker { seen_at, why } => ("broker", seen_at, why),
             };
             tracing::warn!(component, "{why}");
-            self.policy.apply(Input::Renew { component, seen_at, why }, crate::agent::now());
+            self.policy.apply(Input::Renew { component, seen_at, why }, now);
         }
         self.renew_health();
     }

@@ -69,8 +69,6 @@ struct State {
     expected: BTreeSet<Instance>,
     /// When spares are to be made; `None`: there are enough.
     refill_at: Option<Instant>,
-    /// Spares that were taken so far, or may have been.
-    taken: u64,
     /// The thread sleeps until then, `None` for ever, or does not sleep.
     sleeps_until: Option<Option<Instant>>,
     stopping: bool,
@@ -79,7 +77,6 @@ struct State {
 impl State {
     /// A spare is taken: another is made later, unless some are being made now.
     fn refill_later(&mut self) {
-        self.taken += 1;
         self.refill_at.get_or_insert(Instant::now() + REFILL_AFTER);
     }
 }
@@ -224,18 +221,20 @@ impl Shared {
         }
     }
 
-    /// Makes one thing that a start will need.
+    /// Makes one thing that a start will need; called when there is one to be made.
     fn make_ahead(&self, now: Instant) {
         let mut state = self.lock();
-        let expected = state.expected.pop_first();
-        let (refill, taken) = (state.refill_at.is_some_and(|at| at <= now), state.taken);
-        drop(state);
         // What cannot be made now is made, or fails, when it is needed.
-        if let Some(instance) = expected {
+        if let Some(instance) = state.expected.pop_first() {
+            drop(state);
             let _ = self.store.expect(&instance);
-        } else if refill && !self.store.make_spare().unwrap_or(false) {
-            let mut state = self.lock();
-            state.refill_at = (state.taken != taken).then(|| now + REFILL_AFTER);
+            return;
+        }
+        // Who takes a spare from here on says when another is made.
+        state.refill_at = None;
+        drop(state);
+        if self.store.make_spare().unwrap_or(false) {
+            self.lock().refill_at = Some(now);
         }
     }
 
