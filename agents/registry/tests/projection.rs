@@ -401,3 +401,58 @@ fn what_people_were_told_stays_until_it_is_over() {
     assert_eq!(told(&[(1, started()), escalated(1), (1, Fact::Released(v1::Released::default()))]), None);
     assert_eq!(told(&[(1, started()), escalated(1), (1, exited())]).as_deref(), Some("P3"));
 }
+
+fn degraded(kind: v1::DegradedKind, passed: bool) -> Fact {
+    Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: "as seen".to_owned(), passed })
+}
+
+fn exceeded(resource: &str) -> Fact {
+    Fact::LimitExceeded(v1::LimitExceeded { resource: resource.to_owned(), used: 9, limit: 5 })
+}
+
+fn restored(resource: &str) -> Fact {
+    Fact::LimitRestored(v1::LimitRestored { resource: resource.to_owned(), used: 4, limit: 5 })
+}
+
+fn ready_again() -> Fact {
+    Fact::ComponentReady(v1::ComponentReady { again: true, ..Default::default() })
+}
+
+/// What `api` is said to be after these facts of one life: its degradation, and what it uses too much of.
+fn troubles_after(facts: &[Fact]) -> (String, Vec<String>) {
+    let mut projection = Projection::new("s1");
+    for (sequence, fact) in (1..).zip(std::iter::once(&started()).chain(facts)) {
+        projection.apply(sequence, &of_node(sequence, (1, 1), fact.clone()));
+    }
+    let api = projection.observed().components.pop().expect("it was told of");
+    (api.degraded, api.over_limits.into_iter().map(|limit| limit.resource).collect())
+}
+
+#[test]
+fn a_degradation_lasts_until_it_is_told_to_have_passed_and_a_limit_until_it_is_kept_again() {
+    use v1::DegradedKind::{Slow, Starved};
+    let none = (String::new(), Vec::new());
+    assert_eq!(troubles_after(&[degraded(Slow, false)]).0, "slow: as seen");
+    assert_eq!(troubles_after(&[degraded(Slow, false), degraded(Slow, true)]), none);
+    assert_eq!(troubles_after(&[degraded(Slow, false), degraded(Starved, false), degraded(Slow, true)]).0, "starved: as seen");
+    let (slow, over) = troubles_after(&[degraded(Slow, false), exceeded("memory"), exceeded("cpu"), restored("cpu")]);
+    assert_eq!((slow.as_str(), over), ("slow: as seen", vec!["memory".to_owned()]), "each is its own");
+    assert_eq!(troubles_after(&[exceeded("memory"), ready_again()]).1, ["memory"], "ready is not within its limit");
+    assert_eq!(troubles_after(&[exceeded("memory"), exceeded("memory")]).1, ["memory"]);
+}
+
+#[test]
+fn how_a_life_fared_ends_with_it() {
+    let none = (String::new(), Vec::new());
+    let trouble = [degraded(v1::DegradedKind::Slow, false), exceeded("memory")];
+    let ends = [
+        Fact::ComponentExited(v1::ComponentExited::default()),
+        Fact::ComponentStopped(v1::ComponentStopped::default()),
+        Fact::ComponentFailed(v1::ComponentFailed::default()),
+        Fact::ComponentReady(v1::ComponentReady { completed: true, ..Default::default() }),
+    ];
+    for end in ends {
+        let facts: Vec<_> = trouble.iter().cloned().chain([end.clone()]).collect();
+        assert_eq!(troubles_after(&facts), none, "{end:?}");
+    }
+}

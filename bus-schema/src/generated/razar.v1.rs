@@ -1024,7 +1024,7 @@ pub mod event {
         /// It hangs, with the evidence.
         #[prost(message, tag = "25")]
         ComponentUnresponsive(super::ComponentUnresponsive),
-        /// It is slow, starved or traced.
+        /// It is slow, starved or traced, or is so no longer.
         #[prost(message, tag = "26")]
         ComponentDegraded(super::ComponentDegraded),
         /// It cannot start or serve for want of others.
@@ -1420,7 +1420,7 @@ impl ::prost::Name for HangEvidence {
         "/razar.v1.HangEvidence".into()
     }
 }
-/// It is slow, starved or traced.
+/// It is slow, starved or traced, or is so no longer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ComponentDegraded {
     /// Which of them.
@@ -1429,6 +1429,9 @@ pub struct ComponentDegraded {
     /// What was seen.
     #[prost(string, tag = "2")]
     pub detail: ::prost::alloc::string::String,
+    /// It has passed: it is this no longer.
+    #[prost(bool, tag = "3")]
+    pub passed: bool,
 }
 impl ::prost::Name for ComponentDegraded {
     const NAME: &'static str = "ComponentDegraded";
@@ -3794,7 +3797,7 @@ pub struct ObservedComponent {
     /// Stream sequence of the last event folded into it.
     #[prost(uint64, tag = "19")]
     pub last_sequence: u64,
-    /// Degradation told last; empty: none.
+    /// Degradation told last of its newest life; empty: none, or it has passed.
     #[prost(string, tag = "20")]
     pub degraded: ::prost::alloc::string::String,
     /// What was told of its isolation; absent: it is not isolated.
@@ -3806,6 +3809,9 @@ pub struct ObservedComponent {
     /// On probation: it may start on trial, and `quarantined` says for what it was isolated before. Absent: it is not.
     #[prost(message, optional, tag = "23")]
     pub probation: ::core::option::Option<ProbationStarted>,
+    /// Limits that its newest life is over, each as it was told last.
+    #[prost(message, repeated, tag = "24")]
+    pub over_limits: ::prost::alloc::vec::Vec<LimitExceeded>,
 }
 impl ::prost::Name for ObservedComponent {
     const NAME: &'static str = "ObservedComponent";

@@ -184,7 +184,8 @@ fn degraded(d: &v1::ComponentDegraded) -> String {
         v1::DegradedKind::Starved => "starved",
         v1::DegradedKind::Traced => "traced",
     };
-    if d.detail.is_empty() { kind.to_owned() } else { format!("{kind}: {}", escape(&d.detail)) }
+    let kind = if d.passed { format!("no longer {kind}") } else { kind.to_owned() };
+    if d.detail.is_empty() { kind } else { format!("{kind}: {}", escape(&d.detail)) }
 }
 
 fn failed(f: &v1::ComponentFailed) -> String {
@@ -222,7 +223,8 @@ fn stopped(s: &v1::ComponentStopped) -> String {
     if s.killed { format!("{why}killed after {}: it ignored the first signal", span(took)) } else { format!("{why}in {}", span(took)) }
 }
 
-fn limit(resource: &str, used: u64, limit: u64) -> String {
+/// `memory 600 MiB of 512 MiB`.
+pub(crate) fn limit(resource: &str, used: u64, limit: u64) -> String {
     match resource {
         "memory" => format!("memory {} of {}", bytes(used), bytes(limit)),
         "cpu" => format!("cpu {} of {} cores", used as f64 / 1000.0, limit as f64 / 1000.0),
@@ -347,11 +349,13 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::ComponentExited(_) => "exited",
         Fact::ComponentUnkillable(_) => "unkillable",
         Fact::ComponentUnresponsive(_) => "unresponsive",
+        Fact::ComponentDegraded(d) if d.passed => "no longer degraded",
         Fact::ComponentDegraded(_) => "degraded",
         Fact::ComponentBlocked(_) => "blocked",
         Fact::ComponentFailed(_) => "failed",
         Fact::ComponentStopped(_) => "stopped",
         Fact::LimitExceeded(_) => "over its limit",
+        Fact::LimitRestored(_) => "within its limit again",
         Fact::ChakraDown(_) => "down",
         Fact::ChakraRecovered(_) => "recovered",
         Fact::Quarantined(_) => "quarantined",

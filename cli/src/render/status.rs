@@ -13,7 +13,7 @@ use razar_bus_schema::{
 };
 
 use super::{
-    event::{blockers, exit_status, incident_name},
+    event::{blockers, exit_status, incident_name, limit},
     mesh::{down_line, escalation_line, mesh_words, score_line, trouble_line, trouble_words},
     text::{columns, count, escape, quote},
     time::age,
@@ -135,9 +135,10 @@ impl Seen<'_> {
         self.observed.desired.as_ref().is_none_or(|d| d.required)
     }
 
-    /// It may be well, and yet is on trial. (That it is degraded no longer is told by nobody before its next start.)
-    fn is_on_trial(&self) -> bool {
-        self.observed.probation.is_some()
+    /// It may be ready, and yet is on trial, degraded or over a limit.
+    fn is_notable(&self) -> bool {
+        let c = self.observed;
+        c.probation.is_some() || !c.degraded.is_empty() || !c.over_limits.is_empty()
     }
 
     fn is_critical(&self) -> bool {
@@ -194,11 +195,9 @@ impl Seen<'_> {
         if !error.is_empty() && !self.is_ready() && !reason.contains(error) {
             told = if told.is_empty() { quote(error) } else { format!("{told}: {}", quote(error)) };
         }
-        if !c.degraded.is_empty() {
-            let degraded = escape(&c.degraded);
-            told = if told.is_empty() { degraded } else { format!("{told}; {degraded}") };
-        }
-        for more in [self.on_probation(), self.escalated()].into_iter().filter(|more| !more.is_empty()) {
+        let degraded = [escape(&c.degraded)].into_iter();
+        let over = c.over_limits.iter().map(|l| format!("over its limit: {}", limit(&l.resource, l.used, l.limit)));
+        for more in degraded.chain(over).chain([self.on_probation(), self.escalated()]).filter(|more| !more.is_empty()) {
             told = if told.is_empty() { more } else { format!("{told}; {more}") };
         }
         told
@@ -287,8 +286,8 @@ pub(crate) fn report(reply: &v1::StatusReply, now: SystemTime, bus: Duration, al
         component_lines(&every, now)
     } else {
         let well = unwell.is_empty() && sick_system.is_empty() && observed.chakras.is_empty();
-        let tried = wanted.iter().copied().filter(|s| s.is_ready() && s.is_on_trial());
-        let notable: Vec<_> = tried.chain(sick_system.iter().copied()).chain(unwell.iter().copied()).collect();
+        let so_so = wanted.iter().copied().filter(|s| s.is_ready() && s.is_notable());
+        let notable: Vec<_> = so_so.chain(sick_system.iter().copied()).chain(unwell.iter().copied()).collect();
         let chakras = if well { chakra_lines(&wanted) } else { Vec::new() };
         chakras.into_iter().chain(component_lines(&notable, now)).collect()
     };

@@ -139,7 +139,7 @@ impl Node {
                 told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
             }
             InstanceState::Starting if inst.slow_start_told && !inst.spec().is_some_and(|s| s.one_shot) => {
-                let slow = v1::ComponentDegraded { kind: DegradedKind::Slow.into(), detail: why.to_owned() };
+                let slow = v1::ComponentDegraded { kind: DegradedKind::Slow.into(), detail: why.to_owned(), passed: false };
                 told.push(about(Fact::ComponentDegraded(slow)));
             }
             InstanceState::Unspecified

@@ -18,6 +18,8 @@ use super::{
 
 /// Default of a probe that counts as slow.
 const SLOW_PROBE: Duration = Duration::from_millis(500);
+/// Answers in a row that are as they should be, after which a degradation has passed: one that comes and goes is not told each second.
+const GOOD_ANSWERS: u32 = 3;
 /// Making the mesh's stores takes some tens of milliseconds; on a machine that is busy, some more.
 const STORES_MADE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -222,7 +224,7 @@ impl Node {
             // To be remembered until its startup probe passes.
             Role::Readiness if inst.state == State::Starting => drop(self.dirty.insert(id.clone())),
             Role::Readiness => {}
-            Role::Liveness => self.alive(id, now.mono),
+            Role::Liveness => self.alive(id, now.mono, now),
         }
     }
 
@@ -262,7 +264,7 @@ impl Node {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
             Role::Liveness if said.answer == Answer::Void => {}
-            Role::Liveness if said.answer == Answer::Passed => self.alive(id, if told { asked } else { now.mono }),
+            Role::Liveness if said.answer == Answer::Passed => self.alive(id, if told { asked } else { now.mono }, now),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
         }
     }
@@ -318,7 +320,7 @@ impl Node {
     }
 
     /// A liveness answer: the row is cleared, and a sign of life after failures is counted.
-    fn alive(&mut self, id: &Instance, at: Duration) {
+    fn alive(&mut self, id: &Instance, at: Duration, now: Now) {
         let Some(inst) = self.instances.get_mut(id) else { return };
         // A sign that came by itself keeps its own instant: the next window must see another one.
         let sign = &mut inst.probes.liveness.sign_at;
@@ -330,7 +332,7 @@ impl Node {
         inst.hang.answered();
         inst.suspect = None;
         if inst.degraded.is_some_and(|d| d != DegradedKind::Slow) {
-            inst.degraded = None;
+            self.answered_well(id, "it answers again", now);
         }
     }
 
@@ -385,18 +387,32 @@ impl Node {
             let text = format!("a probe took {:.0?}, more than {limit:.0?}", said.took);
             self.degraded(id, DegradedKind::Slow, &text, now);
         } else if inst.degraded == Some(DegradedKind::Slow) {
-            inst.degraded = None;
+            self.answered_well(id, &format!("a probe took {:.0?}", said.took), now);
         }
     }
 
     /// Tells a degradation once, until it has passed.
     pub(super) fn degraded(&mut self, id: &Instance, kind: DegradedKind, detail: &str, now: Now) {
         let Some(inst) = self.instances.get_mut(id) else { return };
+        inst.good_answers = 0;
         if inst.degraded == Some(kind) {
             return;
         }
         inst.degraded = Some(kind);
-        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned() });
+        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned(), passed: false });
+        self.tell(id, fact, "degraded", detail, now);
+    }
+
+    /// An answer as it should be, of one that is degraded: some in a row, and that has passed.
+    fn answered_well(&mut self, id: &Instance, detail: &str, now: Now) {
+        let Some(inst) = self.instances.get_mut(id) else { return };
+        let Some(kind) = inst.degraded else { return };
+        inst.good_answers = inst.good_answers.saturating_add(1);
+        if inst.good_answers < GOOD_ANSWERS {
+            return;
+        }
+        inst.degraded = None;
+        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned(), passed: true });
         self.tell(id, fact, "degraded", detail, now);
     }
 
@@ -409,6 +425,8 @@ impl Node {
             inst.slot = false;
             inst.probes.became_ready(&spec, now.mono);
         }
+        // Told with that: who hears that it is ready hears nothing of what it was.
+        inst.degraded = None;
         inst.probes.liveness.sign_at = Some(now.mono);
         let fact = v1::ComponentReady { took: Some(time::duration(took)), probe: detail.to_owned(), again, completed: false };
         self.tell(id, Fact::ComponentReady(fact), "ready", detail, now);

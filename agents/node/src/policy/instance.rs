@@ -150,6 +150,8 @@ pub struct Inst {
     pub blocked_since: Option<Duration>,
     /// Degradation told and not taken back.
     pub degraded: Option<v1::DegradedKind>,
+    /// Answers as they should be, in a row, since it was degraded last.
+    pub good_answers: u32,
     /// Escalated past the budget (system plan).
     pub escalated: bool,
     /// Recovery order that was carried out or found void: (incident, attempt, void).
@@ -207,6 +209,7 @@ impl Inst {
             blocked_unsure: false,
             blocked_since: None,
             degraded: None,
+            good_answers: 0,
             escalated: false,
             order_settled: None,
             order_running: None,

@@ -2,6 +2,7 @@
 
 mod beats;
 mod bench;
+mod degraded;
 mod ladder;
 mod lifecycle;
 mod reading;

@@ -7,6 +7,9 @@ use razar_bus_schema::{
 
 use super::{ENTITIES_MAX, Folded, Key, Projection, instance_of, mesh::lives};
 
+/// Most resources whose limits are kept for a component: a later version may know more than this one.
+const RESOURCES_MAX: usize = 8;
+
 impl Projection {
     /// The instance's record, made if there is room for one.
     pub(super) fn component_entry(&mut self, instance: &Instance) -> Option<&mut v1::ObservedComponent> {
@@ -105,14 +108,14 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             component.blocked_by.clear();
             component.degraded.clear();
             if ready.completed {
-                component.process = None;
+                forget_life(component);
                 close_incident(component);
             }
         }
         Fact::ComponentUnready(_) => enter(component, event, InstanceState::Unready),
         Fact::ComponentExited(exited) => {
             enter(component, event, InstanceState::Exited);
-            component.process = None;
+            forget_life(component);
             component.last_exit = exited.status;
             component.last_error.clone_from(&exited.last_error);
             open_incident(component, event);
@@ -125,9 +128,14 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             component.reason.clone_from(&event.reason);
             open_incident(component, event);
         }
-        Fact::ComponentDegraded(degraded) => component.degraded = degraded_text(degraded),
-        Fact::LimitExceeded(limit) => component.degraded = format!("{} {} over its limit {}", limit.resource, limit.used, limit.limit),
-        Fact::LimitRestored(_) => component.degraded.clear(),
+        Fact::ComponentDegraded(degraded) => fold_degraded(component, degraded),
+        Fact::LimitExceeded(limit) => {
+            component.over_limits.retain(|over| over.resource != limit.resource);
+            component.over_limits.push(limit.clone());
+            component.over_limits.sort_by(|a, b| a.resource.cmp(&b.resource));
+            component.over_limits.truncate(RESOURCES_MAX);
+        }
+        Fact::LimitRestored(limit) => component.over_limits.retain(|over| over.resource != limit.resource),
         Fact::ComponentBlocked(blocked) => {
             component.blocked_by.clone_from(&blocked.by);
             if !lives(component.state()) {
@@ -136,14 +144,14 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
         }
         Fact::ComponentFailed(failed) => {
             enter(component, event, InstanceState::Failed);
-            component.process = None;
+            forget_life(component);
             component.last_error.clone_from(&failed.last_error);
             if failed.status.is_some() {
                 component.last_exit = failed.status;
             }
         }
         Fact::ComponentStopped(stopped) => {
-            component.process = None;
+            forget_life(component);
             component.last_exit = stopped.status;
             component.blocked_by.clear();
             if component.state() != InstanceState::Quarantined {
@@ -178,8 +186,13 @@ fn fold_trial(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &F
 }
 
 fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, started: &v1::ComponentStarted, new_incarnation: bool) {
+    if new_incarnation {
+        forget_life(component);
+    }
     component.process.clone_from(&started.process);
     component.blocked_by.clear();
+    // Who adopts it tells again what it is.
+    component.degraded.clear();
     let runs_on = started.adopted && !new_incarnation && lives(component.state());
     if !runs_on {
         enter(component, event, InstanceState::Starting);
@@ -189,14 +202,34 @@ fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, starte
     }
 }
 
+/// No process of it lives: how the last one fared says nothing about the next.
+fn forget_life(component: &mut v1::ObservedComponent) {
+    component.process = None;
+    component.degraded.clear();
+    component.over_limits.clear();
+}
+
+/// What passes takes back only its own kind: another may have been told since.
+fn fold_degraded(component: &mut v1::ObservedComponent, degraded: &v1::ComponentDegraded) {
+    if !degraded.passed {
+        component.degraded = degraded_text(degraded);
+    } else if component.degraded.starts_with(degraded_kind(degraded)) {
+        component.degraded.clear();
+    }
+}
+
 fn degraded_text(degraded: &v1::ComponentDegraded) -> String {
-    let kind = match degraded.kind() {
+    let kind = degraded_kind(degraded);
+    if degraded.detail.is_empty() { kind.to_owned() } else { format!("{kind}: {}", degraded.detail) }
+}
+
+fn degraded_kind(degraded: &v1::ComponentDegraded) -> &'static str {
+    match degraded.kind() {
         v1::DegradedKind::Unspecified => "degraded",
         v1::DegradedKind::Slow => "slow",
         v1::DegradedKind::Starved => "starved",
         v1::DegradedKind::Traced => "traced",
-    };
-    if degraded.detail.is_empty() { kind.to_owned() } else { format!("{kind}: {}", degraded.detail) }
+    }
 }
 
 /// An exit or a hang opens an incident, unless a stop is desired; one that is open stays the same.

@@ -336,7 +336,7 @@ impl Facts {
                 view.within.insert(limit.resource.clone(), event.id.clone());
                 return;
             }
-            Fact::ComponentDegraded(told) if told.kind() == DegradedKind::Slow => {
+            Fact::ComponentDegraded(told) if told.kind() == DegradedKind::Slow && !told.passed => {
                 view.overdue |= view.state == State::Starting;
                 return;
             }

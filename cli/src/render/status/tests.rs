@@ -246,3 +246,18 @@ fn no_stack_is_said_so() {
     let report = report(&reply(vec![]), now(), BUS, false);
     assert_eq!(report.verdict.to_string(), "no stack is in force; mesh: 2 agents, 1 node, bus 0.2ms");
 }
+
+/// What is ready and yet not as it should be is shown, and the stack is well all the same.
+#[test]
+fn who_is_slow_or_over_a_limit_is_shown_while_it_is() {
+    let mut api = component("api", "throat", State::Ready, 60_000);
+    api.degraded = "slow: a probe took 700ms, more than 500ms".to_owned();
+    let mut db = component("db", "heart", State::Ready, 60_000);
+    let over = |resource: &str, used, limit| v1::LimitExceeded { resource: resource.to_owned(), used, limit };
+    db.over_limits = vec![over("cpu", 1_500, 1_000), over("open_files", 40, 32)];
+    let report = report(&reply(vec![api, db, component("web", "throat", State::Ready, 60_000)]), now(), BUS, false);
+    let lines = told(&report);
+    assert!(lines.contains(&"api ready 1m  slow: a probe took 700ms, more than 500ms".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"db  ready 1m  over its limit: cpu 1.5 of 1 cores; over its limit: open files 40 of 32".to_owned()), "{lines:?}");
+    assert!(report.health == Health::Well && lines.last().is_some_and(|l| l.contains("3/3 ready")), "{lines:?}");
+}
