@@ -173,7 +173,7 @@ impl Decider for Registry {
     }
 
     fn decide(&mut self, now: Now) -> Vec<Action> {
-        self.writer.changed(self.projection.take_dirty());
+        self.writer.changed(self.projection.take_dirty(), now.mono);
         let mut actions: Vec<Action> = self.writer.decide(&self.projection, now.mono).into_iter().map(Action::Write).collect();
         self.backlog.set(i64::try_from(self.writer.backlog()).unwrap_or(i64::MAX));
         if !self.snapshot_under_way && self.projection.applied_sequence() >= self.snapshot_at + self.snapshot_events {

@@ -1,5 +1,6 @@
-//! Which keys of the bucket `observed` to write next, pure: what the bucket holds against what the projection says, each key at most ten
-//! times a second, each write over the revision that is known, so that a former holder's write is refused.
+//! Which keys of the bucket `observed` to write next, pure: what the bucket holds against what the projection says, each key a tenth of a
+//! second after it changed and at most ten times a second, each write over the revision that is known, so that a former holder's write is
+//! refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +9,8 @@ use std::{
 
 use crate::projection::{Key, Projection};
 
-/// A key is written at most once in this time: a flapping component costs the broker ten writes a second, no more.
+/// A key is written this long after it changed first, and at most once in this time: a crash and its recovery are one write, after those
+/// who are waited for have done their work, and a flapping component costs the broker ten writes a second, no more.
 pub const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 /// Writes under way at once.
 pub const WRITES_MAX: usize = 64;
@@ -61,15 +63,24 @@ impl Writer {
     }
 
     /// These keys of the projection changed.
-    pub fn changed(&mut self, keys: impl IntoIterator<Item = Key>) {
-        self.suspects.extend(keys.into_iter().map(|k| k.to_string()));
+    pub fn changed(&mut self, keys: impl IntoIterator<Item = Key>, now: Duration) {
+        for key in keys.into_iter().map(|k| k.to_string()) {
+            // One that waits goes on waiting as it did: what changes all the time is written all the same.
+            if !self.suspects.contains(&key) {
+                let rested = self.not_before.get(&key).is_none_or(|at| *at <= now);
+                if rested {
+                    self.not_before.insert(key.clone(), now + WRITE_INTERVAL);
+                }
+                self.suspects.insert(key);
+            }
+        }
     }
 
     /// Everything is to be looked at: the shard was taken, or the projection began anew.
     pub fn suspect_all(&mut self, projection: &Projection) {
         self.under_way.clear();
         self.suspects.extend(self.bucket.keys().cloned());
-        self.changed(projection.keys());
+        self.suspects.extend(projection.keys().into_iter().map(|k| k.to_string()));
     }
 
     /// The writes to be made now; marks them as under way.
@@ -141,10 +152,15 @@ mod tests {
         v1::Event { id: format!("{id}{version}"), fact: Some(Fact::AgentStarted(fact)), ..Default::default() }
     }
 
-    fn folded(projection: &mut Projection, writer: &mut Writer, event: &v1::Event) {
+    fn folded_at(projection: &mut Projection, writer: &mut Writer, event: &v1::Event, now: Duration) {
         let next = projection.applied_sequence() + 1;
         projection.apply(next, event);
-        writer.changed(projection.take_dirty());
+        writer.changed(projection.take_dirty(), now);
+    }
+
+    /// Folded long enough before [`T0`] to be written then.
+    fn folded(projection: &mut Projection, writer: &mut Writer, event: &v1::Event) {
+        folded_at(projection, writer, event, T0 - WRITE_INTERVAL);
     }
 
     const T0: Duration = Duration::from_secs(1);
@@ -155,7 +171,7 @@ mod tests {
         folded(&mut projection, &mut writer, &agent_started("r1", "1"));
         let first = writer.decide(&projection, T0);
         assert_eq!(first.iter().map(|w| (w.key.as_str(), w.expected)).collect::<Vec<_>>(), [("agents.registry.r1", 0)]);
-        folded(&mut projection, &mut writer, &agent_started("r1", "2"));
+        folded_at(&mut projection, &mut writer, &agent_started("r1", "2"), T0);
         assert!(writer.decide(&projection, T0).is_empty(), "one is under way");
         writer.wrote(&first[0], Some(7));
         assert!(writer.decide(&projection, T0).is_empty(), "it was just written");
@@ -165,6 +181,25 @@ mod tests {
         writer.wrote(&second[0], Some(8));
         assert!(writer.decide(&projection, T0 * 9).is_empty());
         assert_eq!((writer.next_deadline(T0 * 9), writer.backlog()), (None, 0));
+    }
+
+    #[test]
+    fn what_changes_twice_within_a_moment_is_written_once_after_it() {
+        let (mut projection, mut writer) = (Projection::new("s"), Writer::default());
+        folded_at(&mut projection, &mut writer, &agent_started("r1", "1"), T0);
+        assert!(writer.decide(&projection, T0).is_empty(), "it may change again");
+        let later = T0 + WRITE_INTERVAL / 2;
+        folded_at(&mut projection, &mut writer, &agent_started("r1", "2"), later);
+        assert!(writer.decide(&projection, later).is_empty());
+        assert_eq!(writer.next_deadline(later), Some(T0 + WRITE_INTERVAL), "from its first change on");
+        let written = writer.decide(&projection, T0 + WRITE_INTERVAL);
+        assert_eq!(written.len(), 1);
+        writer.wrote(&written[0], Some(1));
+        assert!(writer.decide(&projection, T0 * 4).is_empty());
+        // Long after: again a moment, though it was written before.
+        folded_at(&mut projection, &mut writer, &agent_started("r1", "3"), T0 * 5);
+        assert!(writer.decide(&projection, T0 * 5).is_empty());
+        assert_eq!(writer.decide(&projection, T0 * 5 + WRITE_INTERVAL).len(), 1);
     }
 
     #[test]
