@@ -264,7 +264,7 @@ fn what_is_newer_than_this_mesh_is_survived() -> Result<()> {
     tomorrow.extend_from_slice(&[0xa2, 0x38, 0x03, b'l', b'a', b'!']);
     raw.publish(&format!("{name}.event.heart.db.component_sang"), &tomorrow)?;
     // A value of tomorrow in an enum of today.
-    let degraded = Fact::ComponentDegraded(v1::ComponentDegraded { kind: 99, detail: "of tomorrow".to_owned() });
+    let degraded = Fact::ComponentDegraded(v1::ComponentDegraded { kind: 99, detail: "of tomorrow".to_owned(), ..Default::default() });
     raw.publish(
         &format!("{name}.event.heart.db.component_degraded"),
         &event("tomorrow-2", "component_degraded", Some(degraded)).encode_to_vec(),
