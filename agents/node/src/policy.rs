@@ -3,6 +3,7 @@
 //! `decide` takes `&mut self` because work in flight is state, and what is told is told once.
 
 mod blocked;
+mod degraded;
 pub mod evidence;
 mod facts;
 mod folding;

@@ -16,6 +16,7 @@ use razar_bus_schema::{
     v1,
 };
 use razar_os::{BootId, FileId, NodeLock, Tree};
+use razar_stack::errors::Registry;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     guard::{Exits, GuardWatch, KeptSockets, exits_path},
     house::House,
     journal::{Journal, Restored as Journalled},
-    logs::{LogStore, last_error_line},
+    logs::{ERROR_BYTES_MAX, LogStore, clean, is_error, last_error_line},
     outbox::Outbox,
     policy::{Config, Node, Restored},
     processes::{Places, Processes, exit_record},
@@ -46,6 +47,9 @@ const DESCRIPTORS: u32 = 1024;
 const PROCESS_NEWS_MAX: usize = 4_096;
 /// Beats of components that wait for the loop.
 const BEATS_MAX: usize = 4_096;
+
+/// When what errors are known by is made ready: after most boots.
+const PATTERNS_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs a node's agent until it ends.
 ///
@@ -97,7 +101,20 @@ pub async fn run(config: NodeConfig, sockets: KeptSockets) -> Result<Ending> {
     let sources = sources(&bus, &config, process_receiver).await;
     let parts = Parts { config, policy, journal, outbox, processes, logs, bus, joined, exits, buried, lock, house };
     let (agent, news) = Agent::new(parts)?;
+    make_patterns_ready();
     agent.run(Sources { news, ..sources }).await
+}
+
+/// Reads the first last word before there is one: what errors are known by is compiled then, ten milliseconds that the first crash would
+/// wait for. Later than the boot, which wants the processors.
+fn make_patterns_ready() {
+    let read = || {
+        std::thread::sleep(PATTERNS_AFTER);
+        let word = clean(b"Error: a first word", ERROR_BYTES_MAX);
+        let _ = (is_error(&word), Registry::default().issue(&word));
+    };
+    // Without it the first crash is healed a little later, no more.
+    drop(std::thread::Builder::new().name("patterns".to_owned()).spawn(read));
 }
 
 async fn sources(bus: &Bus, config: &NodeConfig, processes: mpsc::Receiver<crate::processes::ProcessNews>) -> Sources {

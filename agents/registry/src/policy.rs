@@ -9,8 +9,8 @@ use std::{
 
 use crate::projection::{Key, Projection};
 
-/// A key is written this long after it changed first, and at most once in this time: a crash and its recovery are one write, after those
-/// who are waited for have done their work, and a flapping component costs the broker ten writes a second, no more.
+/// A key that rested is written this long after it changed, and none more often than that: a crash and its recovery are one write, after
+/// those who are waited for have done their work, and a flapping component costs the broker ten writes a second, no more.
 pub const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 /// Writes under way at once.
 pub const WRITES_MAX: usize = 64;

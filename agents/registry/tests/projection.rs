@@ -309,6 +309,9 @@ fn any_fact() -> impl Strategy<Value = Fact> {
         Just(Fact::ComponentBlocked(v1::ComponentBlocked::default())),
         Just(Fact::Recovered(v1::Recovered::default())),
         Just(Fact::Quarantined(v1::Quarantined::default())),
+        any::<bool>().prop_map(|passed| degraded(v1::DegradedKind::Slow, passed)),
+        prop_oneof![Just("memory"), Just("cpu")].prop_map(exceeded),
+        Just(restored("memory")),
         (0u32..3, 1u64..4).prop_map(|(rank, generation)| desired(if rank == 0 { "stop" } else { "run" }, rank, generation)),
     ]
 }
@@ -455,4 +458,30 @@ fn how_a_life_fared_ends_with_it() {
         let facts: Vec<_> = trouble.iter().cloned().chain([end.clone()]).collect();
         assert_eq!(troubles_after(&facts), none, "{end:?}");
     }
+}
+
+/// Told again by who took it over, it is what that one says; and the next life is told by itself, whichever fact names it first.
+#[test]
+fn a_life_is_as_it_was_told_last_and_a_new_one_is_well() {
+    let trouble = [degraded(v1::DegradedKind::Slow, false), exceeded("memory")];
+    let again = Fact::ComponentStarted(v1::ComponentStarted { adopted: true, ..Default::default() });
+    let facts: Vec<_> = trouble.iter().cloned().chain([again]).collect();
+    assert_eq!(troubles_after(&facts), (String::new(), vec!["memory".to_owned()]));
+
+    for (of, first) in [("its start", started()), ("its readiness", ready())] {
+        let mut projection = Projection::new("s1");
+        for (sequence, fact) in (1..).zip([&started()].into_iter().chain(&trouble)) {
+            projection.apply(sequence, &of_node(sequence, (1, 1), fact.clone()));
+        }
+        projection.apply(8, &of_node(8, (1, 2), first));
+        let api = projection.observed().components.pop().expect("it was told of");
+        assert_eq!((api.degraded.as_str(), api.over_limits.len()), ("", 0), "told first: {of}");
+    }
+}
+
+/// It was measured before it ended, and the word came after.
+#[test]
+fn who_has_ended_is_over_no_limit() {
+    let exited = Fact::ComponentExited(v1::ComponentExited::default());
+    assert_eq!(troubles_after(&[exited, exceeded("memory")]), (String::new(), Vec::new()));
 }

@@ -3512,6 +3512,9 @@ pub struct InstanceMemory {
     /// Its newest incarnation is starting, and has said that it is ready: it says so once, and its startup probe has not passed yet.
     #[prost(bool, tag = "21")]
     pub said_ready: bool,
+    /// Degradation of its newest incarnation that was told last, until it has passed; absent: none.
+    #[prost(message, optional, tag = "22")]
+    pub degraded: ::core::option::Option<ComponentDegraded>,
 }
 impl ::prost::Name for InstanceMemory {
     const NAME: &'static str = "InstanceMemory";

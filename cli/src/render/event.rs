@@ -349,13 +349,12 @@ pub(crate) fn news(event: &v1::Event) -> Option<String> {
         Fact::ComponentExited(_) => "exited",
         Fact::ComponentUnkillable(_) => "unkillable",
         Fact::ComponentUnresponsive(_) => "unresponsive",
-        Fact::ComponentDegraded(d) if d.passed => "no longer degraded",
+        Fact::ComponentDegraded(d) if d.passed => "well again",
         Fact::ComponentDegraded(_) => "degraded",
         Fact::ComponentBlocked(_) => "blocked",
         Fact::ComponentFailed(_) => "failed",
         Fact::ComponentStopped(_) => "stopped",
         Fact::LimitExceeded(_) => "over its limit",
-        Fact::LimitRestored(_) => "within its limit again",
         Fact::ChakraDown(_) => "down",
         Fact::ChakraRecovered(_) => "recovered",
         Fact::Quarantined(_) => "quarantined",
@@ -396,6 +395,16 @@ mod tests {
 
     fn wire(ms: u64) -> Option<prost_types::Duration> {
         Some(razar_bus_schema::time::duration(Duration::from_millis(ms)))
+    }
+
+    #[test]
+    fn a_degradation_and_its_end_are_news() {
+        let degraded = |detail: &str, passed| {
+            let kind = v1::DegradedKind::Slow.into();
+            event(Fact::ComponentDegraded(v1::ComponentDegraded { kind, detail: detail.to_owned(), passed }))
+        };
+        assert_eq!(news(&degraded("a probe took 700ms", false)).as_deref(), Some("redis degraded slow: a probe took 700ms"));
+        assert_eq!(news(&degraded("a probe took 4ms", true)).as_deref(), Some("redis well again no longer slow: a probe took 4ms"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     time,
     trace::Context,
-    v1::{self, DegradedKind, InstanceState, event::Fact},
+    v1::{self, InstanceState, event::Fact},
 };
 
 use super::{Group, Node, Now, SYSTEM_STACK, instance::Inst};
@@ -138,10 +138,6 @@ impl Node {
             InstanceState::Unready => {
                 told.push(about(Fact::ComponentUnready(v1::ComponentUnready { probe: inst.reason.clone() })));
             }
-            InstanceState::Starting if inst.slow_start_told && !inst.spec().is_some_and(|s| s.one_shot) => {
-                let slow = v1::ComponentDegraded { kind: DegradedKind::Slow.into(), detail: why.to_owned(), passed: false };
-                told.push(about(Fact::ComponentDegraded(slow)));
-            }
             InstanceState::Unspecified
             | InstanceState::Waiting
             | InstanceState::Preparing
@@ -153,6 +149,10 @@ impl Node {
             | InstanceState::Failed
             | InstanceState::Quarantined
             | InstanceState::Probation => {}
+        }
+        if let Some(degraded) = inst.degraded.as_ref().filter(|_| inst.lives()) {
+            let (kind, detail) = (degraded.kind.into(), degraded.detail.clone());
+            told.push(about(Fact::ComponentDegraded(v1::ComponentDegraded { kind, detail, passed: false })));
         }
         if !inst.blocked_told.is_empty() {
             told.push(about(Fact::ComponentBlocked(v1::ComponentBlocked { by: inst.blocked_told.clone() })));

@@ -16,10 +16,6 @@ use super::{
     restart::Limits,
 };
 
-/// Default of a probe that counts as slow.
-const SLOW_PROBE: Duration = Duration::from_millis(500);
-/// Answers in a row that are as they should be, after which a degradation has passed: one that comes and goes is not told each second.
-const GOOD_ANSWERS: u32 = 3;
 /// Making the mesh's stores takes some tens of milliseconds; on a machine that is busy, some more.
 const STORES_MADE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -246,7 +242,7 @@ impl Node {
         let Some(spec) = inst.spec().cloned() else { return };
         let Some(probe) = said.role.probe(&spec) else { return };
         let figures = probing::figures(probe, said.role);
-        let starting = (inst.state == State::Starting).then_some(inst.spawned_at);
+        let (starting, was_ready) = ((inst.state == State::Starting).then_some(inst.spawned_at), inst.was_ready);
         let state = inst.probes.role(said.role);
         let Some(asked) = state.asked else { return };
         let told = probing::manner(probe) == probing::Manner::Told;
@@ -257,15 +253,16 @@ impl Node {
         let looks = if said.answer == Answer::Passed { &mut self.asking } else { &mut self.dirty };
         looks.insert(id.clone());
         // A sign that comes by itself is waited for as long as its window lasts: that is no slowness.
-        if !told {
-            self.note_slow(id, &spec, &said, now);
-        }
+        let shows_pace = !told && was_ready;
         match said.role {
             Role::Startup => self.fold_startup(id, &spec, row, &said, now),
             Role::Readiness => self.fold_readiness(id, row, &said, now),
             Role::Liveness if said.answer == Answer::Void => {}
             Role::Liveness if said.answer == Answer::Passed => self.alive(id, if told { asked } else { now.mono }, now),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
+        }
+        if shows_pace {
+            self.note_pace(id, &spec, &said, now);
         }
     }
 
@@ -331,7 +328,7 @@ impl Node {
         }
         inst.hang.answered();
         inst.suspect = None;
-        if inst.degraded.is_some_and(|d| d != DegradedKind::Slow) {
+        if inst.degraded.as_ref().is_some_and(|d| d.kind != DegradedKind::Slow) {
             self.answered_well(id, "it answers again", now);
         }
     }
@@ -375,45 +372,6 @@ impl Node {
         self.tell(id, fact, "hung", &text, now);
         self.actions.push(Action::Kill { instance: id.clone(), incarnation });
         self.mark_killed(id, now);
-    }
-
-    fn note_slow(&mut self, id: &Instance, spec: &v1::ComponentSpec, said: &Said, now: Now) {
-        let limit = time::duration_or(spec.slow_probe.as_ref(), SLOW_PROBE);
-        let Some(inst) = self.instances.get_mut(id) else { return };
-        if said.answer != Answer::Passed || !inst.was_ready {
-            return;
-        }
-        if said.took > limit {
-            let text = format!("a probe took {:.0?}, more than {limit:.0?}", said.took);
-            self.degraded(id, DegradedKind::Slow, &text, now);
-        } else if inst.degraded == Some(DegradedKind::Slow) {
-            self.answered_well(id, &format!("a probe took {:.0?}", said.took), now);
-        }
-    }
-
-    /// Tells a degradation once, until it has passed.
-    pub(super) fn degraded(&mut self, id: &Instance, kind: DegradedKind, detail: &str, now: Now) {
-        let Some(inst) = self.instances.get_mut(id) else { return };
-        inst.good_answers = 0;
-        if inst.degraded == Some(kind) {
-            return;
-        }
-        inst.degraded = Some(kind);
-        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned(), passed: false });
-        self.tell(id, fact, "degraded", detail, now);
-    }
-
-    /// An answer as it should be, of one that is degraded: some in a row, and that has passed.
-    fn answered_well(&mut self, id: &Instance, detail: &str, now: Now) {
-        let Some(inst) = self.instances.get_mut(id) else { return };
-        let Some(kind) = inst.degraded else { return };
-        inst.good_answers = inst.good_answers.saturating_add(1);
-        if inst.good_answers < GOOD_ANSWERS {
-            return;
-        }
-        inst.degraded = None;
-        let fact = Fact::ComponentDegraded(v1::ComponentDegraded { kind: kind.into(), detail: detail.to_owned(), passed: true });
-        self.tell(id, fact, "degraded", detail, now);
     }
 
     /// It can serve: first or again.

@@ -149,9 +149,7 @@ pub struct Inst {
     /// Condition of a dependency lost since, for living instances.
     pub blocked_since: Option<Duration>,
     /// Degradation told and not taken back.
-    pub degraded: Option<v1::DegradedKind>,
-    /// Answers as they should be, in a row, since it was degraded last.
-    pub good_answers: u32,
+    pub degraded: Option<Degradation>,
     /// Escalated past the budget (system plan).
     pub escalated: bool,
     /// Recovery order that was carried out or found void: (incident, attempt, void).
@@ -164,6 +162,17 @@ pub struct Inst {
     pub slow_start_told: bool,
     /// Memory as last written to the journal.
     pub remembered: Option<v1::InstanceMemory>,
+}
+
+/// How a living incarnation is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Degradation {
+    /// Kind.
+    pub kind: v1::DegradedKind,
+    /// What was told of it.
+    pub detail: String,
+    /// Last seen when, monotonic.
+    pub seen_at: Duration,
 }
 
 impl Inst {
@@ -209,7 +218,6 @@ impl Inst {
             blocked_unsure: false,
             blocked_since: None,
             degraded: None,
-            good_answers: 0,
             escalated: false,
             order_settled: None,
             order_running: None,

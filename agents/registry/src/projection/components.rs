@@ -45,6 +45,9 @@ impl Projection {
                     component.starts = 0;
                     component.escalated = None;
                 }
+                if told > known {
+                    forget_fare(component);
+                }
                 component.incarnation = Some(told.into());
             }
             fold_fact(component, event, fact, told != Some(known));
@@ -129,6 +132,8 @@ fn fold_fact(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &Fa
             open_incident(component, event);
         }
         Fact::ComponentDegraded(degraded) => fold_degraded(component, degraded),
+        // Measured before it ended, and stored after that.
+        Fact::LimitExceeded(_) if !lives(component.state()) => {}
         Fact::LimitExceeded(limit) => {
             component.over_limits.retain(|over| over.resource != limit.resource);
             component.over_limits.push(limit.clone());
@@ -186,12 +191,9 @@ fn fold_trial(component: &mut v1::ObservedComponent, event: &v1::Event, fact: &F
 }
 
 fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, started: &v1::ComponentStarted, new_incarnation: bool) {
-    if new_incarnation {
-        forget_life(component);
-    }
     component.process.clone_from(&started.process);
     component.blocked_by.clear();
-    // Who adopts it tells again what it is.
+    // Who tells its life again tells that, too.
     component.degraded.clear();
     let runs_on = started.adopted && !new_incarnation && lives(component.state());
     if !runs_on {
@@ -202,9 +204,14 @@ fn fold_started(component: &mut v1::ObservedComponent, event: &v1::Event, starte
     }
 }
 
-/// No process of it lives: how the last one fared says nothing about the next.
-fn forget_life(component: &mut v1::ObservedComponent) {
+/// No process of it lives.
+pub(super) fn forget_life(component: &mut v1::ObservedComponent) {
     component.process = None;
+    forget_fare(component);
+}
+
+/// How one life fared says nothing about the next.
+fn forget_fare(component: &mut v1::ObservedComponent) {
     component.degraded.clear();
     component.over_limits.clear();
 }

@@ -9,7 +9,7 @@ use razar_bus_schema::{
     v1,
 };
 
-use super::{ENTITIES_MAX, Key, Projection};
+use super::{ENTITIES_MAX, Key, Projection, components::forget_life};
 
 /// Stream sequences back to which ids of agents' events are remembered. A copy of an event comes at most a broker outage after it, and
 /// a fold that begins at a snapshot can read so many again.
@@ -82,7 +82,7 @@ impl Projection {
     fn forget_lives(&mut self, node: &str) {
         for (instance, component) in self.components.iter_mut().filter(|(_, c)| c.node == node) {
             component.incarnation = None;
-            component.process = None;
+            forget_life(component);
             component.set_state(v1::InstanceState::Unspecified);
             self.dirty.insert(Key::Component(instance.clone()));
         }

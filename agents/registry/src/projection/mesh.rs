@@ -6,7 +6,10 @@ use razar_bus_schema::{
     v1::{self, InstanceState, event::Fact},
 };
 
-use super::{AGENTS_KEPT_PER_KIND, ENTITIES_MAX, ESCALATIONS_KEPT, Folded, Key, MISSIONS_KEPT, Projection, instance_of, mission_id};
+use super::{
+    AGENTS_KEPT_PER_KIND, ENTITIES_MAX, ESCALATIONS_KEPT, Folded, Key, MISSIONS_KEPT, Projection, components::forget_life, instance_of,
+    mission_id,
+};
 
 impl Projection {
     pub(super) fn fold_node(&mut self, sequence: u64, event: &v1::Event, fact: &Fact) -> Folded {
@@ -62,7 +65,7 @@ impl Projection {
             node.clone_into(&mut component.node);
             component.last_sequence = sequence;
             if told > known || !lives(item.state()) {
-                component.process = None;
+                forget_life(component);
             }
             self.dirty.insert(Key::Component(instance));
         }

@@ -257,9 +257,9 @@ fn who_is_slow_or_over_a_limit_is_shown_while_it_is() {
     db.over_limits = vec![over("cpu", 1_500, 1_000), over("open_files", 40, 32)];
     let report = report(&reply(vec![api, db, component("web", "throat", State::Ready, 60_000)]), now(), BUS, false);
     let lines = told(&report);
-    assert!(lines.contains(&"api ready 1m  slow: a probe took 700ms, more than 500ms".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"api ready 1m slow: a probe took 700ms, more than 500ms".to_owned()), "{lines:?}");
     assert!(
-        lines.contains(&"db  ready 1m  over its limit: cpu 1.5 of 1 cores; over its limit: open files 40 of 32".to_owned()),
+        lines.contains(&"db  ready 1m over its limit: cpu 1.5 of 1 cores; over its limit: open files 40 of 32".to_owned()),
         "{lines:?}"
     );
     assert!(report.health == Health::Well && lines.last().is_some_and(|l| l.contains("3/3 ready")), "{lines:?}");

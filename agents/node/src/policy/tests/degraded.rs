@@ -25,22 +25,27 @@ fn ready() -> Bench {
     b
 }
 
-fn answers(b: &mut Bench, answer: Answer, took: Duration, window: Option<Window>) {
+/// Asked after a second, as this role; it answers like this.
+fn answers(b: &mut Bench, role: Role, answer: Answer, took: Duration, window: Option<Window>) {
     b.pass(SECOND);
-    let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
-    let detail = "http".to_owned();
-    b.input(Input::Probed { instance: id("api"), incarnation, role: Role::Liveness, answer, detail, took, window });
+    let inst = b.node.instance(&id("api")).unwrap();
+    let asked = if role == Role::Liveness { inst.probes.liveness.asked } else { inst.probes.readiness.asked };
+    if asked.is_none() {
+        return;
+    }
+    let (incarnation, detail) = (inst.incarnation, "http".to_owned());
+    b.input(Input::Probed { instance: id("api"), incarnation, role, answer, detail, took, window });
 }
 
 fn passes_in(b: &mut Bench, took: Duration) {
-    answers(b, Answer::Passed, took, None);
+    answers(b, Role::Liveness, Answer::Passed, took, None);
 }
 
 /// It ran for as good as nothing, and wanted to.
 fn is_starved(b: &mut Bench) {
     let sample = |delay_ns| Sample { tasks: vec![Task { tid: 1, state: 'R', run_ns: 0, delay_ns }], traced: false };
     let window = Window { before: sample(0), after: sample(900_000_000), timeout: SECOND, lasted: SECOND };
-    answers(b, Answer::Failed, SECOND, Some(window));
+    answers(b, Role::Liveness, Answer::Failed, SECOND, Some(window));
 }
 
 /// What was told of degradations: the kind, and whether it has passed.
@@ -52,22 +57,36 @@ fn told(b: &Bench) -> Vec<(DegradedKind, bool)> {
     b.events.iter().filter_map(degraded).collect()
 }
 
+const BEGAN: (DegradedKind, bool) = (DegradedKind::Slow, false);
+const PASSED: (DegradedKind, bool) = (DegradedKind::Slow, true);
+
 #[test]
-fn slowness_is_told_once_and_that_it_passed_after_three_quick_answers() {
+fn slowness_is_told_once_and_that_it_passed_after_three_periods_without_it() {
     let mut b = ready();
     passes_in(&mut b, SLOW);
     passes_in(&mut b, SLOW);
-    assert_eq!(told(&b), [(DegradedKind::Slow, false)]);
-    // A slow one in between: the row of good answers begins anew.
-    for took in [QUICK, QUICK, SLOW, QUICK, QUICK] {
-        passes_in(&mut b, took);
-    }
-    assert_eq!(told(&b), [(DegradedKind::Slow, false)]);
+    assert_eq!(told(&b), [BEGAN]);
+    // Readiness is asked each five seconds, the other each second: fifteen of them, and a slow one in between begins them anew.
+    (0..14).for_each(|_| passes_in(&mut b, QUICK));
+    passes_in(&mut b, SLOW);
+    (0..14).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN]);
     passes_in(&mut b, QUICK);
-    assert_eq!(told(&b), [(DegradedKind::Slow, false), (DegradedKind::Slow, true)]);
+    assert_eq!(told(&b), [BEGAN, PASSED]);
     passes_in(&mut b, QUICK);
     passes_in(&mut b, SLOW);
-    assert_eq!(told(&b), [(DegradedKind::Slow, false), (DegradedKind::Slow, true), (DegradedKind::Slow, false)]);
+    assert_eq!(told(&b), [BEGAN, PASSED, BEGAN]);
+}
+
+/// One probe is slow all the time, and the other never: it is slow.
+#[test]
+fn a_quick_probe_does_not_excuse_a_slow_one() {
+    let mut b = ready();
+    for _ in 0..60 {
+        answers(&mut b, Role::Liveness, Answer::Passed, QUICK, None);
+        answers(&mut b, Role::Readiness, Answer::Passed, SLOW, None);
+    }
+    assert_eq!(told(&b), [BEGAN]);
 }
 
 #[test]
@@ -75,9 +94,9 @@ fn who_was_starved_and_answers_again_is_starved_no_longer() {
     let mut b = ready();
     is_starved(&mut b);
     assert_eq!(told(&b), [(DegradedKind::Starved, false)]);
-    for _ in 0..3 {
-        passes_in(&mut b, QUICK);
-    }
+    (0..14).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b).len(), 1);
+    passes_in(&mut b, QUICK);
     assert_eq!(told(&b), [(DegradedKind::Starved, false), (DegradedKind::Starved, true)]);
     assert_eq!(b.state("api"), State::Ready, "it was never ended for it");
 }
@@ -90,12 +109,10 @@ fn a_new_life_begins_undegraded() {
     b.exit("api", 1);
     b.pass(SECOND);
     b.ready("api");
-    for _ in 0..4 {
-        passes_in(&mut b, QUICK);
-    }
-    assert_eq!(told(&b), [(DegradedKind::Slow, false)]);
+    (0..20).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN]);
     passes_in(&mut b, SLOW);
-    assert_eq!(told(&b), [(DegradedKind::Slow, false), (DegradedKind::Slow, false)]);
+    assert_eq!(told(&b), [BEGAN, BEGAN]);
 }
 
 /// A start that took too long is told slow; that it has become ready says that this has passed.
@@ -103,12 +120,39 @@ fn a_new_life_begins_undegraded() {
 fn a_slow_start_has_passed_once_it_is_ready() {
     let mut b = Bench::running(&[component("api", &[])]);
     b.pass(31 * SECOND);
-    assert_eq!(told(&b), [(DegradedKind::Slow, false)]);
+    assert_eq!(told(&b), [BEGAN]);
     b.ready("api");
-    for _ in 0..4 {
-        passes_in(&mut b, QUICK);
-    }
-    assert_eq!(told(&b), [(DegradedKind::Slow, false)]);
+    (0..20).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN]);
     passes_in(&mut b, SLOW);
-    assert_eq!(told(&b).len(), 2, "a slowness of its own is told");
+    assert_eq!(told(&b), [BEGAN, BEGAN], "a slowness of its own is told");
+}
+
+/// Who takes over knows what was told, and tells its end.
+#[test]
+fn the_next_agent_tells_that_it_has_passed() {
+    let mut b = ready();
+    passes_in(&mut b, SLOW);
+    b.restart_agent(&[]);
+    passes_in(&mut b, SLOW);
+    assert_eq!(told(&b), [BEGAN], "it is told already");
+    (0..15).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN, PASSED]);
+    b.restart_agent(&[]);
+    (0..20).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN, PASSED], "it has passed once");
+}
+
+/// EVENTS that are new know nothing of it.
+#[test]
+fn it_is_told_again_with_the_life_that_it_is_of() {
+    let mut b = ready();
+    passes_in(&mut b, SLOW);
+    b.events.clear();
+    b.node.tell_living(b.now);
+    b.turn();
+    let kinds: Vec<_> = b.events.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["component_started", "component_ready", "component_degraded"], "in this order: ready takes back what was before");
+    (0..15).for_each(|_| passes_in(&mut b, QUICK));
+    assert_eq!(told(&b), [BEGAN, PASSED]);
 }
