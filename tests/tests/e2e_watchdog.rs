@@ -276,3 +276,36 @@ fn a_component_over_its_limit_is_told() -> Result<()> {
     ensure!(status.contains("over its limit"), "{status}");
     mesh.end()
 }
+
+/// Who is slow is shown as long as it is, and that it is so no longer is told, by another agent than the one that told the beginning, too.
+#[test]
+fn a_slow_component_is_shown_until_it_is_quick_again() -> Result<()> {
+    let mesh = Mesh::new()?;
+    let pace = mesh.dir().join("pace");
+    let take = |seconds: &str| std::fs::write(&pace, seconds);
+    take("0")?;
+    let looks = format!("sleep $(cat {})", pace.display());
+    let asks = json!({ "exec": ["/bin/sh", "-c", looks], "period": "200ms", "timeout": "3s" });
+    let mesh = mesh.started(|mesh| {
+        let part = Part::demo("db", mesh.port(0))?.arg("--notify").set("readiness", json!({ "notify": true })).set("liveness", asks);
+        Ok(Stack::new("small").with(part))
+    })?;
+    let told = |passed: bool| {
+        let is = move |e: &v1::Event| matches!(&e.fact, Some(Fact::ComponentDegraded(d)) if d.passed == passed);
+        mesh.wait_event("db", "component_degraded", is)
+    };
+    take("0.8")?;
+    told(false)?;
+    let shows = |words: &str| Ok::<_, anyhow::Error>(mesh.razar(&["status"])?.ok()?.out.contains(words));
+    wait_for("the status to show it", SOON, || Ok(shows("db ready")?.then_some(())))?;
+    ensure!(shows("slow: a probe took")?, "{}", mesh.razar(&["status"])?.out);
+
+    let agent = mesh.agent_pid()?;
+    signal(agent, Signal::KILL)?;
+    wait_for("another agent", SOON, || Ok((mesh.agent_pid().is_ok_and(|pid| pid != agent)).then_some(())))?;
+    take("0")?;
+    told(true)?;
+    wait_for("the status to forget it", SOON, || Ok((!shows("slow")?).then_some(())))?;
+    ensure!(mesh.events_of("db", "component_exited")?.is_empty(), "slow is not hung");
+    mesh.end()
+}

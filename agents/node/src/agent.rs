@@ -442,7 +442,7 @@ impl Agent {
         tokio::spawn(async move {
             let sample = || tree.as_ref().and_then(|t| t.lock().unwrap_or_else(PoisonError::into_inner).sample().ok()).map(sample_of);
             let begun = monotonic_now();
-            let (answer, detail, before) = if Prober::asks(&probe) {
+            let (answer, detail, took, before) = if Prober::asks(&probe) {
                 ask(&prober, &probe, &context, timeout, &sample).await
             } else {
                 let (before, beats) = (sample(), matches!(probe.check, Some(Check::Heartbeat(_))));
@@ -450,9 +450,8 @@ impl Agent {
                 tokio::time::sleep(timeout).await;
                 let heard = heard && (!beats || bus.is_up());
                 let answer = if heard { Answer::Failed } else { Answer::Void };
-                (answer, "no sign of life".to_owned(), before.map(|b| (begun, timeout, b)))
+                (answer, "no sign of life".to_owned(), timeout, before.map(|b| (begun, timeout, b)))
             };
-            let took = monotonic_now().saturating_sub(begun);
             let window = before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)).map(|(from, timeout, before)| {
                 let after = sample().unwrap_or_default();
                 Window { before, after, timeout, lasted: monotonic_now().saturating_sub(from) }
@@ -500,7 +499,7 @@ async fn ask(
     context: &ProbeContext,
     timeout: Duration,
     sample: &impl Fn() -> Option<Sample>,
-) -> (Answer, String, Option<Begun>) {
+) -> (Answer, String, Duration, Option<Begun>) {
     let look_after = timeout / LOOK_DIVISOR;
     let question = prober.run(probe, context);
     tokio::pin!(question);
@@ -524,7 +523,7 @@ async fn ask(
             tokio::time::sleep(look_after).await;
         }
     }
-    (meaning, answer.detail, begun)
+    (meaning, answer.detail, answer.took, begun)
 }
 
 /// A sample of the tree as the policy reads it.

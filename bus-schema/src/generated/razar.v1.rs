@@ -3512,7 +3512,7 @@ pub struct InstanceMemory {
     /// Its newest incarnation is starting, and has said that it is ready: it says so once, and its startup probe has not passed yet.
     #[prost(bool, tag = "21")]
     pub said_ready: bool,
-    /// Degradation of its newest incarnation that was told last, until it has passed; absent: none.
+    /// What was told last of a degradation of its newest incarnation, also that it has passed; absent: nothing since it became ready.
     #[prost(message, optional, tag = "22")]
     pub degraded: ::core::option::Option<ComponentDegraded>,
 }

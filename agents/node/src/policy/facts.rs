@@ -5,7 +5,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     time,
     trace::Context,
-    v1::{self, InstanceState, event::Fact},
+    v1::{self, DegradedKind, InstanceState, event::Fact},
 };
 
 use super::{Group, Node, Now, SYSTEM_STACK, instance::Inst};
@@ -150,10 +150,14 @@ impl Node {
             | InstanceState::Quarantined
             | InstanceState::Probation => {}
         }
-        if let Some(degraded) = inst.degraded.as_ref().filter(|_| inst.lives()) {
-            let (kind, detail) = (degraded.kind.into(), degraded.detail.clone());
-            told.push(about(Fact::ComponentDegraded(v1::ComponentDegraded { kind, detail, passed: false })));
+        // A start that has had its time is to be known, whatever was told of it since.
+        let starts_slowly = inst.state == InstanceState::Starting && inst.slow_start_told && !inst.spec().is_some_and(|s| s.one_shot);
+        let degraded = super::degraded::degradation_of(inst).filter(|d| !d.passed && inst.lives());
+        if starts_slowly && degraded.as_ref().is_none_or(|d| d.kind() != DegradedKind::Slow) {
+            let slow = v1::ComponentDegraded { kind: DegradedKind::Slow.into(), detail: why.to_owned(), passed: false };
+            told.push(about(Fact::ComponentDegraded(slow)));
         }
+        told.extend(degraded.map(|degraded| about(Fact::ComponentDegraded(degraded))));
         if !inst.blocked_told.is_empty() {
             told.push(about(Fact::ComponentBlocked(v1::ComponentBlocked { by: inst.blocked_told.clone() })));
         }

@@ -153,7 +153,7 @@ impl Node {
         inst.probes = Probes::default();
         inst.hang.answered();
         inst.suspect = None;
-        inst.degraded = None;
+        (inst.degraded, inst.undegraded) = (None, None);
         inst.blocked_since = None;
         inst.slow_start_told = false;
         let one_shot = inst.spec().is_some_and(|s| s.one_shot);
@@ -261,7 +261,9 @@ impl Node {
             Role::Liveness if said.answer == Answer::Passed => self.alive(id, if told { asked } else { now.mono }, now),
             Role::Liveness => self.fold_silence(id, &said, figures.failures, now),
         }
-        if shows_pace {
+        if matches!(said.answer, Answer::Failed | Answer::Refused) {
+            self.answered_badly(id, now);
+        } else if shows_pace {
             self.note_pace(id, &spec, &said, now);
         }
     }
@@ -384,7 +386,7 @@ impl Node {
             inst.probes.became_ready(&spec, now.mono);
         }
         // Told with that: who hears that it is ready hears nothing of what it was.
-        inst.degraded = None;
+        (inst.degraded, inst.undegraded) = (None, None);
         inst.probes.liveness.sign_at = Some(now.mono);
         let fact = v1::ComponentReady { took: Some(time::duration(took)), probe: detail.to_owned(), again, completed: false };
         self.tell(id, Fact::ComponentReady(fact), "ready", detail, now);

@@ -150,6 +150,8 @@ pub struct Inst {
     pub blocked_since: Option<Duration>,
     /// Degradation told and not taken back.
     pub degraded: Option<Degradation>,
+    /// The last one that has passed, of this life.
+    pub undegraded: Option<Degradation>,
     /// Escalated past the budget (system plan).
     pub escalated: bool,
     /// Recovery order that was carried out or found void: (incident, attempt, void).
@@ -218,6 +220,7 @@ impl Inst {
             blocked_unsure: false,
             blocked_since: None,
             degraded: None,
+            undegraded: None,
             escalated: false,
             order_settled: None,
             order_running: None,

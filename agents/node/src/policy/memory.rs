@@ -13,9 +13,9 @@ use razar_bus_schema::{
 };
 
 use super::{
-    Action, Node, Now,
+    Action, Node, Now, degraded,
     folding::Exit,
-    instance::{Degradation, Inst, OpenIncident, Place, is_living},
+    instance::{Inst, OpenIncident, Place, is_living},
     probing::Probes,
 };
 
@@ -68,7 +68,10 @@ impl Node {
             if let (Some(planned), Some(process)) = (spawned.planned, spawned.process) {
                 let adopted = self.adopt(&planned, Some(process), now);
                 // The last agent may have died between the spawn and its readiness.
-                adopted.iter().for_each(|id| self.ready_unasked(id, now));
+                adopted.iter().for_each(|id| {
+                    self.tell_degraded_again(id, now);
+                    self.ready_unasked(id, now);
+                });
             }
         }
         self.tell_failures(now);
@@ -133,8 +136,9 @@ impl Node {
         inst.since = now.mono;
         inst.reason = "adopted from the last life of the node's agent".to_owned();
         take_up(inst, &spec.unwrap_or_default(), now.mono);
-        let told = memory.degraded.as_ref().filter(|_| memory.incarnation == planned.incarnation);
-        inst.degraded = told.map(|d| Degradation { kind: d.kind(), detail: d.detail.clone(), seen_at: now.mono });
+        if let Some(told) = memory.degraded.as_ref().filter(|_| memory.incarnation == planned.incarnation) {
+            degraded::recall(inst, told, now.mono);
+        }
         if inst.state == State::Ready {
             inst.ready_since = Some(memory.ready_since.as_ref().map_or(now.mono, |at| monotonic(at, now)));
         }
@@ -229,7 +233,7 @@ fn memory_of(inst: &Inst, start_floor: u64, unblocked: bool, now: Now) -> v1::In
         ready_since: inst.ready_since.map(|at| keep(at, old.and_then(|o| o.ready_since.as_ref()))),
         blocked_by: if unblocked { old.map(|o| o.blocked_by.clone()).unwrap_or_default() } else { inst.blocked_told.clone() },
         started_up: starts && spec.map_or(old.is_some_and(|o| o.started_up), |s| inst.probes.started_up && s.startup.is_some()),
-        degraded: inst.degraded.as_ref().map(|d| v1::ComponentDegraded { kind: d.kind.into(), detail: d.detail.clone(), passed: false }),
+        degraded: degraded::degradation_of(inst),
         said_ready: starts && spec.map_or(old.is_some_and(|o| o.said_ready), |_| inst.probes.readiness.sign_at.is_some()),
         failed_cause: if inst.state == State::Failed { inst.failed_cause.clone() } else { String::new() },
     }

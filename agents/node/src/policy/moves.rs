@@ -140,7 +140,7 @@ impl Node {
             }
             if !spec.one_shot {
                 let text = format!("not ready {limit:.0?} after its start; its start slot goes to the next");
-                self.degraded(id, v1::DegradedKind::Slow, &text, now);
+                self.become_degraded(id, v1::DegradedKind::Slow, &text, now);
             }
         }
     }

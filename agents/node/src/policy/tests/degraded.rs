@@ -128,19 +128,60 @@ fn a_slow_start_has_passed_once_it_is_ready() {
     assert_eq!(told(&b), [BEGAN, BEGAN], "a slowness of its own is told");
 }
 
-/// Who takes over knows what was told, and tells its end.
+/// Who takes over tells once more what was told last: the last agent may have died before it did; and it tells the end.
 #[test]
-fn the_next_agent_tells_that_it_has_passed() {
+fn the_next_agent_tells_what_was_told_last_and_that_it_has_passed() {
     let mut b = ready();
     passes_in(&mut b, SLOW);
     b.restart_agent(&[]);
     passes_in(&mut b, SLOW);
-    assert_eq!(told(&b), [BEGAN], "it is told already");
+    assert_eq!(told(&b), [BEGAN, BEGAN]);
     (0..15).for_each(|_| passes_in(&mut b, QUICK));
-    assert_eq!(told(&b), [BEGAN, PASSED]);
+    assert_eq!(told(&b), [BEGAN, BEGAN, PASSED]);
     b.restart_agent(&[]);
     (0..20).for_each(|_| passes_in(&mut b, QUICK));
-    assert_eq!(told(&b), [BEGAN, PASSED], "it has passed once");
+    assert_eq!(told(&b), [BEGAN, BEGAN, PASSED, PASSED]);
+    // Nothing of it is told of the next life.
+    b.exit("api", 1);
+    b.pass(SECOND);
+    b.restart_agent(&[]);
+    assert_eq!(told(&b).len(), 4);
+}
+
+/// It is worse than slow: that is no end of it.
+#[test]
+fn what_fails_meanwhile_has_not_passed() {
+    let mut b = ready();
+    passes_in(&mut b, SLOW);
+    for _ in 0..20 {
+        answers(&mut b, Role::Readiness, Answer::Passed, QUICK, None);
+        answers(&mut b, Role::Liveness, Answer::Failed, SECOND, None);
+    }
+    assert_eq!(told(&b), [BEGAN]);
+}
+
+/// Short of CPU it is starved in one window and slow in the next: that is one trouble.
+#[test]
+fn two_kinds_that_alternate_are_the_greater_one() {
+    let mut b = ready();
+    for _ in 0..10 {
+        passes_in(&mut b, SLOW);
+        is_starved(&mut b);
+    }
+    assert_eq!(told(&b), [BEGAN, (DegradedKind::Starved, false)]);
+}
+
+/// The watchdog judges a start by it: that it took too long is told to EVENTS that are new, whatever came since.
+#[test]
+fn a_slow_start_is_told_again_as_one() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.pass(31 * SECOND);
+    is_starved(&mut b);
+    assert_eq!(told(&b), [BEGAN, (DegradedKind::Starved, false)]);
+    b.events.clear();
+    b.node.tell_living(b.now);
+    b.turn();
+    assert_eq!(told(&b), [BEGAN, (DegradedKind::Starved, false)]);
 }
 
 /// EVENTS that are new know nothing of it.
