@@ -508,7 +508,10 @@ impl State {
     /// What is to be done now by who decides. Marks what it returns as under way, so that asking again asks for nothing twice.
     pub fn decide(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
-        self.decide_silence(now, &mut actions);
+        // Who has just woken may hear of something else first: what came meanwhile is heard before anybody is judged by it.
+        if !self.currency.owes_a_turn(now.mono) {
+            self.decide_silence(now, &mut actions);
+        }
         if self.shards.decides_on_mesh() {
             self.decide_chakras(now, &mut actions);
         }
@@ -526,7 +529,7 @@ impl State {
     /// When, after `now`, time alone changes something.
     #[must_use]
     pub fn next_deadline(&self, now: Now) -> Option<Duration> {
-        let silence = self.due.first().map(|(at, _)| *at);
+        let silence = self.due.first().map(|(at, _)| *at).filter(|_| !self.currency.owes_a_turn(now.mono));
         let chakras = if self.shards.decides_on_mesh() { self.next_chakra(now) } else { None };
         [silence, chakras, self.usages.next_at()].into_iter().flatten().min()
     }

@@ -104,6 +104,12 @@ impl Currency {
         }
     }
 
+    /// Whether the loop is so late that what came meanwhile may be unheard: its turn comes first.
+    #[must_use]
+    pub fn owes_a_turn(&self, now: Duration) -> bool {
+        self.turned.is_some_and(|before| now.saturating_sub(before) > self.turn_max() + FINE_MAX)
+    }
+
     /// Echo `number` came back.
     pub fn echoed(&mut self, number: u64, now: Duration) {
         let Some((_, sent)) = self.echo.take_if(|(outstanding, _)| *outstanding == number) else { return };

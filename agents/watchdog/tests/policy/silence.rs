@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use razar_bus_schema::v1::event::Fact;
+use razar_watchdog::policy::Action;
 
 use crate::world::{World, ms};
 
@@ -320,4 +321,22 @@ fn an_agent_of_a_version_that_names_no_kind_is_heard() {
     w.beater("a-registry").beat.agent.clear();
     w.pass(ms(20_000));
     assert_eq!(w.told(), [""; 0]);
+}
+
+/// A replica that has just woken may be given the lease before it hears anything: somebody may have come back meanwhile.
+#[test]
+fn who_wakes_hears_what_came_before_it_judges() {
+    for (asleep, verdicts) in [(ms(0), 1), (ms(1_200), 0)] {
+        let mut w = mesh(1);
+        w.dogs[0].leads = false;
+        w.beater("a-recovery").silent = true;
+        w.pass(ms(4_000));
+        let mut woken = w.at();
+        (woken.mono, woken.wall) = (woken.mono + asleep, woken.wall + asleep);
+        let published = |actions: Vec<Action>| actions.iter().filter(|a| matches!(a, Action::Publish(_))).count();
+        assert_eq!(published(w.dogs[0].state.decide(woken)), verdicts, "after {asleep:?} of sleep");
+        // Once it has turned it knows that it was late, and counts anew.
+        w.dogs[0].state.apply_turn(woken);
+        assert_eq!(published(w.dogs[0].state.decide(woken)), 0);
+    }
 }
