@@ -13,7 +13,7 @@ use razar_os::{Pid, Process, Signal};
 
 use crate::{
     bare, floor,
-    mesh::{EVENT_LIMIT, Mesh, Sync},
+    mesh::{Mesh, Sync, next},
     programs::{Programs, free_ports},
     report::{Line, Samples, Target},
 };
@@ -62,10 +62,6 @@ async fn ways(programs: &Programs, path: &Path, sync: Sync) -> Result<Samples> {
 fn victim(component: v1::ObservedComponent) -> Option<(String, u32)> {
     (component.stack == "bench-ladder").then_some(())?;
     Some((component.instance?.component, component.process?.pid))
-}
-
-async fn next(fold: &mut EventFold) -> Result<FoldItem> {
-    tokio::time::timeout(EVENT_LIMIT, fold.next()).await.context("no event came")?.context("the bus was closed")
 }
 
 /// Waits until `name` is told ready.

@@ -208,7 +208,7 @@ impl Follower {
     }
 
     async fn item(&mut self) -> Result<FoldItem> {
-        let item = tokio::time::timeout(EVENT_LIMIT, self.fold.next()).await.context("no event came")?.context("the bus was closed")?;
+        let item = next(&mut self.fold).await?;
         let at = Instant::now();
         if let FoldItem::Event { event, .. } = &item {
             let name = event.instance.as_ref().map_or("", |i| i.component.as_str());
@@ -269,6 +269,14 @@ impl Follower {
         tokio::time::sleep_until((ready_at + age).into()).await;
         Process::current_holder(life.pid)?.with_context(|| format!("{name} has ended by itself"))
     }
+}
+
+/// The next item of `fold`.
+///
+/// # Errors
+/// When none comes in time, or the bus was closed.
+pub(crate) async fn next(fold: &mut EventFold) -> Result<FoldItem> {
+    tokio::time::timeout(EVENT_LIMIT, fold.next()).await.context("no event came")?.context("the bus was closed")
 }
 
 /// From the first start to the last readiness of the components of the stack, by the node's clock; how many there were.

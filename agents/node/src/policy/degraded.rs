@@ -116,9 +116,8 @@ fn quiet(inst: &Inst) -> Duration {
         // The next question waits for the answer.
         figures.period.max(figures.timeout)
     };
-    let asked = [Role::Readiness, Role::Liveness].into_iter().filter_map(|role| Some((role, role.probe(spec)?)));
-    let periods = asked.filter(|(_, probe)| probing::manner(probe) != Manner::Told).map(|(role, probe)| pace(probe, role));
-    // What comes by itself is judged by its windows, each of a period of liveness.
-    let windows = spec.liveness.iter().map(|probe| pace(probe, Role::Liveness));
-    QUIET_PERIODS * periods.chain(windows).max().unwrap_or_default()
+    // What comes by itself is judged by its windows where it is a sign of life; that it is ready it says once.
+    let readiness = spec.readiness.as_ref().filter(|probe| probing::manner(probe) != Manner::Told);
+    let periods = [readiness.map(|probe| pace(probe, Role::Readiness)), spec.liveness.as_ref().map(|probe| pace(probe, Role::Liveness))];
+    QUIET_PERIODS * periods.into_iter().flatten().max().unwrap_or_default()
 }
