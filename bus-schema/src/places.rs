@@ -55,7 +55,8 @@ impl Places {
         Self { epoch: epoch.to_owned(), former, highest, window: bytes, inventory: 0 }
     }
 
-    /// Notes a place. `joins`: it is that of a `node_joined`, by which a node tells its journal.
+    /// Notes a place. `joins`: it is that of a `node_joined`, by which a node tells its journal, and what it holds anew where EVENTS are
+    /// new: events reach a stream in the order of their journal, so that what comes of before that is a copy, from EVENTS that are gone.
     pub fn see(&mut self, epoch: &str, sequence: u64, joins: bool) -> Sight {
         let changes = self.epoch != epoch;
         let replaces = changes && !self.epoch.is_empty();
@@ -80,7 +81,11 @@ impl Places {
             let window = if again.highest > 0 { [u8::MAX; WINDOW_BYTES] } else { [0; WINDOW_BYTES] };
             (self.epoch, self.highest, self.window, self.inventory) = (again.epoch, again.highest, window, 0);
         }
-        match (self.note(sequence), replaces) {
+        let first = self.note(sequence);
+        if joins && first {
+            self.note_below(sequence);
+        }
+        match (first, replaces) {
             (true, true) => Sight::FirstOfNewJournal,
             (true, false) => Sight::First,
             (false, _) => Sight::Again,
@@ -131,6 +136,14 @@ impl Places {
         fresh
     }
 
+    /// Takes all below a place for seen.
+    fn note_below(&mut self, sequence: u64) {
+        let from = usize::try_from(self.highest - sequence).unwrap_or(usize::MAX).saturating_add(1);
+        for (at, byte) in self.window.iter_mut().enumerate() {
+            *byte |= u8::MAX.checked_shl(u32::try_from(from.saturating_sub(at * 8)).unwrap_or(u32::MAX)).unwrap_or(0);
+        }
+    }
+
     /// Moves every bit `by` places up; what leaves the window is forgotten.
     fn shift(&mut self, by: u64) {
         let Ok(bytes) = usize::try_from(by / 8) else { return self.window.fill(0) };
@@ -148,8 +161,8 @@ impl Places {
     }
 }
 
-/// Whether an inventory is the newest of its node, by the places that a fold keeps for each. One from before EVENTS were lost may come
-/// late, into the new ones: it is seen there for the first time, and says how things were.
+/// Whether an inventory is the newest of its node, by the places that a fold keeps for each. In EVENTS that are new a late one may come for
+/// the first time before their node has joined them, behind one that it told at once, for a new bucket.
 pub fn is_newest_inventory(places: &mut BTreeMap<String, Places>, inventory: &v1::Event) -> bool {
     let Some(place) = &inventory.node_sequence else { return true };
     places.get_mut(&place.node).is_none_or(|places| places.is_newest_inventory(place.sequence))
@@ -172,6 +185,21 @@ mod tests {
                 let expected = (sequence > top || top - sequence < WINDOW) && model.insert(sequence);
                 prop_assert_eq!(places.see("e", sequence, false) == Sight::First, expected, "{}", sequence);
                 places = Places::restore(places.epoch(), places.highest(), places.window(), places.former().to_vec());
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_told_before_a_join_says_nothing_after_it() {
+        for (joined, highest) in [(54, 54), (54, 58), (260, 300), (3, 400), (1, 1), (16, 24)] {
+            let mut places = Places::default();
+            let first: Vec<u64> = (joined + 1..=highest).filter(|n| n % 2 == 0).collect();
+            first.iter().for_each(|n| assert_eq!(places.see("a", *n, false), Sight::First));
+            let near = highest - joined < WINDOW;
+            assert_eq!(places.see("a", joined, true), if near { Sight::First } else { Sight::Again });
+            for sequence in 1..=highest + 2 {
+                let fresh = sequence > joined && !first.contains(&sequence) && (sequence > highest || highest - sequence < WINDOW);
+                assert_eq!(places.see("a", sequence, false) == Sight::First, fresh, "{sequence} of {joined} and {highest}");
             }
         }
     }

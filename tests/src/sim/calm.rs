@@ -284,9 +284,9 @@ impl World {
         }
     }
 
-    /// What the registries say is what the nodes do, unless what was told is lost.
+    /// What the registries say is what the nodes do, also in EVENTS that are new.
     fn check_agreement(&mut self) {
-        if self.checks.violation.is_some() || self.faults.had(Fault::EventsLost) || self.faults.had(Fault::DiskLost) {
+        if self.checks.violation.is_some() {
             return;
         }
         let registry = &self.registries[0].projection.observed();
@@ -311,7 +311,10 @@ impl World {
             self.violated("agreement", wrong);
             return;
         }
-        self.check_outcomes();
+        // Who lost its journal, or what was told of a start, cannot tell its outcome.
+        if !self.faults.had(Fault::EventsLost) && !self.faults.had(Fault::DiskLost) {
+            self.check_outcomes();
+        }
     }
 
     /// Every start that was told has an outcome that was told (I13).
