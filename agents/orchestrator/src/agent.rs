@@ -156,6 +156,11 @@ impl Decider for Orchestrator {
         self.waits(None, Duration::ZERO);
     }
 
+    fn gathers(&self) -> bool {
+        // While a mission runs its end is waited for.
+        self.state.plan().is_none_or(|plan| plan.ended)
+    }
+
     fn next_deadline(&self, now: Now) -> Option<Duration> {
         self.state.next_deadline(now)
     }

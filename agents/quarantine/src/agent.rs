@@ -93,6 +93,10 @@ impl Decider for Quarantine {
         self.state.stand_down();
     }
 
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn next_deadline(&self, now: Now) -> Option<std::time::Duration> {
         self.state.next_deadline(now)
     }

@@ -168,6 +168,10 @@ impl Decider for Registry {
         self.writer.suspect_all(&self.projection);
     }
 
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn next_deadline(&self, now: Now) -> Option<Duration> {
         self.writer.next_deadline(now.mono)
     }

@@ -150,6 +150,10 @@ impl Decider for Watchdog {
         self.state.stand_down();
     }
 
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn next_deadline(&self, now: Now) -> Option<Duration> {
         self.state.next_deadline(now)
     }

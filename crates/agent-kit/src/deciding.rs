@@ -40,6 +40,10 @@ const OUTCOMES_MAX: usize = 256;
 const INPUTS_IN_A_ROW: usize = 512;
 /// The leases are given back within this time at the end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+/// With so many inputs in one turn, or behind an event, nothing is let gather: there is enough to fold.
+const MANY: usize = 64;
+/// How long more is let come to an event: longer than most recoveries take, and shorter than anybody notices.
+const GATHER: Duration = Duration::from_millis(10);
 /// Keys of `/readyz`.
 const EVENTS: &str = "events";
 const INTENTS: &str = "intents";
@@ -151,6 +155,11 @@ pub trait Decider: Sized {
     fn apply_shards(&mut self, _shards: &Shards, _now: Now) {}
     /// It may decide from now on, about anything.
     fn take_over(&mut self) {}
+    /// Whether nobody waits for what it makes of an event: it lets more come then, and folds them together. What the event sets going
+    /// elsewhere, the recovery of a component before all, has the processors meanwhile.
+    fn gathers(&self) -> bool {
+        false
+    }
     /// When to decide again if nothing happens, by [`Now::mono`].
     fn next_deadline(&self, now: Now) -> Option<Duration>;
     /// Decides.
@@ -227,6 +236,7 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         has_caught_up: false,
         folds,
         decides: Shards::new(count, []),
+        folded: 0,
     };
     running.shell.numbers.shards(&running.decides);
     running.connection_changed(&mut sources);
@@ -254,6 +264,8 @@ struct Running<D: Decider> {
     folds: bool,
     /// What it might decide about at the end of the last turn.
     decides: Shards,
+    /// Inputs of the last turn.
+    folded: usize,
 }
 
 impl<D: Decider> Running<D> {
@@ -267,7 +279,11 @@ impl<D: Decider> Running<D> {
         let now = self.shell.now();
         let tick = until_shared(TICK_INTERVAL, now.wall);
         let timer = deadline.map_or(tick, |at| at.saturating_sub(now.mono).min(tick));
-        let mut input = Some(sources.next(leads, timer).await);
+        let first = sources.next(leads, timer).await;
+        let question = if self.may_gather(&first) { sources.question_within(GATHER).await } else { None };
+        // It is answered behind what has come, and so are those that come with it.
+        sources.answers_now &= question.is_none();
+        let mut input = Some(first);
         let mut folded = 0;
         while let Some(next) = input {
             if matches!(next, Input::Stop | Input::Closed) {
@@ -278,10 +294,35 @@ impl<D: Decider> Running<D> {
             let leads = self.leads(sources);
             input = if folded < INPUTS_IN_A_ROW { sources.next(leads, TICK_INTERVAL).now_or_never() } else { None };
         }
+        self.folded = folded;
+        if let Some(question) = question {
+            self.handle(question, sources).await;
+        }
         self.shell.agent.ticker.tick();
         self.ask_heads();
         self.decide(sources);
         true
+    }
+
+    /// Whether more is to come to `first` before it is folded: nobody waits for what follows from it, and there is not enough already.
+    fn may_gather(&self, first: &Input<D>) -> bool {
+        let few = match first {
+            Input::Event(FoldItem::Event { pending, .. }) => usize::try_from(*pending).is_ok_and(|pending| pending < MANY),
+            Input::Intent(IntentItem::Record { .. }) => true,
+            Input::Event(FoldItem::Reset { .. } | FoldItem::DeadLetter { .. } | FoldItem::CaughtUp { .. })
+            | Input::Intent(_)
+            | Input::Store(_)
+            | Input::Command(_)
+            | Input::Query(_)
+            | Input::Item(_)
+            | Input::Lease
+            | Input::Connection
+            | Input::Done(_)
+            | Input::Timer
+            | Input::Stop
+            | Input::Closed => false,
+        };
+        few && self.folded < MANY && self.has_caught_up && self.decider.gathers() && !self.shell.holds_commands()
     }
 
     /// The shards about which decisions may be made: under their leases, with everything read up to where it was when each was taken.

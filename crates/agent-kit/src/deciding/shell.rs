@@ -122,6 +122,11 @@ impl<D: Decider> Shell<D> {
         self.held.get(&token).map(|(received, taken)| (received, *taken))
     }
 
+    /// Whether commands are held: somebody waits for what comes of them.
+    pub(super) fn holds_commands(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Answers a held command and settles it with the broker.
     pub fn settle(&mut self, token: u64, receipt: v1::Receipt) {
         let Some((received, _)) = self.held.remove(&token) else { return };

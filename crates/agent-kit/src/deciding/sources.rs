@@ -66,6 +66,16 @@ impl<D: Decider> Sources<D> {
         }
     }
 
+    /// Waits for so long, or for the next question, which is given back: it is answered once what has come meanwhile is folded.
+    pub(super) async fn question_within(&mut self, limit: Duration) -> Option<Input<D>> {
+        if !self.answers {
+            tokio::time::sleep(limit).await;
+            return None;
+        }
+        let query = tokio::time::timeout(limit, self.queries.next()).await.ok().flatten();
+        query.map(|query| Input::Query(Box::new(query)))
+    }
+
     fn item(&mut self, item: Option<<D::Source as Source>::Item>) -> Input<D> {
         if item.is_none() {
             self.further = None;
