@@ -42,7 +42,7 @@ const INPUTS_IN_A_ROW: usize = 512;
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 /// With so many inputs in one turn, or behind an event, nothing is let gather: there is enough to fold.
 const MANY: usize = 64;
-/// How long more is let come to an event: longer than most recoveries take, and shorter than anybody notices.
+/// How long more is let come to an event, if nothing is due before: longer than most recoveries take, and shorter than anybody notices.
 const GATHER: Duration = Duration::from_millis(10);
 /// Keys of `/readyz`.
 const EVENTS: &str = "events";
@@ -280,7 +280,8 @@ impl<D: Decider> Running<D> {
         let tick = until_shared(TICK_INTERVAL, now.wall);
         let timer = deadline.map_or(tick, |at| at.saturating_sub(now.mono).min(tick));
         let first = sources.next(leads, timer).await;
-        let question = if self.may_gather(&first) { sources.question_within(GATHER).await } else { None };
+        let left = (now.mono + timer).saturating_sub(self.shell.now().mono);
+        let question = if self.may_gather(&first) { sources.question_within(GATHER.min(left)).await } else { None };
         // It is answered behind what has come, and so are those that come with it.
         sources.answers_now &= question.is_none();
         let mut input = Some(first);
