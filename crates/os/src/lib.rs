@@ -30,7 +30,7 @@
 //! - The agent reaps each child by its [`Process`]; only the guard calls [`reap_any`].
 //! - [`spawn()`], [`Tree::sample`] and [`Tree::refresh`] take microseconds to a few milliseconds and may run on the runtime's thread;
 //!   [`Tree::kill`] and [`NodeLock::acquire`] wait, and belong on a blocking one.
-//! - Times of [`TreeSample`] and [`DeadlineTimer`] are [`monotonic_now`]: time since boot, suspension included. `start_time_ticks` are the
+//! - Times of [`DeadlineTimer`] are [`monotonic_now`]: time since boot, suspension included. `start_time_ticks` are the
 //!   kernel's clock ticks since boot, to be compared and nothing else.
 //! - What cannot be known is `None` or [`Exit::Unknown`], never a guess; a scan that failed half-way is an error, never a short list.
 

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
 
 use super::Tree;
 use crate::identity::Pid;
 use crate::procfs::{Reader, Stat};
 use crate::table::ProcTable;
-use crate::timer::monotonic_now;
 
 /// What a task does, as the kernel's letter says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +58,6 @@ pub struct TaskSample {
 /// All living tasks of a tree at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeSample {
-    /// When it was begun, in [`crate::monotonic_now`] time.
-    pub taken_at: Duration,
     /// Sorted by pid and tid. Empty when nobody lives.
     pub tasks: Vec<TaskSample>,
     /// Whether a tracer holds on to any of them.
@@ -90,7 +86,7 @@ impl Tree {
     /// # Errors
     /// `/proc` cannot be read, out of descriptors: never an incomplete sample, except for what came or went while it was taken.
     pub fn sample(&mut self) -> io::Result<TreeSample> {
-        let mut sample = TreeSample { taken_at: monotonic_now(), tasks: Vec::new(), traced: false };
+        let mut sample = TreeSample { tasks: Vec::new(), traced: false };
         self.walk(|walk, pid, _| {
             let mut threads = 0;
             for tid in walk.reader.tids(pid)? {
