@@ -280,8 +280,12 @@ impl<D: Decider> Running<D> {
         let tick = until_shared(TICK_INTERVAL, now.wall);
         let timer = deadline.map_or(tick, |at| at.saturating_sub(now.mono).min(tick));
         let first = sources.next(leads, timer).await;
-        let left = (now.mono + timer).saturating_sub(self.shell.now().mono);
-        let question = if self.may_gather(&first) { sources.question_within(GATHER.min(left)).await } else { None };
+        let question = if self.may_gather(&first) {
+            let left = (now.mono + timer).saturating_sub(self.shell.now().mono);
+            sources.question_within(GATHER.min(left)).await
+        } else {
+            None
+        };
         // It is answered behind what has come, and so are those that come with it.
         sources.answers_now &= question.is_none();
         let mut input = Some(first);
@@ -307,23 +311,10 @@ impl<D: Decider> Running<D> {
 
     /// Whether more is to come to `first` before it is folded: nobody waits for what follows from it, and there is not enough already.
     fn may_gather(&self, first: &Input<D>) -> bool {
-        let few = match first {
-            Input::Event(FoldItem::Event { pending, .. }) => usize::try_from(*pending).is_ok_and(|pending| pending < MANY),
-            Input::Intent(IntentItem::Record { .. }) => true,
-            Input::Event(FoldItem::Reset { .. } | FoldItem::DeadLetter { .. } | FoldItem::CaughtUp { .. })
-            | Input::Intent(_)
-            | Input::Store(_)
-            | Input::Command(_)
-            | Input::Query(_)
-            | Input::Item(_)
-            | Input::Lease
-            | Input::Connection
-            | Input::Done(_)
-            | Input::Timer
-            | Input::Stop
-            | Input::Closed => false,
-        };
-        few && self.folded < MANY && self.has_caught_up && self.decider.gathers() && !self.shell.holds_commands()
+        let few = |pending: u64| usize::try_from(pending).is_ok_and(|pending| pending < MANY);
+        let begins = matches!(first, Input::Event(FoldItem::Event { pending, .. }) if few(*pending))
+            || matches!(first, Input::Intent(IntentItem::Record { .. }));
+        begins && self.folded < MANY && self.has_caught_up && self.decider.gathers() && !self.shell.holds_commands()
     }
 
     /// The shards about which decisions may be made: under their leases, with everything read up to where it was when each was taken.
