@@ -65,11 +65,20 @@ pub fn holds_for(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<
     Ok(())
 }
 
-/// Each id once; every mission begun and ended once; no incarnation started twice; one word and one end for each command.
+/// What was told once this holds: each id once; every mission begun and ended once; no incarnation started twice; one word and one end for
+/// each command. Waited for, as the end of a command is told after what was asked for has come.
 ///
 /// # Errors
-/// When it is not so.
-pub fn one_end_each(events: &[v1::Event]) -> Result<()> {
+/// When it is not so within `limit`.
+pub fn one_end_each(mesh: &Mesh, limit: Duration) -> Result<Vec<v1::Event>> {
+    wait_for("one end of each", limit, || {
+        let events = mesh.events()?;
+        ended_once(&events)?;
+        Ok(Some(events))
+    })
+}
+
+fn ended_once(events: &[v1::Event]) -> Result<()> {
     let ids: BTreeSet<&str> = events.iter().map(|e| e.id.as_str()).collect();
     ensure!(ids.len() == events.len(), "{} events, {} ids", events.len(), ids.len());
     let (mut missions, mut starts, mut commands) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::<&str, Vec<&str>>::new());

@@ -78,8 +78,7 @@ fn generation(mesh: &Mesh, name: &str) -> Result<u64> {
 
 /// Each event once; every mission begun and ended once; no incarnation started twice; one word and one end for each command.
 fn one_story(mesh: &Mesh) -> Result<()> {
-    let events = mesh.events()?;
-    one_end_each(&events)?;
+    let events = one_end_each(mesh, SOON)?;
     for event in &events {
         let Some(Fact::OperatorCommand(c)) = &event.fact else { continue };
         let words = words(&events, &c.command_id);

@@ -101,12 +101,7 @@ fn live(wired: &Wired, mut hurt: impl FnMut(&Wired) -> Result<()>) -> Result<()>
 
 /// Everything had one effect, one end, and nobody was touched or judged who had done nothing.
 fn it_was_lived_once(mesh: &Mesh) -> Result<()> {
-    let events = wait_for("an end of each", HURT, || {
-        let events = mesh.events()?;
-        Ok(one_end_each(&events).is_ok().then_some(events))
-    });
-    let events = events.or_else(|_| mesh.events())?;
-    one_end_each(&events)?;
+    let events = one_end_each(mesh, HURT)?;
     let starts = |name: &str| count(mesh, name, "component_started");
     // Four of store by its node, one by a rung, one after its release.
     ensure!((starts("db")?, starts("api")?, starts("store")?) == (2, 3, 6), "{} {} {}", starts("db")?, starts("api")?, starts("store")?);
@@ -239,7 +234,7 @@ fn a_mesh_whose_consumers_stand_still_goes_on() -> Result<()> {
     pause()?;
     razar(mesh, &["restart", "api"])?;
     wait_for("another api", HURT, || Ok(mesh.component("api")?.incarnation.is_some_and(|i| i.generation == 2).then_some(())))?;
-    one_end_each(&mesh.events()?)?;
+    one_end_each(mesh, HURT)?;
     told_once_and_in_order(&mesh.events()?)?;
     for unwanted in ["node_lost", "agent_down", "recovery_started"] {
         ensure!(mesh.events()?.iter().all(|e| e.kind != unwanted), "{unwanted} though only consumers stood");
@@ -276,7 +271,7 @@ fn a_life_whose_holders_sleep_and_wake() -> Result<()> {
         Ok(())
     })?;
     asleep.drain(..).try_for_each(|replica| wired.signal(&replica, Signal::CONT))?;
-    one_end_each(&wired.mesh.events()?)?;
+    one_end_each(&wired.mesh, HURT)?;
     told_once_and_in_order(&wired.mesh.events()?)?;
     let starts = |name: &str| count(&wired.mesh, name, "component_started");
     ensure!((starts("db")?, starts("api")?, starts("store")?) == (2, 3, 6), "{} {} {}", starts("db")?, starts("api")?, starts("store")?);
@@ -340,6 +335,6 @@ fn a_dead_letter_is_told_whoever_was_away() -> Result<()> {
     }
     told(&wired, &[&command, &command, &event, &event])?;
     razar(&wired.mesh, &["restart", "db"])?;
-    one_end_each(&wired.mesh.events()?)?;
+    one_end_each(&wired.mesh, HURT)?;
     wired.end()
 }
