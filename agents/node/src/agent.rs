@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::File,
     os::fd::AsFd,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +17,7 @@ use razar_bus_schema::{
     ids::{Incarnation, Instance},
     v1::{self, intent::Want, probe::Check},
 };
-use razar_os::{DeadlineTimer, NodeLock, TaskState, monotonic_now};
+use razar_os::{DeadlineTimer, NodeLock, monotonic_now};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -33,11 +33,12 @@ use crate::{
     outbox::Outbox,
     policy::{
         Action, Input, Node, Now, Spawn, ViewChange,
-        evidence::{Sample, Task, Window},
+        evidence::{Sample, Window},
         probing::{Answer, Role},
     },
     probe::{Outcome, ProbeContext, Prober},
     processes::{Cleared, ProcessNews, Processes, Word},
+    sampling::Sampler,
     usage::Usages,
     view,
 };
@@ -162,6 +163,10 @@ impl Agent {
         while !self.policy.finished() {
             tokio::select! {
                 biased;
+                // Seldom due, and never to wait for a burst of what follows.
+                _ = turn.tick() => self.keep_house(),
+                _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
+                _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),
                 Some(news) = processes.recv() => self.on_process(news),
                 Some(news) = news.recv() => self.on_news(news),
                 result = self.timer.expired() => result.context("the timer failed")?,
@@ -170,9 +175,6 @@ impl Agent {
                 Some(beat) = next_beat(&mut beats) => self.on_beat(&beat),
                 Ok(()) = acked.changed() => self.on_acked(*acked.borrow_and_update()),
                 Ok(()) = connection.changed() => self.renew_health(),
-                _ = turn.tick() => self.keep_house(),
-                _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
-                _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),
                 gone = &mut guard_gone, if guarded => {
                     if self.on_guard_gone(gone) {
                         return self.hand_over().await;
@@ -437,25 +439,27 @@ impl Agent {
         let mut probe = probe.clone();
         probe.timeout = Some(razar_bus_schema::time::duration(timeout));
         let tree = self.processes.get(&instance, incarnation).map(|r| r.tree.clone()).filter(|_| role == Role::Liveness);
+        let sampler = Sampler::new(tree);
         let context = self.probe_context(&probe, &instance, incarnation, spec);
         let (prober, news, bus) = (self.prober.clone(), self.news.clone(), self.bus.clone());
         tokio::spawn(async move {
-            let sample = || tree.as_ref().and_then(|t| t.lock().unwrap_or_else(PoisonError::into_inner).sample().ok()).map(sample_of);
-            let begun = monotonic_now();
             let (answer, detail, took, before) = if Prober::asks(&probe) {
-                ask(&prober, &probe, &context, timeout, &sample).await
+                ask(&prober, &probe, &context, timeout, &sampler).await
             } else {
-                let (before, beats) = (sample(), matches!(probe.check, Some(Check::Heartbeat(_))));
+                let (before, beats) = (sampler.take().await, matches!(probe.check, Some(Check::Heartbeat(_))));
                 let heard = !beats || bus.is_up();
                 tokio::time::sleep(timeout).await;
                 let heard = heard && (!beats || bus.is_up());
                 let answer = if heard { Answer::Failed } else { Answer::Void };
-                (answer, "no sign of life".to_owned(), timeout, before.map(|b| (begun, timeout, b)))
+                (answer, "no sign of life".to_owned(), timeout, before.map(|(begun, b)| (begun, timeout, b)))
             };
-            let window = before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)).map(|(from, timeout, before)| {
-                let after = sample().unwrap_or_default();
-                Window { before, after, timeout, lasted: monotonic_now().saturating_sub(from) }
-            });
+            let window = match before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)) {
+                None => None,
+                Some((from, timeout, before)) => {
+                    let (until, after) = sampler.take().await.unwrap_or_else(|| (monotonic_now(), Sample::default()));
+                    Some(Window { before, after, timeout, lasted: until.saturating_sub(from) })
+                }
+            };
             let input = Input::Probed { instance, incarnation, role, answer, detail, took, window };
             let _ = news.send(News::Probed(Box::new(input))).await;
         });
@@ -498,7 +502,7 @@ async fn ask(
     probe: &v1::Probe,
     context: &ProbeContext,
     timeout: Duration,
-    sample: &impl Fn() -> Option<Sample>,
+    sampler: &Sampler,
 ) -> (Answer, String, Duration, Option<Begun>) {
     let look_after = timeout / LOOK_DIVISOR;
     let question = prober.run(probe, context);
@@ -507,8 +511,9 @@ async fn ask(
     let answer = match tokio::time::timeout(look_after, &mut question).await {
         Ok(answer) => answer,
         Err(_) => {
-            begun = sample().map(|seen| (monotonic_now(), timeout.saturating_sub(look_after), seen));
-            question.await
+            let (taken, answer) = tokio::join!(sampler.take(), question);
+            begun = taken.map(|(at, seen)| (at, timeout.saturating_sub(look_after), seen));
+            answer
         }
     };
     let meaning = match answer.outcome {
@@ -518,28 +523,10 @@ async fn ask(
     };
     if meaning != Answer::Passed && begun.is_none() {
         // It said no at once: the window is what follows.
-        begun = sample().map(|seen| (monotonic_now(), look_after, seen));
+        begun = sampler.take().await.map(|(at, seen)| (at, look_after, seen));
         if begun.is_some() {
             tokio::time::sleep(look_after).await;
         }
     }
     (meaning, answer.detail, answer.took, begun)
-}
-
-/// A sample of the tree as the policy reads it.
-fn sample_of(sample: razar_os::TreeSample) -> Sample {
-    let task = |t: &razar_os::TaskSample| Task {
-        tid: t.tid.as_raw().unsigned_abs(),
-        state: match t.state {
-            TaskState::Running => 'R',
-            TaskState::Sleeping => 'S',
-            TaskState::Disk => 'D',
-            TaskState::Stopped => 'T',
-            TaskState::Traced => 't',
-            TaskState::Other(letter) => letter,
-        },
-        run_ns: t.run_ns,
-        delay_ns: t.delay_ns,
-    };
-    Sample { tasks: sample.tasks.iter().map(task).collect(), traced: sample.traced }
 }

@@ -13,13 +13,14 @@ use razar_bus_schema::{
     time,
     v1::{self, event::Fact},
 };
-use razar_os::monotonic_now;
+use razar_os::{ThreadTimes, monotonic_now};
 use tokio::sync::mpsc;
 
 use crate::{
     agent::Agent,
     config::NodeConfig,
     news::News,
+    pace::Pace,
     policy::{
         Group, Input,
         upkeep::{Chore, EventsSeen, Look, Upkeep},
@@ -57,6 +58,7 @@ pub(crate) struct House {
     numbers: Numbers,
     subjects: razar_bus_schema::subject::Subjects,
     cycle: u64,
+    pace: Pace,
     away_since: Option<SystemTime>,
     events: EventsSeen,
     upkeep: Upkeep,
@@ -94,6 +96,7 @@ impl House {
             numbers,
             subjects,
             cycle: 0,
+            pace: Pace::default(),
             away_since: None,
             events: EventsSeen::default(),
             upkeep: Upkeep::new(embedded),
@@ -139,6 +142,10 @@ impl Agent {
         self.renew_health();
         self.renew_numbers();
         self.house.cycle += 1;
+        let times = ThreadTimes::own().ok().flatten().unwrap_or_default();
+        if let Some(stood) = self.house.pace.turned(monotonic_now(), times) {
+            tracing::warn!("{stood}");
+        }
         if self.house.cycle.is_multiple_of(LOOK_TURNS) && !std::mem::replace(&mut self.house.looking, true) {
             let (bus, places, news) = (self.bus.clone(), self.house.places.clone(), news.clone());
             let told_before = *self.outbox.acked().borrow() > 0;

@@ -33,6 +33,11 @@ impl Pid {
         Self(rustix::process::getpid().as_raw_nonzero())
     }
 
+    /// The number of the calling thread.
+    pub(crate) fn this_thread() -> Self {
+        Self(rustix::thread::gettid().as_raw_nonzero())
+    }
+
     pub(crate) fn rustix(self) -> Option<rustix::process::Pid> {
         rustix::process::Pid::from_raw(self.as_raw())
     }
