@@ -14,7 +14,7 @@ use razar_bus_schema::{
     ids::Incident,
     v1::{self, InstanceState as State, event::Fact},
 };
-use razar_tests::e2e::{Mesh, binary, signal, wait_for};
+use razar_tests::e2e::{Mesh, Processors, binary, signal, wait_for};
 use rustix::process::Signal;
 
 /// All of them boot in a tenth of it.
@@ -23,6 +23,8 @@ const BOOT: &str = "120s";
 const BACK: Duration = Duration::from_secs(90);
 /// How long there are as many CPU hogs as components.
 const STARVED: Duration = Duration::from_secs(20);
+/// A processor that let a thread wait for so long, one that asked for a few microseconds, stood: a beat of whoever was there was missed.
+const STOOD: Duration = Duration::from_secs(2);
 /// Minutes of it in the long run, which is asked for by name.
 const STARVED_MINUTES: &str = "RAZAR_E2E_STARVED_MINUTES";
 /// Components in profile `full`.
@@ -102,13 +104,15 @@ impl Drop for Hogs {
     }
 }
 
-/// As many CPU hogs as components, for `time`: everybody is slow, and nobody is taken for dead. Says at the end what was seen.
+/// As many CPU hogs as components, for `time`: everybody is slow, and nobody is taken for dead. Says at the end what was seen. Where the
+/// machine itself stood, an agent that was on that processor was silent, and may be told so; nothing may follow from it.
 fn starve(mesh: &Mesh, time: Duration) -> Result<()> {
     const VERDICTS: [&str; 6] =
         ["component_unresponsive", "component_exited", "component_failed", "node_lost", "agent_down", "recovery_started"];
     let (before, told, began) = (pids(mesh)?, mesh.events()?.len(), Instant::now());
-    let hogs = Hogs::start(ALL)?;
+    let (processors, hogs) = (Processors::watch()?, Hogs::start(ALL)?);
     std::thread::sleep(time);
+    let waited = processors.longest_wait();
     drop(hogs);
     let events = wait_for("the bus after the hogs", BACK, || mesh.events().map(Some))?;
     let since = events.get(told..).context("the stream is shorter")?;
@@ -117,12 +121,13 @@ fn starve(mesh: &Mesh, time: Duration) -> Result<()> {
     let started = since.iter().filter(|e| e.kind == "component_started" && e.stack != "system").count();
     let verdicts: BTreeMap<_, _> = VERDICTS.map(|kind| (kind, since.iter().filter(|e| e.kind == kind).count())).into();
     eprintln!(
-        "{} components under {ALL} hogs for {:.0?}: {started} restarts, {} of them another process now, verdicts {verdicts:?}",
+        "{} components under {ALL} hogs for {:.0?}: {started} restarts, {} of them another process now, verdicts {verdicts:?}; a processor let a thread wait for {waited:.1?}",
         before.len(),
         began.elapsed(),
         anew.len(),
     );
-    let wrong: Vec<_> = since.iter().filter(|e| VERDICTS.contains(&e.kind.as_str())).collect();
+    let silent = |e: &v1::Event| waited >= STOOD && ["node_lost", "agent_down"].contains(&e.kind.as_str());
+    let wrong: Vec<_> = since.iter().filter(|e| VERDICTS.contains(&e.kind.as_str()) && !silent(e)).collect();
     ensure!(anew.is_empty() && started == 0, "started anew: {anew:?}");
     ensure!(wrong.is_empty(), "told of healthy ones: {wrong:?}");
     Ok(())
