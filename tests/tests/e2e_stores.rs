@@ -91,6 +91,24 @@ fn a_lost_bucket_is_made_again_and_nobody_is_started_again() -> Result<()> {
     lose_one_after_the_other(&[("KV_", "intents"), ("KV_", "missions"), ("KV_", "observed"), ("KV_", "leases")])
 }
 
+/// Somebody else makes EVENTS anew as soon as a new agent of the node has told into them, before it looks at its stores: the new ones are
+/// not taken for those that it told into. Mutation caught: which they are is asked at the first look.
+#[test]
+fn events_made_anew_under_a_new_agent_of_the_node_hear_of_all_that_live() -> Result<()> {
+    let mesh = Mesh::start(pair)?;
+    let (before, mut raw, stream) = (pids(&mesh)?, mesh.raw()?, format!("{}_events", mesh.name()));
+    let joined = || Ok::<_, anyhow::Error>(mesh.events()?.iter().filter(|e| e.kind == "node_joined").count());
+    let told = joined()?;
+    signal(mesh.agent_pid()?, Signal::KILL)?;
+    wait_for("the new agent to have told", SOON, || Ok((joined()? > told).then_some(())))?;
+    raw.jetstream(&format!("STREAM.DELETE.{stream}"), "")?;
+    let provision = mesh.by_hand("razar-provision", mesh.broker_port(), "by-hand")?;
+    wait_for("events again", SOON, || Ok(exists(&mut raw, &stream).then_some(())))?;
+    works(&mesh, &before, "events")?;
+    drop(provision);
+    mesh.end()
+}
+
 /// With the stream and the bucket both gone only the node's inventory says what it is that runs; a successor of the orchestrator knows
 /// nothing else. Mutation caught: the inventory tells no hash.
 #[test]

@@ -73,7 +73,7 @@ pub struct Agent {
     /// What was heard, and is not written down before the turn is over.
     heard: Vec<Word>,
     timer: DeadlineTimer,
-    news: mpsc::Sender<News>,
+    pub(crate) news: mpsc::Sender<News>,
     _lock: NodeLock,
 }
 
@@ -333,6 +333,7 @@ impl Agent {
                 self.policy.apply(*input, now());
             }
             News::Looked(look) => self.on_looked(*look),
+            News::EventsAre(epoch) => self.on_events_are(epoch),
             News::Measured(usages) => self.usages.put(usages),
         }
     }
@@ -392,6 +393,7 @@ impl Agent {
 
     fn on_acked(&mut self, sequence: u64) {
         self.note(|journal| journal.acknowledged(sequence));
+        self.ask_which_events();
     }
 
     fn on_guard_gone(&self, gone: std::io::Result<()>) -> bool {
@@ -422,8 +424,7 @@ impl Agent {
             tracing::warn!(instance = %loss.instance, bytes = loss.lost_bytes, "output came too fast; the oldest of it was not kept");
         }
         self.usages.measure_when_due(&self.processes, &self.news);
-        let news = self.news.clone();
-        self.tend_house(&news);
+        self.tend_house();
     }
 
     fn clear_state(&self, instance: Instance, paths: Vec<String>) {

@@ -10,11 +10,11 @@ use prost::Message as _;
 use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
 use razar_bus::Bus;
 use razar_bus_schema::{
+    stream::Store,
     time,
     v1::{self, event::Fact},
 };
 use razar_os::{ThreadTimes, monotonic_now};
-use tokio::sync::mpsc;
 
 use crate::{
     agent::Agent,
@@ -22,7 +22,7 @@ use crate::{
     news::News,
     pace::Pace,
     policy::{
-        Group, Input,
+        Group, Input, Now,
         upkeep::{Chore, EventsSeen, Look, Upkeep},
     },
     stores,
@@ -65,6 +65,8 @@ pub(crate) struct House {
     places: stores::Places,
     /// A look is under way: a disk that hangs is looked at once.
     looking: bool,
+    /// It is being asked which EVENTS there are.
+    asking: bool,
 }
 
 impl House {
@@ -102,6 +104,7 @@ impl House {
             upkeep: Upkeep::new(embedded),
             places: stores::Places { dir: config.state_dir.clone(), monitor: embedded.then_some(ports.monitor) },
             looking: false,
+            asking: false,
         }
     }
 
@@ -138,7 +141,7 @@ impl House {
 
 impl Agent {
     /// Each second: health, numbers, a beat, and a look at disk and stores.
-    pub(crate) fn tend_house(&mut self, news: &mpsc::Sender<News>) {
+    pub(crate) fn tend_house(&mut self) {
         self.renew_health();
         self.renew_numbers();
         self.house.cycle += 1;
@@ -147,7 +150,7 @@ impl Agent {
             tracing::warn!("{stood}");
         }
         if self.house.cycle.is_multiple_of(LOOK_TURNS) && !std::mem::replace(&mut self.house.looking, true) {
-            let (bus, places, news) = (self.bus.clone(), self.house.places.clone(), news.clone());
+            let (bus, places, news) = (self.bus.clone(), self.house.places.clone(), self.news.clone());
             let told_before = *self.outbox.acked().borrow() > 0;
             tokio::spawn(async move {
                 let look = stores::look(&bus, places, told_before).await;
@@ -170,13 +173,37 @@ impl Agent {
         });
     }
 
+    /// The first of this node's events is stored: in which EVENTS is asked at once.
+    pub(crate) fn ask_which_events(&mut self) {
+        if self.house.events.are_known() || std::mem::replace(&mut self.house.asking, true) {
+            return;
+        }
+        let (bus, news) = (self.bus.clone(), self.news.clone());
+        tokio::spawn(async move {
+            let epoch = bus.epoch(Store::Events).await;
+            let _ = news.send(News::EventsAre(epoch.ok())).await;
+        });
+    }
+
+    pub(crate) fn on_events_are(&mut self, epoch: Option<String>) {
+        self.house.asking = false;
+        if epoch.is_some_and(|epoch| self.house.events.are(&epoch)) {
+            self.tell_all_anew(crate::agent::now());
+        }
+    }
+
+    /// These EVENTS know nothing of this node.
+    fn tell_all_anew(&mut self, now: Now) {
+        self.policy.join(self.joined.clone(), now);
+        self.policy.tell_living(now);
+    }
+
     /// What a look at disk and stores showed.
     pub(crate) fn on_looked(&mut self, mut look: Look) {
         self.house.looking = false;
         let now = crate::agent::now();
         if self.house.events.apply(&look) {
-            self.policy.join(self.joined.clone(), now);
-            self.policy.tell_living(now);
+            self.tell_all_anew(now);
         }
         if self.policy.makes_stores(look.at, now) {
             look.stores = None;

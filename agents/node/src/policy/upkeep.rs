@@ -84,15 +84,25 @@ pub struct EventsSeen {
 }
 
 impl EventsSeen {
+    /// Whether it is known which they are. To be asked as soon as one's first event is stored: what is made anew before the first look
+    /// would be taken for what was told into.
+    #[must_use]
+    pub const fn are_known(&self) -> bool {
+        self.epoch.is_some()
+    }
+
+    /// EVENTS are there, of this epoch; whether they are others than those that this node has told into.
+    pub fn are(&mut self, epoch: &str) -> bool {
+        let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
+        *self = Self { epoch: Some(epoch.to_owned()), lost: false };
+        others
+    }
+
     /// Folds a look; whether EVENTS are others than those that this node has told into. (An agent that has seen no EVENTS before they are
     /// lost knows by [`Look::told_before`] alone.)
     pub fn apply(&mut self, look: &Look) -> bool {
         match look.stores.iter().flatten().find(|(store, _)| *store == Store::Events) {
-            Some((_, Some(epoch))) => {
-                let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
-                *self = Self { epoch: Some(epoch.clone()), lost: false };
-                others
-            }
+            Some((_, Some(epoch))) => self.are(epoch),
             Some((_, None)) => {
                 self.lost |= look.told_before;
                 false
@@ -273,6 +283,9 @@ mod tests {
         let mut events = EventsSeen::default();
         assert!(!events.apply(&seen(None)));
         assert!(events.apply(&seen(Some("b"))), "lost before the first look at them");
+        let mut events = EventsSeen::default();
+        assert!(!events.are_known() && !events.are("a") && events.are_known(), "as the first of this node's was stored");
+        assert!(events.apply(&seen(Some("b"))), "made anew before the first look at them");
     }
 
     /// Mutation caught: `apply` forgets what was missing when the broker does not tell.
