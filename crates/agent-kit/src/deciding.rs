@@ -160,8 +160,9 @@ pub trait Decider: Sized {
     fn gathers(&self) -> bool {
         false
     }
-    /// When to decide again if nothing happens, by [`Now::mono`].
-    fn next_deadline(&self, now: Now) -> Option<Duration>;
+    /// When to decide again if nothing happens, by [`Now::mono`]; `decided_at`: when it decided last, so that what has come due since is
+    /// not passed over.
+    fn next_deadline(&self, decided_at: Now) -> Option<Duration>;
     /// Decides.
     fn decide(&mut self, now: Now) -> Vec<Self::Action>;
     /// Carries an action out, or begins to.
@@ -224,8 +225,10 @@ pub async fn run<D: Decider>(agent: Agent<D::Settings>, mut decider: D, entry: E
         shutdown: agent.shutdown.clone(),
         further: Some(entry.source),
     };
+    let shell = Shell::new(agent, done);
     let mut running = Running {
-        shell: Shell::new(agent, done),
+        decided_at: shell.now(),
+        shell,
         decider,
         snapshot,
         tenures: Tenures::new(count),
@@ -264,6 +267,8 @@ struct Running<D: Decider> {
     folds: bool,
     /// What it might decide about at the end of the last turn.
     decides: Shards,
+    /// By when it looked at that, and decided, last.
+    decided_at: Now,
     /// Inputs of the last turn.
     folded: usize,
 }
@@ -274,7 +279,7 @@ impl<D: Decider> Running<D> {
         let leads = self.leads(sources);
         sources.answers_now = self.has_caught_up || self.began.elapsed() >= ANSWERS_AFTER;
         // To look for it may cost as much as to decide, which only who leads does.
-        let deadline = if leads { self.decider.next_deadline(self.shell.now()) } else { None };
+        let deadline = if leads { self.decider.next_deadline(self.decided_at) } else { None };
         let deadline = deadline.into_iter().chain(self.shell.away.next_try(self.shell.now().mono)).min();
         let now = self.shell.now();
         let tick = until_shared(TICK_INTERVAL, now.wall);
@@ -334,6 +339,7 @@ impl<D: Decider> Running<D> {
     fn decide(&mut self, sources: &mut Sources<D>) {
         let held = self.held(sources);
         let now = self.shell.now();
+        self.decided_at = now;
         if held != self.decides {
             tracing::info!(shards = ?held.held(), of = held.count().get(), "decides");
             self.shell.numbers.shards(&held);
