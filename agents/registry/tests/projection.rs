@@ -6,6 +6,7 @@ use prost::Message as _;
 use razar_bus_schema::{
     event::{Kind as _, agent_event_id, node_event_id},
     ids::{Incarnation, Instance},
+    presence::lost_node_cause,
     v1::{self, InstanceState, event::Fact},
 };
 use razar_registry::projection::{AGENT_EVENT_WINDOW, ESCALATIONS_KEPT, Folded, Key, MISSIONS_KEPT, Projection};
@@ -228,6 +229,20 @@ fn an_inventory_corrects_what_was_missed() {
     event.incarnation = None;
     let seen = api(&fold(&[event]));
     assert_eq!((seen.state(), seen.node.as_str(), seen.incarnation), (InstanceState::Ready, "a", Some(Incarnation::new(4, 2).into())));
+}
+
+#[test]
+fn of_a_lost_node_it_is_known_since_when() {
+    let mut joined = of_node(1, (0, 0), Fact::NodeJoined(v1::NodeJoined::default()));
+    (joined.instance, joined.incarnation) = (None, None);
+    let mut lost = of_orchestrator(&joined.id, None, Fact::NodeLost(v1::NodeLost::default()));
+    lost.cause_id.clone_from(&joined.id);
+    lost.incident = Some(v1::IncidentId { mesh_cause: lost_node_cause("a"), ..Default::default() });
+    lost.time = Some(prost_types::Timestamp { seconds: 7, nanos: 0 });
+    let node = |events: &[v1::Event]| fold(events).observed().nodes.remove(0);
+    let (before, after) = (node(std::slice::from_ref(&joined)), node(&[joined.clone(), lost.clone()]));
+    assert_eq!((before.lost, before.presence_at), (false, joined.time));
+    assert_eq!((after.lost, after.presence_at, after.joined_at), (true, lost.time, joined.time));
 }
 
 #[test]

@@ -3856,6 +3856,9 @@ pub struct ObservedNode {
     /// Id of the event that told last of its presence; a verdict on its silence names it as its cause, or is void.
     #[prost(string, tag = "9")]
     pub presence_by: ::prost::alloc::string::String,
+    /// When that event was told: of a node that is lost, since when it counts as lost.
+    #[prost(message, optional, tag = "10")]
+    pub presence_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 impl ::prost::Name for ObservedNode {
     const NAME: &'static str = "ObservedNode";

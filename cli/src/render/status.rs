@@ -113,7 +113,8 @@ struct Seen<'o> {
     observed: &'o v1::ObservedComponent,
     name: String,
     state: State,
-    lost_node: bool,
+    /// Its node, if that is lost.
+    lost: Option<&'o v1::ObservedNode>,
 }
 
 impl Seen<'_> {
@@ -165,7 +166,7 @@ impl Seen<'_> {
 
     fn why(&self, now: SystemTime) -> String {
         let c = self.observed;
-        if self.lost_node {
+        if self.lost.is_some() {
             return format!("node {} is lost; it may run on", escape(&c.node));
         }
         if !c.blocked_by.is_empty() {
@@ -236,8 +237,13 @@ impl Seen<'_> {
         parts.join("; ") + &behind(self.escalated())
     }
 
+    /// Since when it is what it is; of what became unknown with its node, since that is lost.
+    fn since(&self) -> Option<&prost_types::Timestamp> {
+        self.lost.and_then(|node| node.presence_at.as_ref()).or(self.observed.since.as_ref())
+    }
+
     fn age(&self, now: SystemTime) -> Option<Duration> {
-        self.observed.since.as_ref().map(|at| since(at, now))
+        self.since().map(|at| since(at, now))
     }
 }
 
@@ -251,14 +257,10 @@ pub(super) fn since(at: &prost_types::Timestamp, now: SystemTime) -> Duration {
 }
 
 fn seen(observed: &v1::Observed) -> Vec<Seen<'_>> {
-    let lost: Vec<_> = observed.nodes.iter().filter(|n| n.lost).map(|n| n.name.as_str()).collect();
-    let one = |c| {
-        let observed: &v1::ObservedComponent = c;
-        let lost_node = lost.contains(&observed.node.as_str());
-        let state = if lost_node { State::Unspecified } else { State::try_from(observed.state).unwrap_or(State::Unspecified) };
-        Seen { observed, name: name_of(observed), state, lost_node }
-    };
-    observed.components.iter().map(one).collect()
+    let lost = |node: &str| observed.nodes.iter().find(|n| n.lost && n.name == node);
+    let all = observed.components.iter().map(|c| (c, lost(&c.node)));
+    let state = |c: &v1::ObservedComponent, lost: bool| if lost { State::Unspecified } else { c.state() };
+    all.map(|(c, lost)| Seen { observed: c, name: name_of(c), state: state(c, lost.is_some()), lost }).collect()
 }
 
 /// The status of the stack in force; `bus` is the round trip of the question, `all` a line for each component, the mesh's own too.
@@ -312,7 +314,7 @@ struct Parts<'r> {
 
 fn component_lines(list: &[&Seen<'_>], now: SystemTime) -> Vec<Line> {
     let ages: Vec<_> = list.iter().map(|s| s.age(now).map_or_else(|| "-".to_owned(), age)).collect();
-    let words: Vec<_> = list.iter().map(|s| if s.lost_node { "unknown" } else { state_word(s.state.into()) }).collect();
+    let words: Vec<_> = list.iter().map(|s| if s.lost.is_some() { "unknown" } else { state_word(s.state.into()) }).collect();
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let names_wide = width(&mut list.iter().map(|s| s.name.len()));
     let words_wide = width(&mut words.iter().map(|w| w.len()));
@@ -385,7 +387,7 @@ fn verdict(parts: &Parts<'_>, now: SystemTime, bus: Duration) -> Line {
         Health::Well | Health::Degraded if booting => ("starting", Tone::Warn),
         Health::Well | Health::Degraded => ("degraded", Tone::Warn),
     };
-    let began = |s: &&Seen<'_>| s.observed.incident_since.as_ref().or(s.observed.since.as_ref()).map(|at| since(at, now));
+    let began = |s: &&Seen<'_>| s.observed.incident_since.as_ref().or(s.since()).map(|at| since(at, now));
     let long = unwell.iter().filter_map(began).max().map(|d| format!(" for {}", age(d))).unwrap_or_default();
     let mut counts = vec![format!("{ready}/{total} ready")];
     for (state, word) in [(State::Failed, "failed"), (State::Quarantined, "quarantined"), (State::Unspecified, "unknown")] {

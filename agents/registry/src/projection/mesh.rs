@@ -43,6 +43,7 @@ impl Projection {
             let node = self.nodes.entry(name.to_owned()).or_default();
             node.lost = presence.is_away();
             presence.by().clone_into(&mut node.presence_by);
+            node.presence_at = event.time;
             node.last_sequence = sequence;
             self.dirty.insert(Key::Node(name.to_owned()));
         }

@@ -173,10 +173,11 @@ fn what_people_were_told_of_the_mesh_is_told_before_the_verdict_while_it_is_news
 #[test]
 fn a_lost_node_makes_its_components_unknown_not_down() {
     let mut reply = reply(vec![component("redis", "heart", State::Ready, 9000)]);
-    reply.observed.as_mut().unwrap().nodes[0].lost = true;
+    let node = &mut reply.observed.as_mut().unwrap().nodes[0];
+    (node.lost, node.presence_at) = (true, ago(2000));
     let report = report(&reply, now(), BUS, false);
-    assert_eq!(told(&report)[0], "redis unknown 9.0s node a is lost; it may run on");
-    assert_eq!(told(&report)[1], "quickstart: degraded for 9.0s; 0/1 ready, 1 unknown");
+    assert_eq!(told(&report)[0], "redis unknown 2.0s node a is lost; it may run on");
+    assert_eq!(told(&report)[1], "quickstart: degraded for 2.0s; 0/1 ready, 1 unknown");
     assert_eq!(report.health, Health::Degraded);
 }
 
