@@ -101,6 +101,10 @@ fn events_made_anew_under_a_new_agent_of_the_node_hear_of_all_that_live() -> Res
     let told = joined()?;
     signal(mesh.agent_pid()?, Signal::KILL)?;
     wait_for("the new agent to have told", SOON, || Ok((joined()? > told).then_some(())))?;
+    // Its loop has turned by then, twice at least, and seen that it was stored.
+    for _ in 0..3 {
+        wait_for("an answer of the node", SOON, || Ok(raw.request(&format!("{}.node.a.ping", mesh.name()), b"").ok()))?;
+    }
     raw.jetstream(&format!("STREAM.DELETE.{stream}"), "")?;
     let provision = mesh.by_hand("razar-provision", mesh.broker_port(), "by-hand")?;
     wait_for("events again", SOON, || Ok(exists(&mut raw, &stream).then_some(())))?;
