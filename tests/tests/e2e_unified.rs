@@ -23,8 +23,9 @@ const BOOT: &str = "120s";
 const BACK: Duration = Duration::from_secs(90);
 /// How long there are as many CPU hogs as components.
 const STARVED: Duration = Duration::from_secs(20);
-/// A processor that let a thread wait for so long, one that asked for a few microseconds, stood: a beat of whoever was there was missed.
-const STOOD: Duration = Duration::from_secs(2);
+/// A processor that let a thread wait for so long, one that asked for a few microseconds, stood: who was there missed the beats by which it
+/// is silent.
+const STOOD: Duration = Duration::from_secs(3);
 /// Minutes of it in the long run, which is asked for by name.
 const STARVED_MINUTES: &str = "RAZAR_E2E_STARVED_MINUTES";
 /// Components in profile `full`.
@@ -128,6 +129,7 @@ fn starve(mesh: &Mesh, time: Duration) -> Result<()> {
     );
     let silent = |e: &v1::Event| waited >= STOOD && ["node_lost", "agent_down"].contains(&e.kind.as_str());
     let wrong: Vec<_> = since.iter().filter(|e| VERDICTS.contains(&e.kind.as_str()) && !silent(e)).collect();
+    wait_for("every node after the hogs", BACK, || Ok(mesh.observed()?.nodes.iter().all(|node| !node.lost).then_some(())))?;
     ensure!(anew.is_empty() && started == 0, "started anew: {anew:?}");
     ensure!(wrong.is_empty(), "told of healthy ones: {wrong:?}");
     Ok(())

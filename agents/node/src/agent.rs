@@ -163,7 +163,7 @@ impl Agent {
         while !self.policy.finished() {
             tokio::select! {
                 biased;
-                // Seldom due, and never to wait for a burst of what follows.
+                // Seldom due, and not to wait until a burst of what follows is over.
                 _ = turn.tick() => self.keep_house(),
                 _ = terminate.recv() => self.policy.apply(Input::Shutdown, now()),
                 _ = interrupt.recv() => self.policy.apply(Input::Shutdown, now()),
@@ -393,7 +393,9 @@ impl Agent {
 
     fn on_acked(&mut self, sequence: u64) {
         self.note(|journal| journal.acknowledged(sequence));
-        self.ask_which_events();
+        if sequence > 0 {
+            self.ask_which_events();
+        }
     }
 
     fn on_guard_gone(&self, gone: std::io::Result<()>) -> bool {
@@ -457,8 +459,8 @@ impl Agent {
             let window = match before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)) {
                 None => None,
                 Some((from, timeout, before)) => {
-                    let (until, after) = sampler.take().await.unwrap_or_else(|| (monotonic_now(), Sample::default()));
-                    Some(Window { before, after, timeout, lasted: until.saturating_sub(from) })
+                    let of = |(until, after): (Duration, Sample)| Window { before, after, timeout, lasted: until.saturating_sub(from) };
+                    sampler.take().await.map(of)
                 }
             };
             let input = Input::Probed { instance, incarnation, role, answer, detail, took, window };
@@ -511,19 +513,24 @@ async fn ask(
     let mut begun = None;
     let answer = match tokio::time::timeout(look_after, &mut question).await {
         Ok(answer) => answer,
-        Err(_) => {
-            let (taken, answer) = tokio::join!(sampler.take(), question);
-            begun = taken.map(|(at, seen)| (at, timeout.saturating_sub(look_after), seen));
-            answer
-        }
+        Err(_) => tokio::select! {
+            biased;
+            answer = &mut question => answer,
+            taken = sampler.take() => {
+                begun = taken.map(|(at, seen)| (at, timeout.saturating_sub(look_after), seen));
+                question.await
+            }
+        },
     };
     let meaning = match answer.outcome {
         Outcome::Passed => Answer::Passed,
         Outcome::Refused => Answer::Refused,
         Outcome::Failed | Outcome::TimedOut => Answer::Failed,
     };
+    // Too short a window shows everybody at rest.
+    begun = begun.filter(|(at, ..)| monotonic_now().saturating_sub(*at) >= look_after);
     if meaning != Answer::Passed && begun.is_none() {
-        // It said no at once: the window is what follows.
+        // It said no at once, or could not be looked at in time: the window is what follows.
         begun = sampler.take().await.map(|(at, seen)| (at, look_after, seen));
         if begun.is_some() {
             tokio::time::sleep(look_after).await;

@@ -8,7 +8,7 @@ use std::{
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prost::Message as _;
 use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
-use razar_bus::Bus;
+use razar_bus::{Bus, BusError};
 use razar_bus_schema::{
     stream::Store,
     time,
@@ -145,7 +145,7 @@ impl Agent {
         self.renew_health();
         self.renew_numbers();
         self.house.cycle += 1;
-        let times = ThreadTimes::own().ok().flatten().unwrap_or_default();
+        let times = ThreadTimes::own().ok().flatten();
         if let Some(stood) = self.house.pace.turned(monotonic_now(), times) {
             tracing::warn!("{stood}");
         }
@@ -180,15 +180,21 @@ impl Agent {
         }
         let (bus, news) = (self.bus.clone(), self.news.clone());
         tokio::spawn(async move {
-            let epoch = bus.epoch(Store::Events).await;
-            let _ = news.send(News::EventsAre(epoch.ok())).await;
+            let epoch = match bus.epoch(Store::Events).await {
+                Ok(epoch) => Some(Some(epoch)),
+                Err(BusError::Missing { .. }) => Some(None),
+                Err(_) => None,
+            };
+            let _ = news.send(News::EventsAre(epoch)).await;
         });
     }
 
-    pub(crate) fn on_events_are(&mut self, epoch: Option<String>) {
+    pub(crate) fn on_events_are(&mut self, epoch: Option<Option<String>>) {
         self.house.asking = false;
-        if epoch.is_some_and(|epoch| self.house.events.are(&epoch)) {
-            self.tell_all_anew(crate::agent::now());
+        match epoch {
+            Some(Some(epoch)) if self.house.events.are(&epoch) => self.tell_all_anew(crate::agent::now()),
+            Some(None) => self.house.events.are_gone(),
+            Some(Some(_)) | None => {}
         }
     }
 

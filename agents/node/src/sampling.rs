@@ -10,7 +10,7 @@ use razar_os::{TaskState, Tree, monotonic_now};
 use crate::policy::evidence::{Sample, Task};
 
 /// Takes samples of a tree; without one there are none.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Sampler(Option<Arc<Mutex<Tree>>>);
 
 impl Sampler {

@@ -51,8 +51,14 @@ impl Processors {
 
     /// The longest that any of them had to wait since.
     #[must_use]
-    pub fn longest_wait(self) -> Duration {
+    pub fn longest_wait(mut self) -> Duration {
         self.over.store(true, Ordering::Relaxed);
-        self.threads.into_iter().filter_map(|thread| thread.join().ok()).max().unwrap_or_default()
+        std::mem::take(&mut self.threads).into_iter().filter_map(|thread| thread.join().ok()).max().unwrap_or_default()
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }

@@ -98,6 +98,11 @@ impl EventsSeen {
         others
     }
 
+    /// Those that this node has told into are gone.
+    pub const fn are_gone(&mut self) {
+        self.lost = true;
+    }
+
     /// Folds a look; whether EVENTS are others than those that this node has told into. (An agent that has seen no EVENTS before they are
     /// lost knows by [`Look::told_before`] alone.)
     pub fn apply(&mut self, look: &Look) -> bool {
@@ -286,6 +291,9 @@ mod tests {
         let mut events = EventsSeen::default();
         assert!(!events.are_known() && !events.are("a") && events.are_known(), "as the first of this node's was stored");
         assert!(events.apply(&seen(Some("b"))), "made anew before the first look at them");
+        let mut events = EventsSeen::default();
+        events.are_gone();
+        assert!(!events.are_known() && events.are("b") && !events.apply(&seen(Some("b"))), "lost before it was asked which they are");
     }
 
     /// Mutation caught: `apply` forgets what was missing when the broker does not tell.
