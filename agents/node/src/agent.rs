@@ -333,7 +333,7 @@ impl Agent {
                 self.policy.apply(*input, now());
             }
             News::Looked(look) => self.on_looked(*look),
-            News::EventsAre(epoch) => self.on_events_are(epoch),
+            News::LookedForEvents(look) => self.on_looked_for_events(&look),
             News::Measured(usages) => self.usages.put(usages),
         }
     }
@@ -394,7 +394,7 @@ impl Agent {
     fn on_acked(&mut self, sequence: u64) {
         self.note(|journal| journal.acknowledged(sequence));
         if sequence > 0 {
-            self.ask_which_events();
+            self.look_for_events();
         }
     }
 
@@ -449,12 +449,12 @@ impl Agent {
             let (answer, detail, took, before) = if Prober::asks(&probe) {
                 ask(&prober, &probe, &context, timeout, &sampler).await
             } else {
-                let (before, beats) = (sampler.take().await, matches!(probe.check, Some(Check::Heartbeat(_))));
+                let (before, beats) = (begin(&sampler, timeout).await, matches!(probe.check, Some(Check::Heartbeat(_))));
                 let heard = !beats || bus.is_up();
                 tokio::time::sleep(timeout).await;
                 let heard = heard && (!beats || bus.is_up());
                 let answer = if heard { Answer::Failed } else { Answer::Void };
-                (answer, "no sign of life".to_owned(), timeout, before.map(|(begun, b)| (begun, timeout, b)))
+                (answer, "no sign of life".to_owned(), timeout, before)
             };
             let window = match before.filter(|_| matches!(answer, Answer::Failed | Answer::Refused)) {
                 None => None,
@@ -499,6 +499,11 @@ const LOOK_DIVISOR: u32 = 5;
 /// The beginning of a window: since when, how long it was to last, and what was seen.
 type Begun = (Duration, Duration, Sample);
 
+/// Begins a window that is to last `timeout`.
+async fn begin(sampler: &Sampler, timeout: Duration) -> Option<Begun> {
+    sampler.take().await.map(|(at, seen)| (at, timeout, seen))
+}
+
 /// Puts the question; what the kernel says of the tree is read only when no answer comes soon, or when it says no.
 async fn ask(
     prober: &Prober,
@@ -516,8 +521,8 @@ async fn ask(
         Err(_) => tokio::select! {
             biased;
             answer = &mut question => answer,
-            taken = sampler.take() => {
-                begun = taken.map(|(at, seen)| (at, timeout.saturating_sub(look_after), seen));
+            taken = begin(sampler, timeout.saturating_sub(look_after)) => {
+                begun = taken;
                 question.await
             }
         },
@@ -531,7 +536,7 @@ async fn ask(
     begun = begun.filter(|(at, ..)| monotonic_now().saturating_sub(*at) >= look_after);
     if meaning != Answer::Passed && begun.is_none() {
         // It said no at once, or could not be looked at in time: the window is what follows.
-        begun = sampler.take().await.map(|(at, seen)| (at, look_after, seen));
+        begun = begin(sampler, look_after).await;
         if begun.is_some() {
             tokio::time::sleep(look_after).await;
         }

@@ -8,9 +8,8 @@ use std::{
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use prost::Message as _;
 use razar_agent_kit::{Health, LoopTicker, Metrics, Spans, health, http, metrics};
-use razar_bus::{Bus, BusError};
+use razar_bus::Bus;
 use razar_bus_schema::{
-    stream::Store,
     time,
     v1::{self, event::Fact},
 };
@@ -174,43 +173,35 @@ impl Agent {
     }
 
     /// The first of this node's events is stored: in which EVENTS is asked at once.
-    pub(crate) fn ask_which_events(&mut self) {
+    pub(crate) fn look_for_events(&mut self) {
         if self.house.events.are_known() || std::mem::replace(&mut self.house.asking, true) {
             return;
         }
         let (bus, news) = (self.bus.clone(), self.news.clone());
         tokio::spawn(async move {
-            let epoch = match bus.epoch(Store::Events).await {
-                Ok(epoch) => Some(Some(epoch)),
-                Err(BusError::Missing { .. }) => Some(None),
-                Err(_) => None,
-            };
-            let _ = news.send(News::EventsAre(epoch)).await;
+            let look = stores::look_for_events(&bus).await;
+            let _ = news.send(News::LookedForEvents(Box::new(look))).await;
         });
     }
 
-    pub(crate) fn on_events_are(&mut self, epoch: Option<Option<String>>) {
+    pub(crate) fn on_looked_for_events(&mut self, look: &Look) {
         self.house.asking = false;
-        match epoch {
-            Some(Some(epoch)) if self.house.events.are(&epoch) => self.tell_all_anew(crate::agent::now()),
-            Some(None) => self.house.events.are_gone(),
-            Some(Some(_)) | None => {}
-        }
+        self.note_events(look, crate::agent::now());
     }
 
-    /// These EVENTS know nothing of this node.
-    fn tell_all_anew(&mut self, now: Now) {
-        self.policy.join(self.joined.clone(), now);
-        self.policy.tell_living(now);
+    /// EVENTS that are others know nothing of this node.
+    fn note_events(&mut self, look: &Look, now: Now) {
+        if self.house.events.apply(look) {
+            self.policy.join(self.joined.clone(), now);
+            self.policy.tell_living(now);
+        }
     }
 
     /// What a look at disk and stores showed.
     pub(crate) fn on_looked(&mut self, mut look: Look) {
         self.house.looking = false;
         let now = crate::agent::now();
-        if self.house.events.apply(&look) {
-            self.tell_all_anew(now);
-        }
+        self.note_events(&look, now);
         if self.policy.makes_stores(look.at, now) {
             look.stores = None;
         }

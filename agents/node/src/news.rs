@@ -17,9 +17,8 @@ pub(crate) enum News {
     HookEnded(Box<Input>),
     /// Disk and stores were looked at.
     Looked(Box<Look>),
-    /// EVENTS are of this epoch, asked when the first of this node's was stored. `Some(None)`: they are gone; `None`: the broker did not
-    /// tell.
-    EventsAre(Option<Option<String>>),
+    /// EVENTS alone were looked for, when the first of this node's was stored.
+    LookedForEvents(Box<Look>),
     /// What the processes use was measured.
     Measured(BTreeMap<Instance, v1::ResourceUsage>),
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use razar_bus::Bus;
+use razar_bus_schema::stream::Store;
 use razar_os::monotonic_now;
 
 use crate::{
@@ -42,6 +43,13 @@ pub(crate) async fn look(bus: &Bus, places: Places, told_before: bool) -> Look {
     let (disk, broker, stores) = tokio::join!(disk, health(places.monitor), stores);
     tracing::trace!(took = ?began.elapsed(), "looked at disk and stores");
     Look { at, told_before, stores, broker, disk: disk.ok().and_then(Result::ok).flatten() }
+}
+
+/// Looks for EVENTS alone, of which something of this node's was stored just now.
+pub(crate) async fn look_for_events(bus: &Bus) -> Look {
+    let at = monotonic_now();
+    let found = bus.find(Store::Events).await.ok();
+    Look { at, told_before: true, stores: found.map(|epoch| vec![(Store::Events, epoch)]), ..Look::default() }
 }
 
 fn disk(dir: &std::path::Path) -> Option<Disk> {

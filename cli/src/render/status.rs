@@ -314,7 +314,7 @@ struct Parts<'r> {
 
 fn component_lines(list: &[&Seen<'_>], now: SystemTime) -> Vec<Line> {
     let ages: Vec<_> = list.iter().map(|s| s.age(now).map_or_else(|| "-".to_owned(), age)).collect();
-    let words: Vec<_> = list.iter().map(|s| if s.lost.is_some() { "unknown" } else { state_word(s.state.into()) }).collect();
+    let words: Vec<_> = list.iter().map(|s| state_word(s.state.into())).collect();
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let names_wide = width(&mut list.iter().map(|s| s.name.len()));
     let words_wide = width(&mut words.iter().map(|w| w.len()));

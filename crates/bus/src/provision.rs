@@ -192,14 +192,20 @@ impl Bus {
             };
             return Ok(Store::ALL.map(told).to_vec());
         }
-        let look = |store| async move {
-            match self.epoch(store).await {
-                Ok(epoch) => Ok((store, Some(epoch))),
-                Err(BusError::Missing { .. }) => Ok((store, None)),
-                Err(error) => Err(error),
-            }
-        };
+        let look = |store| async move { Ok((store, self.find(store).await?)) };
         futures::future::try_join_all(Store::ALL.map(look)).await
+    }
+
+    /// Epoch id of a store; `None`: it does not exist.
+    ///
+    /// # Errors
+    /// When the bus is down, or the broker does not answer.
+    pub async fn find(&self, store: Store) -> Result<Option<String>, BusError> {
+        match self.epoch(store).await {
+            Ok(epoch) => Ok(Some(epoch)),
+            Err(BusError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Epoch id of a store: another one means that it was recreated, and that what was derived from it is void.

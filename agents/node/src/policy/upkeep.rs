@@ -91,23 +91,15 @@ impl EventsSeen {
         self.epoch.is_some()
     }
 
-    /// EVENTS are there, of this epoch; whether they are others than those that this node has told into.
-    pub fn are(&mut self, epoch: &str) -> bool {
-        let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
-        *self = Self { epoch: Some(epoch.to_owned()), lost: false };
-        others
-    }
-
-    /// Those that this node has told into are gone.
-    pub const fn are_gone(&mut self) {
-        self.lost = true;
-    }
-
     /// Folds a look; whether EVENTS are others than those that this node has told into. (An agent that has seen no EVENTS before they are
     /// lost knows by [`Look::told_before`] alone.)
     pub fn apply(&mut self, look: &Look) -> bool {
         match look.stores.iter().flatten().find(|(store, _)| *store == Store::Events) {
-            Some((_, Some(epoch))) => self.are(epoch),
+            Some((_, Some(epoch))) => {
+                let others = self.lost || self.epoch.as_ref().is_some_and(|known| known != epoch);
+                *self = Self { epoch: Some(epoch.clone()), lost: false };
+                others
+            }
             Some((_, None)) => {
                 self.lost |= look.told_before;
                 false
@@ -289,11 +281,11 @@ mod tests {
         assert!(!events.apply(&seen(None)));
         assert!(events.apply(&seen(Some("b"))), "lost before the first look at them");
         let mut events = EventsSeen::default();
-        assert!(!events.are_known() && !events.are("a") && events.are_known(), "as the first of this node's was stored");
+        assert!(!events.are_known() && !events.apply(&seen(Some("a"))) && events.are_known(), "as the first of this node's was stored");
         assert!(events.apply(&seen(Some("b"))), "made anew before the first look at them");
         let mut events = EventsSeen::default();
-        events.are_gone();
-        assert!(!events.are_known() && events.are("b") && !events.apply(&seen(Some("b"))), "lost before it was asked which they are");
+        assert!(!events.apply(&seen(None)) && !events.are_known(), "lost before it was asked which they are");
+        assert!(events.apply(&seen(Some("b"))) && !events.apply(&seen(Some("b"))));
     }
 
     /// Mutation caught: `apply` forgets what was missing when the broker does not tell.
