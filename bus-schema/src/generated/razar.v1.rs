@@ -1650,7 +1650,8 @@ impl ::prost::Name for RecoveryStarted {
 /// An incident lost its object.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IncidentWithdrawn {
-    /// Why (`blocked`, `to_be_stopped`, `new_generation`, `sign_of_life`, `ready`: it came up in a try that did not count, and held).
+    /// Why (`blocked`, `to_be_stopped`, `new_generation`, `sign_of_life`, `completed`: a one-shot ended well; `ready`: it came up in a try that
+    /// did not count, and held).
     #[prost(string, tag = "1")]
     pub why: ::prost::alloc::string::String,
 }
@@ -1670,7 +1671,7 @@ pub struct OrderVoid {
     /// Key of the record.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    /// Why (`not_current`, `sign_of_life`, `lower_generation`, `lower_revision`, `foreign_epoch`, `settled`).
+    /// Why (`not_current`, `sign_of_life`, `completed`, `lower_generation`, `lower_revision`, `foreign_epoch`, `settled`).
     #[prost(string, tag = "2")]
     pub why: ::prost::alloc::string::String,
 }

@@ -237,6 +237,14 @@ impl Inst {
         is_living(self.state)
     }
 
+    /// Whether it is a one-shot that ran already with the wanted specification, and is not asked to run again.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let (Some(wanted), Some((hash, generation))) = (&self.wanted, &self.completed) else { return false };
+        let fresh = wanted.desired.fresh && *generation < wanted.desired.generation;
+        wanted.spec.one_shot && *hash == wanted.desired.spec_hash && !fresh
+    }
+
     /// Specification of the living incarnation, else the wanted one.
     #[must_use]
     pub fn spec(&self) -> Option<&Arc<v1::ComponentSpec>> {

@@ -462,13 +462,19 @@ impl Node {
             inst.order_settled = Some(key);
         } else if let (false, Some(why)) = (settled, void) {
             inst.order_settled = Some(key.clone());
-            if why == "sign_of_life" {
+            // What is well ends its incident, not the order alone.
+            let well = match why {
+                SIGN_OF_LIFE => Some("it has given the sign since"),
+                COMPLETED => Some("the one-shot has ended well since"),
+                _ => None,
+            };
+            if well.is_some() {
                 inst.incident = None;
             }
             self.tell_void(Some(id), &IntentKey::Recovery(id.clone()).to_string(), why, now);
-            if why == "sign_of_life" {
+            if let Some(text) = well {
                 let fact = Fact::IncidentWithdrawn(v1::IncidentWithdrawn { why: why.to_owned() });
-                let mut event = self.draft(Some(id), fact, why, "it has given the sign since", now);
+                let mut event = self.draft(Some(id), fact, why, text, now);
                 event.incident = Some((&key.0).into());
                 self.tells.push(event);
             }
@@ -493,12 +499,20 @@ fn releases(intent: &v1::Intent) -> bool {
     matches!(&intent.want, Some(Want::Quarantine(q)) if q.phase() == v1::QuarantinePhase::Released)
 }
 
+/// Why an order is void whose instance has given the sign that it was missing.
+const SIGN_OF_LIFE: &str = "sign_of_life";
+/// Why an order is void whose one-shot has done what it was to do.
+const COMPLETED: &str = "completed";
+
 /// Why an order is void for `inst`, if it is.
 fn void_cause(order: &v1::RecoveryOrder, inst: &Inst) -> Option<&'static str> {
     let replaces = order.replaces.as_ref().map_or_else(Incarnation::default, Incarnation::from);
     if replaces != inst.incarnation {
         return Some("not_current");
     }
+    if inst.is_done() && !inst.lives() {
+        return Some(COMPLETED);
+    }
     let evidence = order.evidence.as_ref()?;
-    (evidence.missing_sign && inst.signs_of_life > evidence.signs_of_life).then_some("sign_of_life")
+    (evidence.missing_sign && inst.signs_of_life > evidence.signs_of_life).then_some(SIGN_OF_LIFE)
 }

@@ -235,12 +235,12 @@ impl Node {
         let Some(inst) = self.instances.get(id) else { return };
         let newer = inst.wanted.as_ref().is_some_and(|w| w.desired.generation > inst.incarnation.generation);
         match inst.state {
-            State::Waiting if self.is_done(inst) => self.stay_completed(id, now),
+            State::Waiting if inst.is_done() => self.stay_completed(id, now),
             State::Waiting => self.queue(id, now),
             State::Stopped | State::Probation => self.set_state(id, State::Waiting, "to be started", now),
             State::Quarantined => self.leave_quarantine(id, now),
             State::Exited | State::Backoff | State::Failed if newer => self.begin_generation(id, now),
-            State::Completed if newer && !self.is_done(inst) => self.begin_generation(id, now),
+            State::Completed if newer && !inst.is_done() => self.begin_generation(id, now),
             State::Completed if newer => self.renew_completed(id, now),
             State::Exited => self.restart(id, now),
             State::Backoff if inst.backoff_until <= now.mono => self.start(id, now),
@@ -263,13 +263,6 @@ impl Node {
             inst.by_rung = false;
         }
         self.set_state(id, State::Waiting, "a newer generation is desired", now);
-    }
-
-    /// Whether a one-shot ran already with this specification, and is not asked to run again.
-    fn is_done(&self, inst: &Inst) -> bool {
-        let (Some(wanted), Some((hash, generation))) = (&inst.wanted, &inst.completed) else { return false };
-        let fresh = wanted.desired.fresh && *generation < wanted.desired.generation;
-        wanted.spec.one_shot && *hash == wanted.desired.spec_hash && !fresh
     }
 
     fn stay_completed(&mut self, id: &Instance, now: Now) {

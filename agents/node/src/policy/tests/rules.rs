@@ -138,6 +138,24 @@ fn an_order_on_a_missing_sign_is_void_once_the_sign_was_given_and_ends_the_incid
     assert_eq!(b.state("api"), State::Ready);
 }
 
+/// Simulation, seed 17353. Mutation caught: `void_cause` does not ask whether it is done.
+#[test]
+fn an_order_to_replace_a_one_shot_that_has_ended_well_is_void_and_ends_the_incident() {
+    let migrate = v1::ComponentSpec { one_shot: true, readiness: None, liveness: None, ..component("api", &[]) };
+    let mut b = Bench::running(std::slice::from_ref(&migrate));
+    b.exit("api", 0);
+    b.take();
+    b.order(Incarnation::new(1, 1), 1, None);
+    assert_eq!(b.take(), ["order_void api@1.1", "incident_withdrawn api@1.1"]);
+    assert_eq!((b.last_void().as_deref(), b.state("api")), (Some("completed"), State::Completed));
+    // One that is asked to run again is not done.
+    b.desire(&v1::Desired { fresh: true, ..desired(&migrate, 2, 1) });
+    b.settle();
+    b.take();
+    b.order(Incarnation::new(2, 1), 2, None);
+    assert!(!b.take().iter().any(|line| line.contains("order_void")), "{:?}", b.state("api"));
+}
+
 fn alive(b: &mut Bench) {
     use super::super::probing::Role;
     let incarnation = b.node.instance(&id("api")).unwrap().incarnation;
