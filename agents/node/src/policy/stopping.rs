@@ -101,12 +101,16 @@ impl Node {
 
     pub(super) fn begin_stop(&mut self, id: &Instance, why: &'static str, now: Now) {
         let Some(inst) = self.instances.get_mut(id) else { return };
-        let signal = stop_of(inst).0;
+        let (signal, incarnation) = (stop_of(inst).0, inst.incarnation);
         inst.slot = false;
-        inst.stop = Some(Stop { why, since: now.mono, killed: None, unkillable: false });
-        let incarnation = inst.incarnation;
+        // What was killed is asked nothing more, and has no grace.
+        let killed = inst.stop.take().filter(|stop| stop.killed.is_some());
+        let asks = killed.is_none();
+        inst.stop = Some(killed.map_or(Stop { why, since: now.mono, killed: None, unkillable: false }, |stop| Stop { why, ..stop }));
         self.set_state(id, State::Stopping, why, now);
-        self.actions.push(Action::Signal { instance: id.clone(), incarnation, signal });
+        if asks {
+            self.actions.push(Action::Signal { instance: id.clone(), incarnation, signal });
+        }
     }
 
     /// Goes on with a stop: SIGKILL at the end of the grace, and word of what outlives it.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use razar_bus_schema::v1::{self, InstanceState as State};
+use razar_bus_schema::{
+    ids::Incarnation,
+    v1::{self, InstanceState as State},
+};
 
 use super::{
     super::{Input, ViewChange},
@@ -95,6 +98,20 @@ fn what_outlives_sigkill_is_told_and_started_nowhere_else() {
     b.take();
     b.pass(Duration::from_secs(60));
     assert_eq!(b.take(), ["component_unkillable api@1.1"]);
+}
+
+/// Mutation caught: `begin_stop` forgets the kill.
+#[test]
+fn what_is_killed_is_not_asked_to_stop_when_it_is_to_be_replaced() {
+    let mut b = Bench::running(&[component("api", &[])]);
+    b.ready("api");
+    b.silence("api", 'T');
+    b.take();
+    b.order(Incarnation::new(1, 1), 1, None);
+    b.pass(Duration::from_secs(60));
+    assert_eq!(b.take(), ["component_unkillable api@1.1"], "no signal, no grace and no second kill");
+    b.exit("api", 137);
+    assert_eq!(b.take(), ["spawn api@1.2", "component_stopped api@1.1", "component_started api@1.2"]);
 }
 
 #[test]
