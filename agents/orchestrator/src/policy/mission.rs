@@ -40,9 +40,10 @@ enum Standing {
 impl State {
     /// The events that end the mission: its completion, and who must be told of a component that failed too many boots.
     pub(super) fn owed_end(&self, now: Now, events: &mut Vec<v1::Event>) {
-        let Some((plan, mission)) = self.running() else { return };
+        let Some((plan, mission)) = self.begun() else { return };
         match &mission.completed {
             None => events.extend(self.completed(plan, mission, now)),
+            Some(_) if plan.ended => {}
             Some((completed, at)) => {
                 let at = at.as_ref().map_or(now.wall, time::system_time);
                 events.extend(self.escalations(completed, at));
@@ -50,9 +51,10 @@ impl State {
         }
     }
 
-    /// The mission under way, begun in EVENTS.
-    fn running(&self) -> Option<(&v1::Mission, &MissionFacts)> {
-        let plan = self.plan().filter(|p| !p.ended)?;
+    /// The plan's mission, begun in EVENTS. It may have ended by its record and not in EVENTS: they are new, and its beginning was told
+    /// again while its end was being written.
+    fn begun(&self) -> Option<(&v1::Mission, &MissionFacts)> {
+        let plan = self.plan()?;
         Some((plan, self.facts.mission(&plan.mission_id)?))
     }
 
@@ -61,7 +63,7 @@ impl State {
     }
 
     pub(super) fn mission_deadline(&self) -> Option<Duration> {
-        let (plan, mission) = self.running()?;
+        let (plan, mission) = self.begun()?;
         if mission.completed.is_some() {
             return None;
         }
@@ -265,7 +267,7 @@ impl State {
 
     /// The write that ends the mission and remembers the boot, once everything about it is told: all or nothing, so that a boot counts once.
     pub(super) fn end_mission(&self) -> Option<Action> {
-        let (plan, mission) = self.running()?;
+        let (plan, mission) = self.begun().filter(|(plan, _)| !plan.ended)?;
         let (completed, at) = mission.completed.as_ref()?;
         let wall = at.as_ref().map_or(std::time::UNIX_EPOCH, time::system_time);
         let escalated = self.escalations(completed, wall).iter().all(|e| self.facts.is_told(&e.id));

@@ -234,6 +234,25 @@ fn a_failure_blocks_its_dependents_and_ends_the_mission_when_nobody_takes_it_up(
 }
 
 /// Mutation: let a failed component end the mission although recovery is on it.
+/// EVENTS was lost while the end of a mission was being written, and its beginning was told again before that was
+/// known. Mutation caught: `owed_end` asks for a plan that has not ended.
+#[test]
+fn a_mission_that_new_events_have_begin_ends_in_them_though_its_record_says_that_it_has() {
+    let mut world = booted(&THREE);
+    assert!(world.plan().ended);
+    // All but the end is told again.
+    world.events.retain(|e| e.kind != "mission_completed");
+    world.lose_events();
+    let before = world.history("api");
+    world.run();
+    let ends = world.completions();
+    assert_eq!(
+        ends.iter().map(|c| (c.mission_id.as_str(), c.outcome.as_str())).collect::<Vec<_>>(),
+        [(&*world.plan().mission_id, "complete")]
+    );
+    assert_eq!(world.history("api"), before, "a boot counts once");
+}
+
 #[test]
 fn a_mission_waits_for_the_ladder() {
     let mut world = given_up_by_its_node();
