@@ -216,7 +216,8 @@ impl World {
             }
         }
         let missing = wanted.iter().find(|id| !self.desired_records().any(|(other, _)| other == **id));
-        missing.map(|id| format!("{id} has no record"))
+        let orchestrators = || self.replicas.iter().filter_map(|r| r.mind.orchestrator());
+        missing.map(|id| format!("{id} has no record; {:?}", orchestrators().map(|o| o.waits_for()).collect::<Vec<_>>()))
     }
 
     /// Why an instance is not running as it should, with nothing to excuse it.

@@ -230,6 +230,9 @@ impl State {
     /// An order under way: told, judged, told, and then the next.
     fn follow(&self, under: &Under<'_>, now: Now) -> Step {
         let Under { instance, incident: id, order, view, .. } = under;
+        if self.is_ahead_of_events(under) {
+            return Step::Wait(None);
+        }
         let incident = view.incident.as_ref().filter(|i| i.id == *id);
         let tried = fact_id("rung_tried", id, Some(order.attempt));
         let is_tried = self.facts.is_told(&tried);
@@ -274,6 +277,13 @@ impl State {
             Some(_) => self.climb(at, &self.next_rung(at, now), now),
             None => Step::Wait(None),
         }
+    }
+
+    /// Whether EVENTS know less of the instance than its order does, since they are new: what became of it its node will tell. An order
+    /// that is over by what is desired or isolated waits for nobody.
+    fn is_ahead_of_events(&self, under: &Under<'_>) -> bool {
+        let wanted = self.desired(under.instance).is_some_and(|(d, _)| d.mode() == RunMode::Run);
+        under.view.incarnation < replaced(under.order) && wanted && self.withdrawn(under).is_none() && !self.is_quarantined(under.instance)
     }
 
     /// The last try has failed, as far as is known: the nodes of what it depends on are asked before it counts.

@@ -102,6 +102,26 @@ fn in_new_events_the_ladder_goes_on_behind_the_tries_that_its_record_tells_of() 
     assert_eq!(lines.last().map(String::as_str), Some("order restart#3 of api@1.1: 1.5"), "{lines:#?}");
 }
 
+/// Simulation, seed 18603. Mutation caught: `follow` goes on where EVENTS know less than the record.
+#[test]
+fn in_new_events_an_order_waits_until_its_node_has_told_what_became_of_it() {
+    let changed = || Fact::DesiredChanged(v1::DesiredChanged { generation: 1, ..Default::default() });
+    let mut b = Bench::new(&[spec("api", &[])]);
+    b.exhaust("api");
+    b.started("api", "1.5");
+    b.ready("api", "1.5");
+    b.take();
+    b.lose_events();
+    b.tell("api", "1.0", changed());
+    assert_eq!(b.take(), [""; 0], "nobody has said yet that it lives");
+    b.inventoried(&[("api", "1.5", InstanceState::Ready)]);
+    b.started("api", "1.5");
+    b.ready("api", "1.5");
+    b.pass(30);
+    let lines = ["recovery_started restart clear_state quarantine", "rung_tried restart ok", "recovered restart 1.5"];
+    assert_eq!(b.take(), [&lines[..], &["end restart#1 of api@1.1"]].concat());
+}
+
 #[test]
 fn a_failure_that_is_told_again_is_no_other() {
     let mut b = Bench::new(&[spec("api", &[])]);
