@@ -31,6 +31,9 @@ pub struct Former {
     pub epoch: String,
     /// Highest sequence seen of it: what comes above that is no copy, so that the journal lives, and what took its place does not.
     pub highest: u64,
+    /// What took its place was seen from its beginning on, so that it is gone: what comes above `highest` was on its way for long. By its
+    /// joining alone it would show that it lives.
+    pub over: bool,
 }
 
 /// What a place is to a fold.
@@ -60,12 +63,12 @@ impl Places {
     pub fn see(&mut self, epoch: &str, sequence: u64, joins: bool) -> Sight {
         let changes = self.epoch != epoch;
         let replaces = changes && !self.epoch.is_empty();
-        let mut again = Former { epoch: epoch.to_owned(), highest: 0 };
+        let mut again = Former { epoch: epoch.to_owned(), ..Former::default() };
         if replaces {
             let known = self.former.iter().position(|former| former.epoch == epoch);
             // A new journal counts from 1, so its first events are inside the window; anything else is a late copy from an old one.
             let begins = known.is_none() && (sequence <= WINDOW || joins);
-            let lives = known.and_then(|at| self.former.get(at)).is_some_and(|former| sequence > former.highest);
+            let lives = known.and_then(|at| self.former.get(at)).is_some_and(|f| sequence > f.highest && (joins || !f.over));
             if !begins && !lives {
                 return Sight::Former;
             }
@@ -74,7 +77,7 @@ impl Places {
             } else if self.former.len() >= FORMER_MAX {
                 self.former.remove(0);
             }
-            self.former.push(Former { epoch: std::mem::take(&mut self.epoch), highest: self.highest });
+            self.former.push(Former { epoch: std::mem::take(&mut self.epoch), highest: self.highest, over: sequence == 1 });
         }
         if changes {
             // Which of its earlier ones were seen is not remembered: all of them, since they came in order.
@@ -228,6 +231,23 @@ mod tests {
         assert_eq!(places.see("new", 39, false), Sight::Again);
         assert_eq!(places.see("new", 42, false), Sight::First);
         assert_eq!(places.see("old", 12, false), Sight::Former);
+    }
+
+    /// Simulation: what an agent had sent when its disk was lost came behind the first events of its successor. Mutation caught: `see` does
+    /// not ask whether a former journal is over.
+    #[test]
+    fn a_journal_whose_successor_was_seen_to_begin_is_over_whatever_comes_of_it_late() {
+        let mut places = Places::default();
+        (1..=62).for_each(|n| assert_eq!(places.see("old", n, n == 1), Sight::First));
+        assert_eq!(places.see("new", 1, true), Sight::FirstOfNewJournal);
+        assert_eq!(places.see("new", 2, false), Sight::First);
+        assert_eq!(places.see("old", 63, false), Sight::Former, "late, and no copy");
+        assert_eq!(places.see("new", 3, false), Sight::First);
+        let mut kept = Places::restore(places.epoch(), places.highest(), places.window(), places.former().to_vec());
+        assert_eq!(kept.see("old", 64, false), Sight::Former);
+        // Who joins lives: what was taken for its successor was none.
+        assert_eq!(kept.see("old", 65, true), Sight::FirstOfNewJournal);
+        assert_eq!(kept.see("new", 4, false), Sight::FirstOfNewJournal);
     }
 
     #[test]

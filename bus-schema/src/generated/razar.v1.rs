@@ -3880,6 +3880,9 @@ pub struct FormerJournal {
     /// Highest sequence folded of it.
     #[prost(uint64, tag = "2")]
     pub highest: u64,
+    /// What took its place was seen from its beginning on: what comes above `highest` is late as well, unless the journal joins anew.
+    #[prost(bool, tag = "3")]
+    pub over: bool,
 }
 impl ::prost::Name for FormerJournal {
     const NAME: &'static str = "FormerJournal";

@@ -51,7 +51,8 @@ impl Projection {
         }
         let node = self.nodes.entry(place.node.clone()).or_default();
         let known = node.joined.as_ref().map_or("", |j| j.node_epoch.as_str());
-        let former = node.former_journals.iter().map(|f| Former { epoch: f.node_epoch.clone(), highest: f.highest }).collect();
+        let former =
+            node.former_journals.iter().map(|f| Former { epoch: f.node_epoch.clone(), highest: f.highest, over: f.over }).collect();
         let mut places = Places::restore(known, node.journal_sequence, &node.journal_window, former);
         // A new journal tells of itself, and of nothing that was known of the node before.
         let begins = known != place.epoch;
@@ -68,7 +69,7 @@ impl Projection {
         }
         node.journal_sequence = places.highest();
         node.journal_window = places.window().to_vec();
-        let kept = |f: &Former| v1::FormerJournal { node_epoch: f.epoch.clone(), highest: f.highest };
+        let kept = |f: &Former| v1::FormerJournal { node_epoch: f.epoch.clone(), highest: f.highest, over: f.over };
         node.former_journals = places.former().iter().map(kept).collect();
         node.last_sequence = stream_sequence;
         self.dirty.insert(Key::Node(place.node.clone()));
