@@ -101,16 +101,16 @@ impl Node {
 
     pub(super) fn begin_stop(&mut self, id: &Instance, why: &'static str, now: Now) {
         let Some(inst) = self.instances.get_mut(id) else { return };
-        let (signal, incarnation) = (stop_of(inst).0, inst.incarnation);
         inst.slot = false;
-        // What was killed is asked nothing more, and has no grace.
-        let killed = inst.stop.take().filter(|stop| stop.killed.is_some());
-        let asks = killed.is_none();
-        inst.stop = Some(killed.map_or(Stop { why, since: now.mono, killed: None, unkillable: false }, |stop| Stop { why, ..stop }));
-        self.set_state(id, State::Stopping, why, now);
-        if asks {
+        if let Some(killed) = &mut inst.stop {
+            // What was killed is asked nothing more, and has no grace.
+            killed.why = why;
+        } else {
+            let (signal, incarnation) = (stop_of(inst).0, inst.incarnation);
+            inst.stop = Some(Stop { why, since: now.mono, killed: None, unkillable: false });
             self.actions.push(Action::Signal { instance: id.clone(), incarnation, signal });
         }
+        self.set_state(id, State::Stopping, why, now);
     }
 
     /// Goes on with a stop: SIGKILL at the end of the grace, and word of what outlives it.
