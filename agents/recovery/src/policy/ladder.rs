@@ -282,8 +282,10 @@ impl State {
     /// Whether EVENTS know less of the instance than its order does, since they are new: what became of it its node will tell. An order
     /// that is over by what is desired or isolated waits for nobody.
     fn is_ahead_of_events(&self, under: &Under<'_>) -> bool {
-        let wanted = self.desired(under.instance).is_some_and(|(d, _)| d.mode() == RunMode::Run);
-        under.view.incarnation < replaced(under.order) && wanted && self.withdrawn(under).is_none() && !self.is_quarantined(under.instance)
+        under.view.incarnation < replaced(under.order)
+            && self.desired(under.instance).is_some_and(|(d, _)| d.mode() == RunMode::Run)
+            && self.withdrawn(under).is_none()
+            && !self.is_quarantined(under.instance)
     }
 
     /// The last try has failed, as far as is known: the nodes of what it depends on are asked before it counts.
