@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::v1;
+use crate::v1::{self, FormerJournal};
 
 /// Sequences up to a journal's highest that are told apart; a node has at most so many events unacknowledged.
 pub const WINDOW: u64 = 256;
@@ -17,23 +17,11 @@ const WINDOW_BYTES: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     epoch: String,
-    former: Vec<Former>,
+    former: Vec<FormerJournal>,
     highest: u64,
     window: [u8; WINDOW_BYTES],
     /// Place of the newest inventory.
     inventory: u64,
-}
-
-/// A journal that another one took the place of.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Former {
-    /// Its epoch.
-    pub epoch: String,
-    /// Highest sequence seen of it: what comes above that is no copy, so that the journal lives, and what took its place does not.
-    pub highest: u64,
-    /// What took its place was seen from its beginning on, so that it is gone: what comes above `highest` was on its way for long. By its
-    /// joining alone it would show that it lives.
-    pub over: bool,
 }
 
 /// What a place is to a fold.
@@ -52,7 +40,7 @@ pub enum Sight {
 impl Places {
     /// What a projection has kept: epoch, highest sequence and window of the present journal, and those before, oldest first.
     #[must_use]
-    pub fn restore(epoch: &str, highest: u64, window: &[u8], former: Vec<Former>) -> Self {
+    pub fn restore(epoch: &str, highest: u64, window: &[u8], former: Vec<FormerJournal>) -> Self {
         let mut bytes = [0; WINDOW_BYTES];
         bytes.iter_mut().zip(window).for_each(|(to, from)| *to = *from);
         Self { epoch: epoch.to_owned(), former, highest, window: bytes, inventory: 0 }
@@ -63,9 +51,9 @@ impl Places {
     pub fn see(&mut self, epoch: &str, sequence: u64, joins: bool) -> Sight {
         let changes = self.epoch != epoch;
         let replaces = changes && !self.epoch.is_empty();
-        let mut again = Former { epoch: epoch.to_owned(), ..Former::default() };
+        let mut again = FormerJournal { node_epoch: epoch.to_owned(), ..FormerJournal::default() };
         if replaces {
-            let known = self.former.iter().position(|former| former.epoch == epoch);
+            let known = self.former.iter().position(|former| former.node_epoch == epoch);
             // A new journal counts from 1, so its first events are inside the window; anything else is a late copy from an old one.
             let begins = known.is_none() && (sequence <= WINDOW || joins);
             let lives = known.and_then(|at| self.former.get(at)).is_some_and(|f| sequence > f.highest && (joins || !f.over));
@@ -77,12 +65,12 @@ impl Places {
             } else if self.former.len() >= FORMER_MAX {
                 self.former.remove(0);
             }
-            self.former.push(Former { epoch: std::mem::take(&mut self.epoch), highest: self.highest, over: sequence == 1 });
+            self.former.push(FormerJournal { node_epoch: std::mem::take(&mut self.epoch), highest: self.highest, over: sequence == 1 });
         }
         if changes {
             // Which of its earlier ones were seen is not remembered: all of them, since they came in order.
             let window = if again.highest > 0 { [u8::MAX; WINDOW_BYTES] } else { [0; WINDOW_BYTES] };
-            (self.epoch, self.highest, self.window, self.inventory) = (again.epoch, again.highest, window, 0);
+            (self.epoch, self.highest, self.window, self.inventory) = (again.node_epoch, again.highest, window, 0);
         }
         let first = self.note(sequence);
         if joins && first {
@@ -110,7 +98,7 @@ impl Places {
 
     /// The journals before, oldest first.
     #[must_use]
-    pub fn former(&self) -> &[Former] {
+    pub fn former(&self) -> &[FormerJournal] {
         &self.former
     }
 
@@ -262,7 +250,7 @@ mod tests {
         }
         assert_eq!(places.see("c", 9_000, true), Sight::FirstOfNewJournal, "it says itself that it joins");
         assert_eq!(places.see("b", 3, false), Sight::Former);
-        let former: Vec<_> = places.former().iter().map(|f| (f.epoch.as_str(), f.highest)).collect();
+        let former: Vec<_> = places.former().iter().map(|f| (f.node_epoch.as_str(), f.highest)).collect();
         assert_eq!((places.epoch(), former), ("c", vec![("a", 7_000), ("b", 3)]));
         for n in 0..100 {
             assert_eq!(places.see(&format!("d{n}"), 1, true), Sight::FirstOfNewJournal);

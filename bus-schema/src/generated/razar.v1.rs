@@ -3871,7 +3871,8 @@ impl ::prost::Name for ObservedNode {
         "/razar.v1.ObservedNode".into()
     }
 }
-/// A journal that another one took the place of. What comes from it up to `highest` is a late copy.
+/// A journal that another one took the place of. What comes from it up to `highest` is a late copy; what comes above that is none, so that
+/// the journal lives, and what took its place does not.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FormerJournal {
     /// Its epoch.
@@ -3880,7 +3881,8 @@ pub struct FormerJournal {
     /// Highest sequence folded of it.
     #[prost(uint64, tag = "2")]
     pub highest: u64,
-    /// What took its place was seen from its beginning on: what comes above `highest` is late as well, unless the journal joins anew.
+    /// What took its place was seen from its beginning on, so that it is gone: what comes above `highest` was on its way for long. By its
+    /// joining alone it would show that it lives.
     #[prost(bool, tag = "3")]
     pub over: bool,
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use razar_bus_schema::{
     event::Kind as _,
     ids::is_name,
-    places::{Former, Places, Sight},
+    places::{Places, Sight},
     v1,
 };
 
@@ -51,9 +51,7 @@ impl Projection {
         }
         let node = self.nodes.entry(place.node.clone()).or_default();
         let known = node.joined.as_ref().map_or("", |j| j.node_epoch.as_str());
-        let former =
-            node.former_journals.iter().map(|f| Former { epoch: f.node_epoch.clone(), highest: f.highest, over: f.over }).collect();
-        let mut places = Places::restore(known, node.journal_sequence, &node.journal_window, former);
+        let mut places = Places::restore(known, node.journal_sequence, &node.journal_window, node.former_journals.clone());
         // A new journal tells of itself, and of nothing that was known of the node before.
         let begins = known != place.epoch;
         let joins = event.fact.as_ref().is_some_and(|f| f.kind() == "node_joined");
@@ -69,8 +67,7 @@ impl Projection {
         }
         node.journal_sequence = places.highest();
         node.journal_window = places.window().to_vec();
-        let kept = |f: &Former| v1::FormerJournal { node_epoch: f.epoch.clone(), highest: f.highest, over: f.over };
-        node.former_journals = places.former().iter().map(kept).collect();
+        node.former_journals = places.former().to_vec();
         node.last_sequence = stream_sequence;
         self.dirty.insert(Key::Node(place.node.clone()));
         if sight == Sight::FirstOfNewJournal {
